@@ -1,0 +1,154 @@
+"""Architecture of a latent-variable non-autoregressive translation model (Shu et al., 2020).
+
+This module travels to the Hub with the model: it imports nothing but transformers and the standard library.
+"""
+
+import copy
+from typing import Any
+
+from transformers import PretrainedConfig
+
+# True in the copy of this module that transformers imports from a model repository.
+_RUNS_AS_REMOTE_CODE = __name__.startswith("transformers_modules.")
+
+# What `pipeline("translation")` needs to find the pipeline class inside a model repository.
+CUSTOM_PIPELINES = {
+    "translation": {
+        "impl": "pipeline_lvnar.LvnarTranslationPipeline",
+        "pt": ["AutoModelForSeq2SeqLM"],
+        "type": "text",
+    }
+}
+
+
+class LvnarConfig(PretrainedConfig):
+    """Sizes of the four parts: prior, approximate posterior, length predictor, decoder.
+
+    The defaults are those of the paper for WMT14 En-De. Its ASPEC Ja-En model differs in the vocabularies alone:
+    `LvnarConfig(vocab_size=40000, target_vocab_size=40000)`.
+
+    Args:
+        vocab_size: rows of the source embedding; of the joint one if `target_vocab_size` is None.
+        target_vocab_size: size of a target vocabulary of its own, or None for one joint vocabulary, in which case
+            source and target share their embedding.
+        tie_word_embeddings: the output projection is the target embedding. If False it has weights of its own.
+        hidden_size: width of every layer.
+        intermediate_size: width of the feed-forward blocks.
+        num_attention_heads: heads of every attention; must divide `hidden_size`.
+        num_prior_layers: self-attention layers over the source; their output is the source states that the decoder
+            attends to.
+        num_posterior_encoder_layers: self-attention layers over the target, in the approximate posterior.
+        num_posterior_decoder_layers: layers over the source that attend to the encoded target, in the posterior.
+        num_decoder_layers: layers over the target positions.
+        latent_dim: dimensions of the latent vector at each source position.
+        max_length_offset: the length predictor chooses `target_length - source_length` in
+            [-max_length_offset, max_length_offset].
+        max_position_embeddings: longest source and longest target, in tokens, end-of-sentence included.
+        dropout: applied to embeddings, attention outputs and feed-forward outputs, and inside the feed-forward blocks.
+        attention_dropout: applied to attention weights.
+        pad_token_id, eos_token_id, unk_token_id: the same ids on both sides.
+
+    Raises:
+        ValueError: for sizes that cannot be combined; the message names both numbers.
+    """
+
+    model_type = "lvnar"
+    keys_to_ignore_at_inference = ["encoder_hidden_states"]
+    attribute_map = {"num_hidden_layers": "num_prior_layers"}
+
+    def __init__(
+        self,
+        vocab_size: int = 32000,
+        target_vocab_size: int | None = None,
+        tie_word_embeddings: bool = True,
+        hidden_size: int = 512,
+        intermediate_size: int = 2048,
+        num_attention_heads: int = 8,
+        num_prior_layers: int = 6,
+        num_posterior_encoder_layers: int = 3,
+        num_posterior_decoder_layers: int = 3,
+        num_decoder_layers: int = 3,
+        latent_dim: int = 8,
+        max_length_offset: int = 50,
+        max_position_embeddings: int = 512,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.0,
+        pad_token_id: int = 0,
+        eos_token_id: int = 1,
+        unk_token_id: int = 2,
+        is_encoder_decoder: bool = True,
+        **kwargs: Any,
+    ):
+        self.vocab_size = vocab_size
+        self.target_vocab_size = target_vocab_size
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.num_attention_heads = num_attention_heads
+        self.num_prior_layers = num_prior_layers
+        self.num_posterior_encoder_layers = num_posterior_encoder_layers
+        self.num_posterior_decoder_layers = num_posterior_decoder_layers
+        self.num_decoder_layers = num_decoder_layers
+        self.latent_dim = latent_dim
+        self.max_length_offset = max_length_offset
+        self.max_position_embeddings = max_position_embeddings
+        self.dropout = dropout
+        self.attention_dropout = attention_dropout
+        self.unk_token_id = unk_token_id
+        super().__init__(
+            pad_token_id=pad_token_id,
+            eos_token_id=eos_token_id,
+            tie_word_embeddings=tie_word_embeddings,
+            is_encoder_decoder=is_encoder_decoder,
+            **kwargs,
+        )
+        # As an attribute, the key would make `pipeline()` ask for `trust_remote_code` although the package is there.
+        # So it is an attribute only where this module itself is remote code, and `to_dict` writes it in any case.
+        if _RUNS_AS_REMOTE_CODE:
+            self.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)  # `pipeline()` writes into it
+        elif hasattr(self, "custom_pipelines"):
+            del self.custom_pipelines
+        self._check_sizes()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as written to config.json, with the key that names the pipeline class."""
+        return {**super().to_dict(), "custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES)}
+
+    def _check_sizes(self) -> None:
+        at_least_one = (
+            *("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_prior_layers"),
+            *("num_posterior_encoder_layers", "num_posterior_decoder_layers", "num_decoder_layers", "latent_dim"),
+            *("max_length_offset", "max_position_embeddings"),
+        )
+        for name in at_least_one:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size is {self.hidden_size} and num_attention_heads is {self.num_attention_heads}; "
+                "the heads must divide the hidden size."
+            )
+        if self.hidden_size % 2:
+            raise ValueError(
+                f"hidden_size is {self.hidden_size}; sinusoidal positions need an even number (sine and cosine halves)."
+            )
+        if self.max_length_offset >= self.max_position_embeddings:
+            raise ValueError(
+                f"max_length_offset is {self.max_length_offset} and max_position_embeddings is "
+                f"{self.max_position_embeddings}; the offset must be the smaller."
+            )
+        for name in ("dropout", "attention_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1).")
+        if self.target_vocab_size is not None and self.target_vocab_size < 1:
+            raise ValueError(f"target_vocab_size is {self.target_vocab_size}; it must be at least 1, or None if joint.")
+        special_ids = {name: getattr(self, name) for name in ("pad_token_id", "eos_token_id", "unk_token_id")}
+        for size_name in ("vocab_size", "target_vocab_size"):
+            size = getattr(self, size_name)
+            for id_name, special_id in special_ids.items():
+                if size is not None and not 0 <= special_id < size:
+                    raise ValueError(
+                        f"{id_name} is {special_id} and {size_name} is {size}; the id must be in the vocabulary."
+                    )
+        if len(set(special_ids.values())) < len(special_ids):
+            raise ValueError(f"The special tokens must have different ids; given: {special_ids}.")

@@ -1,0 +1,245 @@
+"""Deterministic inference with a delta posterior (Shu et al., 2020, Algorithm 1, Eq. 11 and 12).
+
+    μ_0 = E_p(z | x)[z]              y_0 = argmax p(y | x, μ_0)
+    μ_t = E_q(z | x, y_{t-1})[z]     y_t = argmax p(y | x, μ_t)     t = 1..T, stop when y_t = y_{t-1}
+
+The length is predicted anew from μ_t in every step. There is no randomness anywhere. A sentence leaves the batch when
+its translation repeats itself.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+from transformers import GenerationConfig
+from transformers.utils import ModelOutput
+
+from .losses_lvnar import IGNORED_LABEL, gaussian_log_density, token_nll
+
+# Decoding defaults, as they stand in a new model's generation_config.json.
+GENERATION_DEFAULTS = {"num_refinement_steps": 1, "remove_repetitions": True}
+
+_OWN_OPTIONS = (*GENERATION_DEFAULTS, "max_length", "return_dict_in_generate")
+# Options of transformers' GenerationConfig that change nothing here, whatever their value.
+_INERT_OPTIONS = (
+    *("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id", "transformers_version"),
+    *("use_cache", "cache_implementation", "cache_config", "return_legacy_cache", "compile_config", "disable_compile"),
+)
+# All other options steer a search token by token, which this model does not have. These values of theirs ask for
+# nothing; so do None, False, 0 and the default of GenerationConfig.
+_NEUTRAL_VALUES = {
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "num_return_sequences": 1,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "typical_p": 1.0,
+    "length_penalty": 1.0,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "guidance_scale": 1.0,
+}
+# Arguments of `generate` itself that belong to autoregressive decoding.
+_AUTOREGRESSIVE_ARGUMENTS = (
+    *("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "assistant_model", "streamer"),
+    *("negative_prompt_ids", "custom_generate", "decoder_input_ids", "past_key_values"),
+)
+# Arguments that trainers and pipelines pass to every model, and that change nothing here.
+_IGNORED_ARGUMENTS = ("labels", "synced_gpus", "use_cache", "use_model_defaults", "tokenizer")
+
+
+@dataclass
+class LvnarGenerateOutput(ModelOutput):
+    """What `generate` returns with `return_dict_in_generate=True`. T is the largest number of steps taken.
+
+    Args:
+        sequences: (batch, longest translation) final translations, padded, repetitions removed if asked.
+        num_steps_taken: (batch,) refinement steps of each sentence, 0 to `num_refinement_steps`; the last one is the
+            one that changed nothing, if it was reached.
+        sequences_per_step: T + 1 tensors (batch, length); the translation before refinement and after each step, as
+            the decoder gave it. A sentence that has stopped keeps its translation.
+        lower_bounds: (batch, T + 1) nats a sentence, the deterministic lower bound after each step, Eq. 12:
+            log p(y_t | x, μ_t, l_t) + log p(l_t | x, μ_t) + log p(μ_t | x), the last one a density.
+    """
+
+    sequences: torch.Tensor
+    num_steps_taken: torch.Tensor | None = None
+    sequences_per_step: tuple[torch.Tensor, ...] | None = None
+    lower_bounds: torch.Tensor | None = None
+
+
+def lengths_to_mask(lengths: torch.Tensor, max_length: int) -> torch.Tensor:
+    """Lengths (batch,) to a mask (batch, max_length), int64, 1 at valid positions."""
+    return (torch.arange(max_length, device=lengths.device) < lengths[:, None]).long()
+
+
+def remove_repeated_tokens(sequences: torch.Tensor, pad_token_id: int) -> torch.Tensor:
+    """Keep the first of consecutive equal tokens, as the paper does before scoring.
+
+    Args:
+        sequences: (batch, length), padded on the right.
+        pad_token_id: padding; it fills the places that become free.
+
+    Returns:
+        (batch, longest remaining length).
+    """
+    keep = sequences != pad_token_id
+    keep[:, 1:] &= sequences[:, 1:] != sequences[:, :-1]
+    lengths = keep.sum(-1)
+    result = sequences.new_full((sequences.shape[0], int(lengths.max())), pad_token_id)
+    result[lengths_to_mask(lengths, result.shape[1]).bool()] = sequences[keep]
+    return result
+
+
+class LvnarGenerationMixin:
+    """`generate` for a model that has these."""
+
+    config: Any
+    generation_config: GenerationConfig
+    training: bool
+    check_source: Callable[..., torch.Tensor]
+    encode: Callable[..., Any]
+    infer_posterior: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    predict_length: Callable[..., torch.Tensor]
+    decode: Callable[..., torch.Tensor]
+    train: Callable[..., Any]
+    eval: Callable[..., Any]
+
+    def likeliest_lengths(self, length_logits: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """argmax p(l_y | z, x) as a length in [1, max_position_embeddings]: (batch,)."""
+        offsets = length_logits.argmax(-1) - self.config.max_length_offset
+        return (attention_mask.sum(-1) + offsets).clamp(1, self.config.max_position_embeddings)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor | LvnarGenerateOutput:
+        """Translate a batch of sources.
+
+        Args:
+            input_ids: (batch, source_length).
+            generation_config: decoding options; by default, the model's own.
+            attention_mask: (batch, source_length), 1 at valid positions; by default, all but padding ids.
+            num_refinement_steps: T; 0 gives one pass from the prior's mean.
+            remove_repetitions: keep only the first of consecutive equal tokens.
+            max_length: longest translation in tokens, end-of-sentence included; a longer prediction is shortened.
+            return_dict_in_generate: return an `LvnarGenerateOutput`.
+
+        Returns:
+            (batch, longest translation) token ids, padded on the right; or an `LvnarGenerateOutput`.
+
+        Raises:
+            ValueError: for input the model cannot take, unknown arguments, and options that have a meaning in
+                autoregressive decoding alone.
+        """
+        inputs = kwargs.pop("inputs", None)
+        input_ids = input_ids if input_ids is not None else inputs
+        if input_ids is None:
+            raise ValueError("generate needs input_ids, the token ids of the source: (batch, source_length).")
+        options = self._decoding_options(generation_config, kwargs)
+        attention_mask = self.check_source(input_ids, attention_mask)
+        was_training = self.training
+        self.eval()
+        try:
+            steps = self._refine(input_ids, attention_mask, options)
+        finally:
+            self.train(was_training)
+        sequences = steps.sequences
+        if options.remove_repetitions:
+            sequences = remove_repeated_tokens(sequences, self.config.pad_token_id)
+        if not options.return_dict_in_generate:
+            return sequences
+        steps.sequences = sequences
+        return steps
+
+    def _refine(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: GenerationConfig
+    ) -> LvnarGenerateOutput:
+        """Algorithm 1 on a batch; `sequences` is the last translation, as the decoder gave it."""
+        with_bounds = bool(options.return_dict_in_generate)
+        max_length = min(options.max_length or self.config.max_position_embeddings, self.config.max_position_embeddings)
+        source = self.encode(input_ids, attention_mask)
+        targets, bounds = self._translate(source, source.prior_means, max_length, with_bounds)
+        targets_per_step, bounds_per_step = [targets], [bounds]
+        num_steps_taken = input_ids.new_zeros(input_ids.shape[0])
+        active = torch.arange(input_ids.shape[0], device=input_ids.device)  # sentences that may still change
+        for _ in range(options.num_refinement_steps):
+            previous = targets[active]
+            latents, _ = self.infer_posterior(source, previous, (previous != self.config.pad_token_id).long())
+            refined, refined_bounds = self._translate(source, latents, max_length, with_bounds)
+            num_steps_taken[active] += 1
+            targets, refined, previous = self._pad_to_one_length(targets, refined, previous)
+            targets = targets.index_copy(0, active, refined)
+            targets_per_step.append(targets)
+            if with_bounds:
+                bounds_per_step.append(bounds_per_step[-1].index_copy(0, active, refined_bounds))
+            changed = (refined != previous).any(-1)
+            active = active[changed]
+            if active.numel() == 0:
+                break
+            source = source.select(changed)
+        return LvnarGenerateOutput(
+            sequences=targets,
+            num_steps_taken=num_steps_taken,
+            sequences_per_step=tuple(targets_per_step),
+            lower_bounds=torch.stack(bounds_per_step, dim=1) if with_bounds else None,
+        )
+
+    def _translate(
+        self, source: Any, latents: torch.Tensor, max_length: int, with_bounds: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """argmax p(y | x, μ), length first: ids (batch, longest), padded; lower bounds (batch,), 0 if not asked."""
+        length_logits = self.predict_length(source, latents)
+        lengths = self.likeliest_lengths(length_logits, source.attention_mask).clamp(max=max_length)
+        target_mask = lengths_to_mask(lengths, int(lengths.max()))
+        logits = self.decode(source, latents, target_mask)
+        padding_logits = logits[..., self.config.pad_token_id].clone()
+        logits[..., self.config.pad_token_id] = float("-inf")  # padding is no word; lengths are set by their predictor
+        targets = logits.argmax(-1).masked_fill(target_mask == 0, self.config.pad_token_id)
+        if not with_bounds:
+            return targets, lengths.new_zeros(lengths.shape, dtype=torch.float32)
+        logits[..., self.config.pad_token_id] = padding_logits
+        nll, _ = token_nll(logits, targets.masked_fill(target_mask == 0, IGNORED_LABEL))
+        length_log_probs = length_logits.float().log_softmax(-1).amax(-1)
+        log_densities = gaussian_log_density(latents, source.prior_means, source.prior_stds).sum(-1)
+        log_prior = log_densities.masked_fill(source.attention_mask == 0, 0.0).sum(-1)
+        return targets, -nll + length_log_probs + log_prior
+
+    def _pad_to_one_length(self, *sequences: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        longest = max(s.shape[1] for s in sequences)
+        return tuple(pad(s, (0, longest - s.shape[1]), value=self.config.pad_token_id) for s in sequences)
+
+    def _decoding_options(self, generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> GenerationConfig:
+        """The options of one call: the model's own, overridden by `kwargs`; everything without a meaning refused."""
+        for name in _IGNORED_ARGUMENTS:
+            kwargs.pop(name, None)
+        for name in _AUTOREGRESSIVE_ARGUMENTS:
+            if kwargs.pop(name, None) is not None:
+                raise ValueError(f"{name} steers autoregressive decoding; this model predicts all tokens at once.")
+        base = generation_config if generation_config is not None else self.generation_config
+        options = GenerationConfig(**{**GENERATION_DEFAULTS, **base.to_dict()})
+        unknown = options.update(**kwargs)
+        defaults = GenerationConfig().to_dict()
+        for name, value in {**options.to_dict(), **unknown}.items():
+            if name in _OWN_OPTIONS or name in _INERT_OPTIONS or name.startswith("_"):
+                continue
+            if name not in defaults:
+                raise ValueError(f"generate does not know {name}={value!r}; its options are {', '.join(_OWN_OPTIONS)}.")
+            if value not in (None, False, defaults[name], _NEUTRAL_VALUES.get(name)):
+                raise ValueError(
+                    f"{name}={value!r} steers autoregressive decoding; this model predicts all tokens at once. Leave "
+                    f"it out; the options here are {', '.join(_OWN_OPTIONS)}."
+                )
+        steps = options.num_refinement_steps
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"num_refinement_steps is {steps!r}; it must be a whole number, 0 or more.")
+        if options.max_length is not None and options.max_length < 1:
+            raise ValueError(f"max_length is {options.max_length}; a translation has at least 1 token.")
+        return options

@@ -1,0 +1,103 @@
+"""The terms of the training objective (Shu et al., 2020, Eq. 5, 9, 10), as pure functions.
+
+Every likelihood and divergence is in nats. Masks are 1 at valid positions. Terms are returned a sentence each, so that
+whoever adds them up decides what to divide by: a batch in pieces then has the loss of the whole.
+"""
+
+import math
+
+import torch
+from torch.nn.functional import cross_entropy, log_softmax, nll_loss
+
+IGNORED_LABEL = -100
+
+
+def token_nll(
+    logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Negative log-likelihood of the target tokens, -Σ_i log p(y_i | x, z, l_y), first term of Eq. 5.
+
+    Args:
+        logits: (batch, target_length, target_vocab_size).
+        labels: (batch, target_length), -100 at padding.
+        label_smoothing: weight ε of the uniform distribution over the vocabulary in the smoothed target.
+
+    Returns:
+        Two (batch,) float32 tensors, nats a sentence: the negative log-likelihood, and the same against the smoothed
+        target, (1 - ε) · nll + ε · mean over the vocabulary of -log p. They are one tensor if ε is 0.
+    """
+    log_probs = log_softmax(logits.float(), dim=-1)
+    nll = nll_loss(log_probs.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
+    nll = nll.view(labels.shape).sum(-1)
+    if label_smoothing == 0.0:
+        return nll, nll
+    uniform_nll = -log_probs.mean(-1).masked_fill(labels == IGNORED_LABEL, 0.0).sum(-1)
+    return nll, (1 - label_smoothing) * nll + label_smoothing * uniform_nll
+
+
+def gaussian_kl(
+    posterior_means: torch.Tensor,
+    posterior_stds: torch.Tensor,
+    prior_means: torch.Tensor,
+    prior_stds: torch.Tensor,
+    attention_mask: torch.Tensor,
+) -> torch.Tensor:
+    """KL[q(z_k | x, y) || p(z_k | x)] at each source position k, summed over the latent dimensions (Eq. 5).
+
+    Args:
+        posterior_means, posterior_stds, prior_means, prior_stds: (batch, source_length, latent_dim), standard
+            deviations positive.
+        attention_mask: (batch, source_length).
+
+    Returns:
+        (batch, source_length) float32, nats a position, 0 at padding.
+    """
+    q_mean, q_std, p_mean, p_std = (t.float() for t in (posterior_means, posterior_stds, prior_means, prior_stds))
+    kl = torch.log(p_std / q_std) + (q_std.square() + (q_mean - p_mean).square()) / (2 * p_std.square()) - 0.5
+    return kl.sum(-1).masked_fill(attention_mask == 0, 0.0)
+
+
+def budgeted_kl(kl: torch.Tensor, kl_budget: float, attention_mask: torch.Tensor) -> torch.Tensor:
+    """max(b, KL_k) at each source position (Eq. 9): below the budget b the KL costs the same, whatever it is.
+
+    Args:
+        kl: (batch, source_length), nats a position.
+        kl_budget: b, nats a position.
+        attention_mask: (batch, source_length).
+
+    Returns:
+        (batch, source_length), 0 at padding.
+    """
+    return kl.clamp(min=kl_budget).masked_fill(attention_mask == 0, 0.0)
+
+
+def kl_budget_at(step: int, num_training_steps: int, initial_budget: float = 1.0) -> float:
+    """KL budget b at optimizer step s of M (Eq. 10): `initial_budget` while s < M/2, then down to 0 in a line.
+
+    Raises:
+        ValueError: if `step` is not in [0, `num_training_steps`].
+    """
+    if not 0 <= step <= num_training_steps:
+        raise ValueError(f"step is {step}; it must be in [0, {num_training_steps}], the number of training steps.")
+    half = num_training_steps / 2
+    return initial_budget if step < half else initial_budget * (num_training_steps - step) / half
+
+
+def length_nll(length_logits: torch.Tensor, length_offsets: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of the target length, -log p(l_y | z), a softmax over l_y - |x|.
+
+    Args:
+        length_logits: (batch, 2 * max_length_offset + 1); class c stands for the offset c - max_length_offset.
+        length_offsets: (batch,) the true l_y - |x|, within the range.
+
+    Returns:
+        (batch,) float32, nats a sentence.
+    """
+    max_length_offset = length_logits.shape[-1] // 2
+    return cross_entropy(length_logits.float(), length_offsets + max_length_offset, reduction="none")
+
+
+def gaussian_log_density(values: torch.Tensor, means: torch.Tensor, stds: torch.Tensor) -> torch.Tensor:
+    """log N(values; means, stds²), element by element, float32, nats. All arguments have one shape."""
+    values, means, stds = values.float(), means.float(), stds.float()
+    return -0.5 * ((values - means) / stds).square() - torch.log(stds) - 0.5 * math.log(2 * math.pi)

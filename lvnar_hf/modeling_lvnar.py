@@ -1,0 +1,581 @@
+"""Latent-variable non-autoregressive translation model (Shu et al., 2020, arXiv 1908.07181).
+
+What is unusual here: z is one continuous vector at each *source* position, so its shape does not depend on the target,
+and everything is predicted in parallel. x is the source, y the target, l_y its length.
+
+    prior p(z | x)             self-attention over x; its states are what the decoder attends to
+    posterior q(z | x, y)      self-attention over y; then layers over x, without causal mask, that attend to it
+    length p(l_y | z)          a softmax over l_y - |x|
+    decoder p(y | x, z, l_y)   z carried from |x| to l_y positions (Eq. 6-8), self- and cross-attention, all at once
+
+Masks are 1 at valid positions; padding is on the right. Lengths count the end-of-sentence token, which closes every
+source and every target.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .configuration_lvnar import LvnarConfig
+from .generation_lvnar import GENERATION_DEFAULTS, LvnarGenerationMixin, lengths_to_mask
+from .losses_lvnar import IGNORED_LABEL, budgeted_kl, gaussian_kl, length_nll, token_nll
+from .pipeline_lvnar import LvnarTranslationPipeline  # noqa: F401  (so that it is saved beside this module)
+
+MIN_STD = 1e-4  # of prior and posterior, so that no KL is infinite
+
+
+@dataclass
+class LvnarOutput(ModelOutput):
+    """What `LvnarForConditionalGeneration.forward` returns; the terms of the objective are nats a sentence.
+
+    Args:
+        loss: scalar; token NLL (label-smoothed in training), budgeted KL and length NLL of the batch, divided by its
+            number of target tokens (or by `num_items_in_batch`).
+        logits: (batch, target_length, target_vocab_size).
+        token_nll: (batch,) -log p(y | x, z, l_y), without label smoothing.
+        kl: (batch,) KL before the budget.
+        budgeted_kl: (batch,) Σ_k max(b, KL_k).
+        length_nll: (batch,) -log p(l_y | z).
+        length_accuracy: (batch,) 1 where the likeliest length is the true one, else 0.
+        elbo: (batch,) -(token_nll + kl + length_nll), an estimate of a lower bound of log p(y, l_y | x) from one z.
+        num_target_tokens: scalar, end-of-sentence tokens included.
+        prior_means, prior_stds, posterior_means, posterior_stds: (batch, source_length, latent_dim).
+        length_logits: (batch, 2 * max_length_offset + 1).
+        encoder_hidden_states: (batch, source_length, hidden_size), the states of the prior.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    token_nll: torch.Tensor | None = None
+    kl: torch.Tensor | None = None
+    budgeted_kl: torch.Tensor | None = None
+    length_nll: torch.Tensor | None = None
+    length_accuracy: torch.Tensor | None = None
+    elbo: torch.Tensor | None = None
+    num_target_tokens: torch.Tensor | None = None
+    prior_means: torch.Tensor | None = None
+    prior_stds: torch.Tensor | None = None
+    posterior_means: torch.Tensor | None = None
+    posterior_stds: torch.Tensor | None = None
+    length_logits: torch.Tensor | None = None
+    encoder_hidden_states: torch.Tensor | None = None
+
+
+class EncodedSource(NamedTuple):
+    """What is computed once for a source, whatever the number of latents, lengths and refinement steps.
+
+    Args:
+        attention_mask: (batch, source_length).
+        embeddings: (batch, source_length, hidden_size).
+        hidden_states: (batch, source_length, hidden_size), the states of the prior.
+        prior_means, prior_stds: (batch, source_length, latent_dim).
+    """
+
+    attention_mask: torch.Tensor
+    embeddings: torch.Tensor
+    hidden_states: torch.Tensor
+    prior_means: torch.Tensor
+    prior_stds: torch.Tensor
+
+    def select(self, rows: torch.Tensor) -> "EncodedSource":
+        """The sentences `rows` (indices or a boolean mask over the batch)."""
+        return EncodedSource(*(value[rows] for value in self))
+
+
+def sinusoidal_positions(length: int, hidden_size: int, device: torch.device) -> torch.Tensor:
+    """Position encodings of Vaswani et al. (2017, section 3.5), sines then cosines: (length, hidden_size) float32.
+
+    Computed where they are used: a non-persistent buffer does not survive loading in transformers 5.
+    """
+    positions = torch.arange(length, device=device, dtype=torch.float32)
+    exponents = torch.arange(hidden_size // 2, device=device, dtype=torch.float32) / (hidden_size // 2)
+    angles = positions[:, None] * torch.exp(exponents * -math.log(10000.0))
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class LvnarAttention(nn.Module):
+    """Multi-head scaled dot-product attention; self-attention if no `key_value_states` are given."""
+
+    def __init__(self, config: LvnarConfig):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.dropout = config.attention_dropout
+        self.query_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key_value_proj = nn.Linear(config.hidden_size, 2 * config.hidden_size)
+        self.output_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (batch, query_length, hidden_size)
+        attention_mask: torch.Tensor | None,  # (batch, 1, 1, key_length), True at valid keys; None if all are
+        key_value_states: torch.Tensor | None = None,  # (batch, key_length, hidden_size)
+    ) -> torch.Tensor:
+        if key_value_states is None:
+            key_value_states = hidden_states
+        queries = self._split_heads(self.query_proj(hidden_states))
+        keys, values = map(self._split_heads, self.key_value_proj(key_value_states).chunk(2, dim=-1))
+        context = nn.functional.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=attention_mask, dropout_p=self.dropout if self.training else 0.0
+        )
+        return self.output_proj(context.transpose(1, 2).flatten(2))
+
+    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        """(batch, length, hidden_size) to (batch, heads, length, head_dim)."""
+        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class LvnarLayer(nn.Module):
+    """Pre-norm Transformer layer: self-attention, cross-attention if it has one, feed-forward."""
+
+    def __init__(self, config: LvnarConfig, has_cross_attention: bool):
+        super().__init__()
+        self.self_attention_norm = nn.LayerNorm(config.hidden_size)
+        self.self_attention = LvnarAttention(config)
+        if has_cross_attention:
+            self.cross_attention_norm = nn.LayerNorm(config.hidden_size)
+            # Deviation from the authors' code, which calls the self-attention here: weights of its own.
+            self.cross_attention = LvnarAttention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(config.hidden_size, config.intermediate_size),
+            nn.ReLU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.intermediate_size, config.hidden_size),
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        cross_states: torch.Tensor | None = None,
+        cross_attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        attended = self.self_attention(self.self_attention_norm(hidden_states), attention_mask)
+        hidden_states = hidden_states + self.dropout(attended)
+        if cross_states is not None:
+            attended = self.cross_attention(
+                self.cross_attention_norm(hidden_states), cross_attention_mask, key_value_states=cross_states
+            )
+            hidden_states = hidden_states + self.dropout(attended)
+        return hidden_states + self.dropout(self.feed_forward(self.feed_forward_norm(hidden_states)))
+
+
+class LvnarStack(nn.Module):
+    """Layers, none of them causal, and a final norm. Masks are (batch, length), 1 at valid positions."""
+
+    _gradient_checkpointing_func: Callable[..., torch.Tensor]  # set by `gradient_checkpointing_enable`
+
+    def __init__(self, config: LvnarConfig, num_layers: int, has_cross_attention: bool = False):
+        super().__init__()
+        self.layers = nn.ModuleList([LvnarLayer(config, has_cross_attention) for _ in range(num_layers)])
+        self.final_norm = nn.LayerNorm(config.hidden_size)
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (batch, length, hidden_size)
+        mask: torch.Tensor,
+        cross_states: torch.Tensor | None = None,  # (batch, cross_length, hidden_size)
+        cross_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        attention_mask = mask.bool()[:, None, None, :]
+        cross_attention_mask = None if cross_mask is None else cross_mask.bool()[:, None, None, :]
+        for layer in self.layers:
+            arguments = (hidden_states, attention_mask, cross_states, cross_attention_mask)
+            if self.gradient_checkpointing and self.training:
+                hidden_states = self._gradient_checkpointing_func(layer.__call__, *arguments)
+            else:
+                hidden_states = layer(*arguments)
+        return self.final_norm(hidden_states)
+
+
+class LvnarGaussianHead(nn.Linear):
+    """States to the mean and standard deviation of a diagonal Gaussian at each position, float32."""
+
+    def __init__(self, config: LvnarConfig):
+        super().__init__(config.hidden_size, 2 * config.latent_dim)
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        means, raw_stds = super().forward(hidden_states).float().chunk(2, dim=-1)
+        return means, nn.functional.softplus(raw_stds) + MIN_STD
+
+
+class LvnarPrior(nn.Module):
+    """p(z | x): encoder over the source, and the Gaussian at each of its positions."""
+
+    def __init__(self, config: LvnarConfig):
+        super().__init__()
+        self.encoder = LvnarStack(config, config.num_prior_layers)
+        self.gaussian_head = LvnarGaussianHead(config)
+
+    def forward(
+        self, source_embeddings: torch.Tensor, source_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Source states (batch, source_length, hidden_size), means and stds (batch, source_length, latent_dim)."""
+        hidden_states = self.encoder(source_embeddings, source_mask)
+        return hidden_states, *self.gaussian_head(hidden_states)
+
+
+class LvnarPosterior(nn.Module):
+    """q(z | x, y): encoder over the target, then layers that start from the source embeddings and attend to it."""
+
+    def __init__(self, config: LvnarConfig):
+        super().__init__()
+        self.target_encoder = LvnarStack(config, config.num_posterior_encoder_layers)
+        self.source_decoder = LvnarStack(config, config.num_posterior_decoder_layers, has_cross_attention=True)
+        self.gaussian_head = LvnarGaussianHead(config)
+
+    def forward(
+        self,
+        source_embeddings: torch.Tensor,
+        source_mask: torch.Tensor,
+        target_embeddings: torch.Tensor,
+        target_mask: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Means and standard deviations, each (batch, source_length, latent_dim)."""
+        target_states = self.target_encoder(target_embeddings, target_mask)
+        hidden_states = self.source_decoder(source_embeddings, source_mask, target_states, target_mask)
+        return self.gaussian_head(hidden_states)
+
+
+class LvnarLengthPredictor(nn.Module):
+    """p(l_y | z, x): linear on pooled latents and pooled source states, softmax over l_y - |x|.
+
+    Deviation: the paper pools z alone. The authors' code also lets the predictor see the states of the prior, as here;
+    the bound stays valid, since p(l_y | z, x) conditions on nothing that the decoder does not.
+    """
+
+    def __init__(self, config: LvnarConfig):
+        super().__init__()
+        num_classes = 2 * config.max_length_offset + 1
+        self.proj = nn.Linear(config.latent_dim + config.hidden_size, num_classes)
+
+    def forward(self, latents: torch.Tensor, source_states: torch.Tensor, source_mask: torch.Tensor) -> torch.Tensor:
+        """(batch, 2 * max_length_offset + 1) logits."""
+        features = torch.cat([latents.to(source_states.dtype), source_states], dim=-1)
+        weights = source_mask.to(features.dtype)[..., None]
+        return self.proj((features * weights).sum(1) / weights.sum(1))
+
+
+class LvnarLengthTransform(nn.Module):
+    """Monotonic location-based attention that carries |x| latents to l_y positions (Eq. 6-8).
+
+    It is a weighted mean, so it commutes with the affine map into the hidden space and is applied before it, to
+    `latent_dim` numbers a position.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_sigma = nn.Parameter(torch.zeros(()))  # σ > 0 is the one trainable number
+
+    def forward(
+        self,
+        latents: torch.Tensor,  # (batch, source_length, latent_dim)
+        source_mask: torch.Tensor,  # (batch, source_length)
+        target_lengths: torch.Tensor,  # (batch,)
+        max_target_length: int,
+    ) -> torch.Tensor:
+        """(batch, max_target_length, latent_dim) float32; positions after a sentence's target length are arbitrary."""
+        source_positions = torch.arange(1, latents.shape[1] + 1, device=latents.device)  # k, from 1
+        target_positions = torch.arange(1, max_target_length + 1, device=latents.device)  # j, from 1
+        ratios = source_mask.sum(-1).float() / target_lengths  # |x| / l_y, (batch,)
+        centres = ratios[:, None] * target_positions  # (batch, max_target_length)
+        distances = source_positions - centres[..., None]  # (batch, max_target_length, source_length)
+        scores = -distances.square() / (2 * torch.exp(2 * self.log_sigma.float()))
+        scores = scores.masked_fill(source_mask[:, None, :] == 0, float("-inf"))
+        return scores.softmax(-1) @ latents.float()
+
+
+class LvnarDecoder(nn.Module):
+    """p(y | x, z, l_y) up to the vocabulary projection: aligned latents, positions, layers over the target."""
+
+    def __init__(self, config: LvnarConfig):
+        super().__init__()
+        self.length_transform = LvnarLengthTransform()
+        self.latent_proj = nn.Linear(config.latent_dim, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.stack = LvnarStack(config, config.num_decoder_layers, has_cross_attention=True)
+
+    def forward(
+        self,
+        latents: torch.Tensor,  # (batch, source_length, latent_dim)
+        source_states: torch.Tensor,  # (batch, source_length, hidden_size)
+        source_mask: torch.Tensor,
+        target_mask: torch.Tensor,  # (batch, target_length)
+    ) -> torch.Tensor:
+        """(batch, target_length, hidden_size)."""
+        target_length = target_mask.shape[1]
+        aligned_latents = self.length_transform(latents, source_mask, target_mask.sum(-1), target_length)
+        hidden_states = self.latent_proj(aligned_latents.to(source_states.dtype))
+        positions = sinusoidal_positions(target_length, hidden_states.shape[-1], hidden_states.device)
+        hidden_states = self.dropout(hidden_states + positions.to(hidden_states.dtype))
+        return self.stack(hidden_states, target_mask, source_states, source_mask)
+
+
+class LvnarPreTrainedModel(PreTrainedModel):
+    config_class = LvnarConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["LvnarLayer"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # `nn.init` alone: transformers 5 makes it skip what a checkpoint has already filled.
+        if isinstance(module, LvnarGaussianHead):
+            # Prior and posterior begin nearly equal; else the first KL is hundreds of nats a position.
+            nn.init.normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, LvnarLengthTransform):
+            nn.init.zeros_(module.log_sigma)
+
+
+class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, GenerationMixin):
+    """Prior, approximate posterior, length predictor and decoder, with the loss and `generate`.
+
+    Source and target share one embedding if the vocabulary is joint. A tied output projection is that very module,
+    not a second parameter that has to be tied again after loading.
+    """
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: LvnarConfig):
+        super().__init__(config)
+        target_vocab_size = config.target_vocab_size or config.vocab_size
+        self.source_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.target_vocab_size is not None:
+            self.target_embedding = nn.Embedding(target_vocab_size, config.hidden_size)
+        if not config.tie_word_embeddings:
+            self.output_proj = nn.Linear(config.hidden_size, target_vocab_size, bias=False)
+        self.embedding_dropout = nn.Dropout(config.dropout)
+        self.prior = LvnarPrior(config)
+        self.posterior = LvnarPosterior(config)
+        self.length_predictor = LvnarLengthPredictor(config)
+        self.decoder = LvnarDecoder(config)
+        self.post_init()
+        # A fresh object: on the one that transformers derives from the config, own fields do not survive a reload.
+        self.generation_config = GenerationConfig(
+            **GENERATION_DEFAULTS,
+            max_length=config.max_position_embeddings,
+            pad_token_id=config.pad_token_id,
+            eos_token_id=config.eos_token_id,
+        )
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.source_embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.source_embedding = value
+
+    def get_output_embeddings(self) -> None:
+        """None: nothing is left for transformers to tie."""
+        return None
+
+    def get_encoder(self, *args: object, **kwargs: object) -> nn.Module:
+        return self.prior
+
+    # The four parts, as training and `generate` use them.
+
+    def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> EncodedSource:
+        """Prior over a source: ids and mask (batch, source_length) to all that later parts need of x."""
+        embeddings = self._embed(self.source_embedding, input_ids)
+        hidden_states, prior_means, prior_stds = self.prior(embeddings, attention_mask)
+        return EncodedSource(attention_mask, embeddings, hidden_states, prior_means, prior_stds)
+
+    def infer_posterior(
+        self, source: EncodedSource, target_ids: torch.Tensor, target_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """q(z | x, y): means and standard deviations, each (batch, source_length, latent_dim)."""
+        embedding = self.source_embedding if self.config.target_vocab_size is None else self.target_embedding
+        target_embeddings = self._embed(embedding, target_ids)
+        return self.posterior(source.embeddings, source.attention_mask, target_embeddings, target_mask)
+
+    def predict_length(self, source: EncodedSource, latents: torch.Tensor) -> torch.Tensor:
+        """p(l_y | z, x): (batch, 2 * max_length_offset + 1) logits over l_y - |x|."""
+        return self.length_predictor(latents, source.hidden_states, source.attention_mask)
+
+    def decode(self, source: EncodedSource, latents: torch.Tensor, target_mask: torch.Tensor) -> torch.Tensor:
+        """p(y | x, z, l_y), with l_y given by the mask: (batch, target_length, target_vocab_size) logits."""
+        hidden_states = self.decoder(latents, source.hidden_states, source.attention_mask, target_mask)
+        if not self.config.tie_word_embeddings:
+            return self.output_proj(hidden_states)
+        embedding = self.source_embedding if self.config.target_vocab_size is None else self.target_embedding
+        return nn.functional.linear(hidden_states, embedding.weight)
+
+    def _embed(self, embedding: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
+        """Ids (batch, length) to scaled embeddings with positions, (batch, length, hidden_size)."""
+        positions = sinusoidal_positions(ids.shape[1], self.config.hidden_size, ids.device)
+        embeddings = embedding(ids) * math.sqrt(self.config.hidden_size)
+        return self.embedding_dropout(embeddings + positions.to(embeddings.dtype))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        kl_budget: float = 0.0,
+        label_smoothing: float = 0.0,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        return_dict: bool | None = None,
+    ) -> LvnarOutput | tuple:
+        """The objective and its parts (Eq. 5, 9, 10); without labels, one pass from the prior's mean.
+
+        z is drawn from the posterior in training, and in evaluation if a `generator` is given; otherwise it is the
+        posterior's mean, and nothing is random.
+
+        Args:
+            input_ids: (batch, source_length).
+            attention_mask: (batch, source_length), 1 at valid positions; by default, all but padding ids.
+            labels: (batch, target_length), -100 at padding.
+            kl_budget: b of Eq. 9, nats a source position.
+            label_smoothing: in training alone; in evaluation it is ignored.
+            num_items_in_batch: number of target tokens to divide the loss by, where the batch is a piece of a larger
+                one; by default, that of this batch.
+            generator: where the noise ε of z = μ + σε comes from.
+
+        Raises:
+            ValueError: for empty or ill-shaped input, ids out of the vocabulary, masks that are not right-padding,
+                too long a source or target, labels without a token, or a length difference the model cannot express.
+        """
+        return_dict = return_dict if return_dict is not None else self.config.return_dict
+        attention_mask = self.check_source(input_ids, attention_mask)
+        source = self.encode(input_ids, attention_mask)
+        if labels is None:
+            length_logits = self.predict_length(source, source.prior_means)
+            target_lengths = self.likeliest_lengths(length_logits, attention_mask)
+            target_mask = lengths_to_mask(target_lengths, int(target_lengths.max()))
+            output = LvnarOutput(
+                logits=self.decode(source, source.prior_means, target_mask),
+                prior_means=source.prior_means,
+                prior_stds=source.prior_stds,
+                length_logits=length_logits,
+                encoder_hidden_states=source.hidden_states,
+            )
+            return output if return_dict else output.to_tuple()
+
+        self.check_labels(labels, attention_mask)
+        target_mask = (labels != IGNORED_LABEL).to(attention_mask.dtype)
+        target_ids = labels.masked_fill(target_mask == 0, self.config.pad_token_id)
+        posterior_means, posterior_stds = self.infer_posterior(source, target_ids, target_mask)
+        latents = posterior_means
+        if self.training or generator is not None:
+            noise = torch.empty_like(posterior_stds).normal_(generator=generator)
+            latents = latents + posterior_stds * noise
+        length_logits = self.predict_length(source, latents)
+        logits = self.decode(source, latents, target_mask)
+
+        nll, smoothed_nll = token_nll(logits, labels, label_smoothing if self.training else 0.0)
+        position_kl = gaussian_kl(
+            posterior_means, posterior_stds, source.prior_means, source.prior_stds, attention_mask
+        )
+        kl = position_kl.sum(-1)
+        clamped_kl = budgeted_kl(position_kl, kl_budget, attention_mask).sum(-1)
+        length_offsets = target_mask.sum(-1) - attention_mask.sum(-1)
+        length_loss = length_nll(length_logits, length_offsets)
+        predicted_offsets = length_logits.argmax(-1) - self.config.max_length_offset
+        num_target_tokens = target_mask.sum()
+        normalizer = num_target_tokens if num_items_in_batch is None else num_items_in_batch
+        output = LvnarOutput(
+            loss=(smoothed_nll + clamped_kl + length_loss).sum() / normalizer,
+            logits=logits,
+            token_nll=nll,
+            kl=kl,
+            budgeted_kl=clamped_kl,
+            length_nll=length_loss,
+            length_accuracy=(predicted_offsets == length_offsets).float(),
+            elbo=-(nll + kl + length_loss),
+            num_target_tokens=num_target_tokens,
+            prior_means=source.prior_means,
+            prior_stds=source.prior_stds,
+            posterior_means=posterior_means,
+            posterior_stds=posterior_stds,
+            length_logits=length_logits,
+            encoder_hidden_states=source.hidden_states,
+        )
+        return output if return_dict else output.to_tuple()
+
+    # Input that the model cannot take is refused by name; one synchronisation with the device a check.
+
+    def check_source(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """Refuse a source the model cannot take; return its attention mask (batch, source_length), int64."""
+        if input_ids.dim() != 2 or 0 in input_ids.shape:
+            raise ValueError(
+                f"input_ids has the shape {tuple(input_ids.shape)}; it must be (batch, length), not empty."
+            )
+        if input_ids.shape[1] > self.config.max_position_embeddings:
+            raise ValueError(
+                f"The source has {input_ids.shape[1]} tokens; the model takes at most "
+                f"max_position_embeddings={self.config.max_position_embeddings}. Truncate or split it."
+            )
+        if attention_mask is None:
+            attention_mask = input_ids != self.config.pad_token_id
+        elif attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask has the shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}; "
+                "they must be equal."
+            )
+        attention_mask = attention_mask.long()
+        _refuse_ids(input_ids, self.config.vocab_size, "input_ids")
+        _refuse_unless_right_padded(attention_mask, "attention_mask")
+        return attention_mask
+
+    def check_labels(self, labels: torch.Tensor, attention_mask: torch.Tensor) -> None:
+        """Refuse labels the model cannot be trained on."""
+        if labels.dim() != 2 or labels.shape[0] != attention_mask.shape[0] or labels.shape[1] == 0:
+            raise ValueError(
+                f"labels have the shape {tuple(labels.shape)}; they must be (batch, length), not empty, with the "
+                f"batch of input_ids, {attention_mask.shape[0]}."
+            )
+        if labels.shape[1] > self.config.max_position_embeddings:
+            raise ValueError(
+                f"The target has {labels.shape[1]} tokens; the model takes at most "
+                f"max_position_embeddings={self.config.max_position_embeddings}."
+            )
+        target_mask = labels != IGNORED_LABEL
+        vocab_size = self.config.target_vocab_size or self.config.vocab_size
+        _refuse_ids(labels.masked_fill(~target_mask, self.config.pad_token_id), vocab_size, "labels")
+        _refuse_unless_right_padded(target_mask.long(), "labels (valid where not -100)")
+        offsets = target_mask.sum(-1) - attention_mask.sum(-1)
+        widest = int(offsets.abs().max())
+        if widest > self.config.max_length_offset:
+            raise ValueError(
+                f"A target differs from its source by {widest} tokens; the length predictor covers at most "
+                f"max_length_offset={self.config.max_length_offset}. Leave such pairs out of the data."
+            )
+
+
+def _refuse_ids(ids: torch.Tensor, vocab_size: int, name: str) -> None:
+    lowest, highest = torch.stack(torch.aminmax(ids)).tolist()
+    if lowest < 0 or highest >= vocab_size:
+        wrong = lowest if lowest < 0 else highest
+        raise ValueError(f"{name} holds the id {wrong}; the vocabulary has the ids 0 to {vocab_size - 1}.")
+
+
+def _refuse_unless_right_padded(mask: torch.Tensor, name: str) -> None:
+    starts_empty = mask[:, 0] == 0
+    has_gap = (mask[:, 1:] > mask[:, :-1]).any(-1)
+    any_empty, any_gap = torch.stack([starts_empty.any(), has_gap.any()]).tolist()
+    if any_empty or any_gap:
+        rows = (starts_empty | has_gap).nonzero().flatten().tolist()
+        raise ValueError(
+            f"{name}: sentence {rows[0]} of the batch has no valid token at its start, or padding before a valid "
+            "token. Every sentence needs a token, and padding goes to the right."
+        )

@@ -1,0 +1,107 @@
+"""`pipeline("translation")`, which transformers 5 has dropped, for this model and any other sequence-to-sequence model.
+
+This module travels to the Hub with the model: it imports nothing but torch and transformers.
+"""
+
+from typing import Any
+
+import torch
+from transformers import Pipeline
+
+
+class LvnarTranslationPipeline(Pipeline):
+    """Text to translated text: tokenize, `generate`, decode.
+
+        translator = pipeline("translation", model="model_cards/lvnar-tatoeba-en-de")
+        translator("Where is the station?", num_refinement_steps=1)
+        [{"translation_text": "..."}]
+
+    Call arguments:
+        texts: a string, a list of strings, or a dataset or generator of strings, which is consumed lazily.
+        batch_size: texts translated at once; 1 by default.
+        truncation: cut texts that are longer than the model takes; by default they are refused. A text is never cut
+            without being asked for.
+        return_tensors: add `translation_token_ids` to each result.
+        src_lang, tgt_lang: for tokenizers of multilingual models.
+        Everything else goes to the model's `generate`.
+
+    Returns:
+        A dictionary with `translation_text` for each text, in a list; an empty text, or one of white space alone, has
+        an empty translation. A generator or dataset gives an iterator over such lists of one.
+
+    Raises:
+        ValueError: for a text that is too long (if `truncation` is not given) or not a string, and for what
+            `generate` refuses.
+    """
+
+    _load_tokenizer = True
+    _load_processor = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _pipeline_calls_generate = False  # the base class would prepare options for an autoregressive search
+
+    def _sanitize_parameters(
+        self,
+        truncation: bool | None = None,
+        return_tensors: bool | None = None,
+        src_lang: str | None = None,
+        tgt_lang: str | None = None,
+        **generate_kwargs: Any,
+    ) -> tuple[dict, dict, dict]:
+        languages = (self.task or "").split("_")  # translation_XX_to_YY
+        if src_lang is None and tgt_lang is None and len(languages) == 4:
+            src_lang, tgt_lang = languages[1], languages[3]
+        given = {"truncation": truncation, "src_lang": src_lang, "tgt_lang": tgt_lang}
+        preprocess_parameters = {name: value for name, value in given.items() if value is not None}
+        postprocess_parameters = {} if return_tensors is None else {"return_tensors": return_tensors}
+        return preprocess_parameters, generate_kwargs, postprocess_parameters
+
+    def preprocess(
+        self, text: str, truncation: bool = False, src_lang: str | None = None, tgt_lang: str | None = None
+    ) -> dict[str, torch.Tensor]:
+        if not isinstance(text, str):
+            raise ValueError(f"A text to translate must be a string; given was {type(text).__name__}: {text!r}")
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        options = {"truncation": True, "max_length": limit} if truncation and limit is not None else {}
+        if hasattr(self.tokenizer, "_build_translation_inputs"):  # mBART, NLLB, M2M100
+            inputs = self.tokenizer._build_translation_inputs(
+                text, return_tensors="pt", src_lang=src_lang, tgt_lang=tgt_lang, **options
+            )
+        else:
+            task_parameters = (getattr(self.model.config, "task_specific_params", None) or {}).get(self.task, {})
+            prefix = task_parameters.get("prefix") or getattr(self.model.config, "prefix", None) or ""  # T5
+            inputs = self.tokenizer(prefix + text, return_tensors="pt", **options)
+        inputs.pop("token_type_ids", None)
+        length = inputs["input_ids"].shape[1]
+        if limit is not None and length > limit:
+            raise ValueError(
+                f"The text has {length} tokens; the model takes at most {limit}. Pass truncation=True to cut it, or "
+                f"split it. It begins: {text[:60]!r}"
+            )
+        return {**inputs, "is_empty": torch.tensor([[int(not text.strip())]])}
+
+    def _forward(self, model_inputs: dict[str, torch.Tensor], **generate_kwargs: Any) -> dict[str, torch.Tensor]:
+        is_empty = model_inputs.pop("is_empty")
+        output = self.model.generate(**model_inputs, **generate_kwargs)
+        sequences = output if isinstance(output, torch.Tensor) else output.sequences
+        # (batch, translations of a text, length)
+        return {"output_ids": sequences.view(len(is_empty), -1, sequences.shape[-1]), "is_empty": is_empty}
+
+    def postprocess(self, model_outputs: dict[str, torch.Tensor], return_tensors: bool = False) -> list[dict]:
+        is_empty = bool(model_outputs["is_empty"].any())
+        results = []
+        for token_ids in model_outputs["output_ids"][0]:
+            text = "" if is_empty else self.tokenizer.decode(token_ids, skip_special_tokens=True)
+            result: dict[str, Any] = {"translation_text": text}
+            if return_tensors:
+                result["translation_token_ids"] = token_ids
+            results.append(result)
+        return results
+
+    def __call__(self, texts: Any, **kwargs: Any) -> Any:
+        if isinstance(texts, list) and not texts:  # the base class looks at the first one
+            return []
+        results = super().__call__(texts, **kwargs)
+        if isinstance(texts, list) and all(len(result) == 1 for result in results):
+            return [result[0] for result in results]
+        return results

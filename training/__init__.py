@@ -1,0 +1,1 @@
+"""Training, run from a checkout; never installed with the package."""

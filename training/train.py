@@ -1,0 +1,62 @@
+"""Train a latent-variable non-autoregressive model.
+
+accelerate launch training/train.py --config training/configs/tatoeba_en_de.yaml --output_folder runs/tatoeba_en_de
+"""
+
+import sys
+from pathlib import Path
+
+if str(Path(__file__).resolve().parents[1]) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from lvnar_hf import LvnarForConditionalGeneration, LvnarTokenizer
+from training.data import load_text_pairs, tokenize_pairs
+from training.recipe import DataArguments, ModelArguments, OptimizationArguments, parse_recipe
+from training.trainer import LvnarTrainer
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Load, tokenise, train; return the best validation metrics.
+
+    Raises:
+        FileExistsError: the output folder is not empty and `--overwrite` is not given.
+        ValueError: for arguments that are missing or cannot be combined.
+    """
+    sections = {"data": DataArguments, "model": ModelArguments, "training": OptimizationArguments}
+    data, sizes, arguments = parse_recipe(sections, argv)
+    if arguments.output_folder is None or sizes.tokenizer_folder is None:
+        raise ValueError("Give --output_folder and --tokenizer_folder, or name them in the recipe.")
+    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    folder = Path(arguments.output_folder)
+    if accelerator.is_main_process and not arguments.overwrite and folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty: name another --output_folder, or give --overwrite.")
+    accelerator.wait_for_everyone()
+
+    tokenizer = LvnarTokenizer.from_pretrained(sizes.tokenizer_folder)
+    config = sizes.to_config(len(tokenizer), None if tokenizer.is_joint else tokenizer.target_vocab_size)
+    tokenizer.model_max_length = config.max_position_embeddings
+    max_length = min(data.max_sentence_length, config.max_position_embeddings)
+    with accelerator.main_process_first():
+        train_texts = load_text_pairs(data.train_source_files, data.train_target_files)
+        valid_texts = load_text_pairs(data.valid_source_files, data.valid_target_files)
+        train_pairs, train_counts = tokenize_pairs(train_texts, tokenizer, max_length, config.max_length_offset)
+        valid_pairs, valid_counts = tokenize_pairs(
+            valid_texts, tokenizer, config.max_position_embeddings, config.max_length_offset
+        )
+    set_seed(arguments.seed)
+    model = LvnarForConditionalGeneration(config)
+    accelerator.print(f"training pairs: {train_counts}; validation pairs: {valid_counts}")
+    accelerator.print(f"{model.num_parameters():,} parameters; processes: {accelerator.num_processes}")
+    set_seed(arguments.seed, device_specific=True)  # noise differs between processes, initial weights do not
+    texts = (list(valid_texts["source"]), list(valid_texts["target"]))
+    trainer = LvnarTrainer(accelerator, model, tokenizer, train_pairs, valid_pairs, texts, arguments)
+    metrics = trainer.train()
+    accelerator.print(f"best model: {folder / 'best'}, " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+    return metrics
+
+
+if __name__ == "__main__":
+    main()

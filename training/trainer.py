@@ -1,0 +1,323 @@
+"""The training loop: the ELBO with its KL budget (Shu et al., 2020, Eq. 5, 9, 10), validated and kept each epoch."""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from lvnar_hf import LvnarForConditionalGeneration
+from lvnar_hf.losses_lvnar import kl_budget_at
+from training.batching import TokenBudgetBatchSampler, TranslationCollator
+from training.recipe import OptimizationArguments
+
+PARTS = ("token_nll", "kl", "budgeted_kl", "length_nll", "elbo")
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or the gradient is no number; the message names the step and the rows of the batch."""
+
+
+def learning_rate_factor(step: int, warmup_steps: int, max_steps: int, cooldown_steps: int = 0) -> float:
+    """Share of the peak learning rate at a step, from 1: linear warm-up, then inverse square root.
+
+    In the last `cooldown_steps` of `max_steps` it is multiplied by a factor that falls to 0 in a line.
+    """
+    warmup_steps = max(warmup_steps, 1)
+    factor = min(step / warmup_steps, math.sqrt(warmup_steps / step)) if step else 0.0
+    if cooldown_steps:
+        factor *= min(1.0, max(0, max_steps + 1 - step) / cooldown_steps)
+    return factor
+
+
+class LvnarTrainer:
+    """Trains a model on tokenised pairs; `training/train.py` is its command.
+
+    Args:
+        accelerator: decides device, processes and precision.
+        model: to be trained.
+        tokenizer: saved beside every checkpoint, and used to score validation translations.
+        train_pairs, valid_pairs: what `training.data.tokenize_pairs` returns.
+        valid_texts: (source, target) texts for BLEU, in the order of the validation files.
+        arguments: section `training` of the recipe.
+
+    What it writes to the output folder: `log.jsonl`, `checkpoints/step-N`, `best`.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: LvnarForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerBase,
+        train_pairs: Dataset,
+        valid_pairs: Dataset,
+        valid_texts: tuple[list[str], list[str]],
+        arguments: OptimizationArguments,
+    ):
+        if not len(train_pairs) or not len(valid_pairs):
+            raise ValueError(f"Nothing to do: {len(train_pairs)} training and {len(valid_pairs)} validation pairs.")
+        assert arguments.output_folder is not None
+        self.accelerator = accelerator
+        self.tokenizer = tokenizer
+        self.arguments = arguments
+        self.train_pairs, self.valid_pairs, self.valid_texts = train_pairs, valid_pairs, valid_texts
+        self.output_folder = Path(arguments.output_folder)
+        if arguments.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        optimizer = torch.optim.Adam(
+            model.parameters(),
+            lr=arguments.learning_rate,
+            betas=(0.9, 0.98),
+            eps=arguments.adam_epsilon,
+            fused=accelerator.device.type in ("cpu", "cuda"),
+        )
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.collator = TranslationCollator(tokenizer.pad_token_id)
+        self.sampler = TokenBudgetBatchSampler(
+            train_pairs.with_format("numpy")["source_length"][:],
+            train_pairs.with_format("numpy")["target_length"][:],
+            max_tokens=arguments.max_tokens_per_batch,
+            seed=arguments.seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        self.step = 0
+        self.best_elbo = -math.inf
+
+    def train(self) -> dict[str, float]:
+        """Run all `max_steps`; return the metrics of the best validation.
+
+        Raises:
+            NonFiniteLossError: checkpoints written until then stay.
+        """
+        arguments = self.arguments
+        best_metrics: dict[str, float] = {}
+        progress = tqdm(total=arguments.max_steps, disable=not self.accelerator.is_main_process, unit="step")
+        window = _LogWindow()
+        for epoch in count():
+            self.sampler.set_epoch(epoch)
+            loader = DataLoader(self.train_pairs, batch_sampler=self.sampler, collate_fn=self.collator)
+            self.model.train()
+            for group in _groups(iter(loader), arguments.gradient_accumulation_steps):
+                loaded = time.perf_counter()
+                entry = self._optimizer_step(group)
+                window.add(entry, seconds_loading=loaded - window.last_time)
+                progress.update()
+                if self.step % arguments.log_every_steps == 0:
+                    line = window.summary()
+                    self._log({"kind": "train", "epoch": epoch, "step": self.step, **line})
+                    progress.set_postfix(loss=f"{line['loss']:.3f}", tok_s=f"{line['target_tokens_per_second']:.0f}")
+                if self.step == arguments.max_steps:
+                    break
+            metrics = self.validate()
+            self._log({"kind": "valid", "epoch": epoch, "step": self.step, **metrics})
+            progress.write(f"epoch {epoch}, step {self.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+            self._save(self.output_folder / "checkpoints" / f"step-{self.step:07d}")
+            self._remove_old_checkpoints()
+            if metrics["elbo"] > self.best_elbo:
+                self.best_elbo, best_metrics = metrics["elbo"], metrics
+                self._save(self.output_folder / "best")
+            if self.step == arguments.max_steps:
+                progress.close()
+                return best_metrics
+            window.restart_clock()
+        raise AssertionError("unreachable")
+
+    def _optimizer_step(self, group: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+        """One step on the batches of a group; sums over the batch of all processes, and what the step used."""
+        arguments, accelerator = self.arguments, self.accelerator
+        kl_budget = kl_budget_at(self.step, arguments.max_steps, arguments.initial_kl_budget)
+        learning_rate = arguments.learning_rate * learning_rate_factor(
+            self.step + 1, arguments.warmup_steps, arguments.max_steps, arguments.cooldown_steps
+        )
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = learning_rate
+        local_tokens = torch.tensor(sum(int((b["labels"] >= 0).sum()) for b in group), device=accelerator.device)
+        num_target_tokens = int(accelerator.reduce(local_tokens, "sum"))
+        totals = torch.zeros(len(PARTS) + 4, dtype=torch.float64, device=accelerator.device)
+        for index, batch in enumerate(group):
+            batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+            is_last = index == len(group) - 1
+            with nullcontext() if is_last else accelerator.no_sync(self.model), accelerator.autocast():
+                output = self.model(
+                    input_ids=batch["input_ids"],
+                    attention_mask=batch["attention_mask"],
+                    labels=batch["labels"],
+                    kl_budget=kl_budget,
+                    label_smoothing=arguments.label_smoothing,
+                    num_items_in_batch=num_target_tokens,
+                )
+                # Gradients are averaged over processes; the loss is divided by the tokens of all of them already.
+                accelerator.backward(output.loss * accelerator.num_processes)
+            parts = [output[name].detach().double().sum() for name in PARTS]
+            extras = (output.loss, output.length_accuracy.sum(), batch["attention_mask"].sum())
+            sentences = torch.tensor(float(len(batch["labels"])), device=accelerator.device)
+            totals += torch.stack([*parts, *(e.detach().double() for e in extras), sentences.double()])
+        if arguments.max_grad_norm > 0:
+            grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), arguments.max_grad_norm)
+        else:
+            grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        totals = accelerator.reduce(totals, "sum")
+        loss = float(totals[len(PARTS)])
+        if not math.isfinite(loss) or (accelerator.scaler is None and not math.isfinite(float(grad_norm))):
+            rows = [int(row) for b in group for row in b["row_ids"]]
+            raise NonFiniteLossError(
+                f"Step {self.step + 1}: loss {loss}, gradient norm {float(grad_norm)}. Rows of the batch (from 0, "
+                f"process {accelerator.process_index}): {rows}. The weights of this step were not changed; the last "
+                f"checkpoints are in {self.output_folder}."
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        sums = dict(
+            zip((*PARTS, "loss", "length_accuracy", "source_tokens", "sentences"), totals.tolist(), strict=True)
+        )
+        return {
+            **sums,
+            "target_tokens": num_target_tokens,
+            "grad_norm": float(grad_norm),
+            "learning_rate": learning_rate,
+            "kl_budget": kl_budget,
+        }
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """ELBO and its parts, nats a target token, one latent sample a sentence, the same noise each time; BLEU."""
+        accelerator = self.accelerator
+        model = accelerator.unwrap_model(self.model)
+        model.eval()
+        generator = torch.Generator(device=accelerator.device).manual_seed(self.arguments.seed)
+        plan = TokenBudgetBatchSampler(
+            self.valid_pairs.with_format("numpy")["source_length"][:],
+            self.valid_pairs.with_format("numpy")["target_length"][:],
+            max_tokens=self.arguments.max_tokens_per_batch,
+            seed=0,
+        )
+        totals = torch.zeros(len(PARTS) + 3, dtype=torch.float64, device=accelerator.device)
+        for batch in DataLoader(self.valid_pairs, batch_sampler=plan, collate_fn=self.collator):
+            inputs = {n: batch[n].to(accelerator.device) for n in ("input_ids", "attention_mask", "labels")}
+            with accelerator.autocast():
+                output = model(**inputs, generator=generator)
+            totals += torch.stack(
+                [
+                    *(output[name].double().sum() for name in PARTS),
+                    output.length_accuracy.double().sum(),
+                    output.num_target_tokens.double(),
+                    torch.tensor(float(len(batch["labels"])), device=accelerator.device).double(),
+                ]
+            )
+        *parts, correct_lengths, num_target_tokens, num_sentences = totals.tolist()
+        metrics = {name: part / num_target_tokens for name, part in zip(PARTS, parts, strict=True)}
+        del metrics["budgeted_kl"]  # there is no budget in validation
+        metrics["length_accuracy"] = correct_lengths / num_sentences
+        metrics.update(self._validation_bleu(model))
+        model.train()
+        return metrics
+
+    def _validation_bleu(self, model: LvnarForConditionalGeneration) -> dict[str, float]:
+        """BLEU (13a, cased) of the first validation sentences, with no and with one refinement step."""
+        from sacrebleu import BLEU
+
+        num_sentences = self.arguments.valid_bleu_sentences
+        if not num_sentences:
+            return {}
+        sources, targets = (texts[:num_sentences] for texts in self.valid_texts)
+        metrics = {}
+        for num_steps in (0, 1):
+            hypotheses = []
+            for start in range(0, len(sources), 64):
+                encoded = self.tokenizer(
+                    sources[start : start + 64],
+                    padding=True,
+                    truncation=True,
+                    max_length=model.config.max_position_embeddings,
+                    return_tensors="pt",
+                ).to(model.device)
+                with self.accelerator.autocast():
+                    sequences = model.generate(**encoded, num_refinement_steps=num_steps)
+                hypotheses += self.tokenizer.batch_decode(sequences, skip_special_tokens=True)
+            metrics[f"bleu_{num_steps}_steps"] = BLEU().corpus_score(hypotheses, [targets]).score
+        return metrics
+
+    def _log(self, line: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            self.output_folder.mkdir(parents=True, exist_ok=True)
+            with (self.output_folder / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _save(self, folder: Path) -> None:
+        """Model and tokenizer to a folder, which appears whole or not at all."""
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return
+        unfinished = folder.with_name(folder.name + ".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        self.accelerator.unwrap_model(self.model).save_pretrained(unfinished)
+        self.tokenizer.save_pretrained(unfinished)
+        if folder.exists():
+            replaced = folder.with_name(folder.name + ".replaced")
+            os.rename(folder, replaced)
+            os.rename(unfinished, folder)
+            shutil.rmtree(replaced)
+        else:
+            os.rename(unfinished, folder)
+
+    def _remove_old_checkpoints(self) -> None:
+        if self.accelerator.is_main_process:
+            checkpoints = sorted((self.output_folder / "checkpoints").glob("step-*"))
+            for folder in checkpoints[: -self.arguments.keep_last_checkpoints or None]:
+                shutil.rmtree(folder)
+
+
+def _groups(batches: Iterator, size: int) -> Iterator[list]:
+    """Lists of `size` consecutive batches; the last may be shorter."""
+    while group := list(islice(batches, size)):
+        yield group
+
+
+class _LogWindow:
+    """Sums over the steps since the last line of the log."""
+
+    def __init__(self) -> None:
+        self.entries: list[dict[str, float]] = []
+        self.seconds_loading = 0.0
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        self.start = self.last_time = time.perf_counter()
+
+    def add(self, entry: dict[str, float], seconds_loading: float) -> None:
+        self.entries.append(entry)
+        self.seconds_loading += seconds_loading
+        self.last_time = time.perf_counter()
+
+    def summary(self) -> dict[str, float]:
+        """Means over the steps: the parts in nats a target token, speeds a second; then start anew."""
+        seconds = self.last_time - self.start
+        total = {name: sum(entry[name] for entry in self.entries) for name in self.entries[0]}
+        line = {name: total[name] / total["target_tokens"] for name in PARTS}
+        line |= {
+            "loss": total["loss"] / len(self.entries),
+            "kl_per_source_position": total["kl"] / total["source_tokens"],
+            "length_accuracy": total["length_accuracy"] / total["sentences"],
+            "grad_norm": total["grad_norm"] / len(self.entries),
+            "learning_rate": self.entries[-1]["learning_rate"],
+            "kl_budget": self.entries[-1]["kl_budget"],
+            "target_tokens_per_second": total["target_tokens"] / seconds,
+            "loading_share": self.seconds_loading / seconds,
+        }
+        self.entries, self.seconds_loading = [], 0.0
+        self.restart_clock()
+        return line
