@@ -52,6 +52,23 @@ _IGNORED_ARGUMENTS = ("labels", "synced_gpus", "use_cache", "use_model_defaults"
 
 
 @dataclass
+class DecodingOptions:
+    """What one call of `generate` has to do; the names and meanings of its arguments."""
+
+    num_refinement_steps: int
+    remove_repetitions: bool
+    max_length: int | None = None
+    return_dict_in_generate: bool | None = None
+
+    def __post_init__(self) -> None:
+        steps = self.num_refinement_steps
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"num_refinement_steps is {steps!r}; it must be a whole number, 0 or more.")
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"max_length is {self.max_length}; a translation has at least 1 token.")
+
+
+@dataclass
 class LvnarGenerateOutput(ModelOutput):
     """What `generate` returns with `return_dict_in_generate=True`. T is the largest number of steps taken.
 
@@ -143,7 +160,9 @@ class LvnarGenerationMixin:
         input_ids = input_ids if input_ids is not None else inputs
         if input_ids is None:
             raise ValueError("generate needs input_ids, the token ids of the source: (batch, source_length).")
-        options = self._decoding_options(generation_config, kwargs)
+        arguments = {n: v for n, v in kwargs.items() if n not in _IGNORED_ARGUMENTS}
+        arguments = {n: v for n, v in arguments.items() if v is not None or n not in _AUTOREGRESSIVE_ARGUMENTS}
+        options = self._decoding_options(generation_config, arguments)
         attention_mask = self.check_source(input_ids, attention_mask)
         was_training = self.training
         self.eval()
@@ -160,7 +179,7 @@ class LvnarGenerationMixin:
         return steps
 
     def _refine(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: GenerationConfig
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: DecodingOptions
     ) -> LvnarGenerateOutput:
         """Algorithm 1 on a batch; `sequences` is the last translation, as the decoder gave it."""
         with_bounds = bool(options.return_dict_in_generate)
@@ -216,30 +235,22 @@ class LvnarGenerationMixin:
         longest = max(s.shape[1] for s in sequences)
         return tuple(pad(s, (0, longest - s.shape[1]), value=self.config.pad_token_id) for s in sequences)
 
-    def _decoding_options(self, generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> GenerationConfig:
-        """The options of one call: the model's own, overridden by `kwargs`; everything without a meaning refused."""
-        for name in _IGNORED_ARGUMENTS:
-            kwargs.pop(name, None)
-        for name in _AUTOREGRESSIVE_ARGUMENTS:
-            if kwargs.pop(name, None) is not None:
-                raise ValueError(f"{name} steers autoregressive decoding; this model predicts all tokens at once.")
+    def _decoding_options(
+        self, generation_config: GenerationConfig | None, arguments: dict[str, Any]
+    ) -> DecodingOptions:
+        """The options of one call: the model's own, overridden by `arguments`; what has no meaning here is refused."""
         base = generation_config if generation_config is not None else self.generation_config
-        options = GenerationConfig(**{**GENERATION_DEFAULTS, **base.to_dict()})
-        unknown = options.update(**kwargs)
-        defaults = GenerationConfig().to_dict()
-        for name, value in {**options.to_dict(), **unknown}.items():
+        known = GenerationConfig().to_dict()
+        given = {**GENERATION_DEFAULTS, **base.to_dict(), **arguments}
+        for name, value in given.items():
             if name in _OWN_OPTIONS or name in _INERT_OPTIONS or name.startswith("_"):
                 continue
-            if name not in defaults:
-                raise ValueError(f"generate does not know {name}={value!r}; its options are {', '.join(_OWN_OPTIONS)}.")
-            if value not in (None, False, defaults[name], _NEUTRAL_VALUES.get(name)):
+            if name in known and value in (None, False, known[name], _NEUTRAL_VALUES.get(name)):
+                continue
+            if name in known or name in _AUTOREGRESSIVE_ARGUMENTS:
                 raise ValueError(
                     f"{name}={value!r} steers autoregressive decoding; this model predicts all tokens at once. Leave "
                     f"it out; the options here are {', '.join(_OWN_OPTIONS)}."
                 )
-        steps = options.num_refinement_steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-            raise ValueError(f"num_refinement_steps is {steps!r}; it must be a whole number, 0 or more.")
-        if options.max_length is not None and options.max_length < 1:
-            raise ValueError(f"max_length is {options.max_length}; a translation has at least 1 token.")
-        return options
+            raise ValueError(f"generate does not know {name}={value!r}; its options are {', '.join(_OWN_OPTIONS)}.")
+        return DecodingOptions(**{name: given[name] for name in _OWN_OPTIONS if name in given})

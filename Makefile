@@ -1,0 +1,45 @@
+# Set-up, demonstration and tests on a fresh machine. `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# Other versions of transformers, laid over the virtual environment by PYTHONPATH for single tests.
+OVERLAYS = $(patsubst tests/overlays/%.txt,.overlays/%/.installed,$(wildcard tests/overlays/*.txt))
+
+.PHONY: help demo test lint train-tools clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+demo: $(VENV)/.demo  ## translate with the model that ships: 0 and 1 refinement steps, times, BLEU
+	$(BIN)/python training/demo.py
+
+test: $(VENV)/.dev $(OVERLAYS)  ## run the tests, on the oldest supported transformers too
+	LVNAR_OVERLAYS=$(CURDIR)/.overlays $(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+train-tools: $(VENV)/.dev  ## install what training and evaluation need
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) .overlays .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP_INSTALL) -c constraints.txt -e '.[eval]'
+	touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP_INSTALL) -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.demo
+
+.overlays/%/.installed: tests/overlays/%.txt $(BIN)/python
+	rm -rf $(@D)
+	$(PIP_INSTALL) --no-deps --target $(@D) -r $<
+	touch $@

@@ -1,0 +1,113 @@
+"""Shared fixtures: one tiny tokenizer and model a session, and the other versions of transformers."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lvnar_hf import LvnarConfig, LvnarForConditionalGeneration, LvnarTokenizer, train_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+FIXTURES = ROOT / "tests" / "fixtures"
+SAMPLE = FIXTURES / "tatoeba_en-de"
+
+TINY_SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_prior_layers": 2,
+    "num_posterior_encoder_layers": 1,
+    "num_posterior_decoder_layers": 2,
+    "num_decoder_layers": 2,
+    "latent_dim": 4,
+    "max_length_offset": 20,
+    "max_position_embeddings": 40,
+}
+
+
+def tiny_config(**changes) -> LvnarConfig:
+    return LvnarConfig(**{"vocab_size": 60, **TINY_SIZES, **changes})
+
+
+def make_model(config: LvnarConfig, seed: int = 0) -> LvnarForConditionalGeneration:
+    """A model in evaluation mode, its random weights larger than at the start of training, so that parts differ."""
+    torch.manual_seed(seed)
+    model = LvnarForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def make_batch(config: LvnarConfig, lengths: list[tuple[int, int]], seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random sentences of the given (source, target) lengths, padded to a batch."""
+    generator = torch.Generator().manual_seed(seed)
+    source_length, target_length = (max(side) for side in zip(*lengths, strict=True))
+    target_vocab_size = config.target_vocab_size or config.vocab_size
+    input_ids = torch.randint(3, config.vocab_size, (len(lengths), source_length), generator=generator)
+    labels = torch.randint(3, target_vocab_size, (len(lengths), target_length), generator=generator)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, (source, target) in enumerate(lengths):
+        attention_mask[row, :source] = 1
+        labels[row, target:] = -100
+    return {
+        "input_ids": input_ids.masked_fill(attention_mask == 0, config.pad_token_id),
+        "attention_mask": attention_mask,
+        "labels": labels,
+    }
+
+
+@pytest.fixture(scope="session")
+def _tiny_model() -> LvnarForConditionalGeneration:
+    return make_model(tiny_config())
+
+
+@pytest.fixture
+def tiny_model(_tiny_model) -> LvnarForConditionalGeneration:
+    """A tiny model of its own for each test, joint vocabulary of 60 ids."""
+    return copy.deepcopy(_tiny_model)
+
+
+@pytest.fixture(scope="session")
+def sample_texts() -> tuple[list[str], list[str]]:
+    """300 English and German sentences."""
+    return tuple((SAMPLE / f"test.{side}").read_text(encoding="utf-8").split("\n")[:300] for side in ("en", "de"))
+
+
+@pytest.fixture(scope="session")
+def sample_tokenizer(sample_texts) -> LvnarTokenizer:
+    """A joint vocabulary of 500 ids trained on the sample."""
+    return train_tokenizer(*sample_texts, vocab_size=500, min_character_count=3, max_length=40)
+
+
+@pytest.fixture(scope="session")
+def tiny_repository(tmp_path_factory, sample_tokenizer) -> Path:
+    """A folder with a tiny untrained model and its tokenizer, saved as a user would."""
+    folder = tmp_path_factory.mktemp("repository") / "tiny-lvnar"
+    make_model(tiny_config(vocab_size=len(sample_tokenizer))).save_pretrained(folder)
+    sample_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def overlay_versions() -> list[str]:
+    """The other versions of transformers that `make test` has installed, as "4.57.6"."""
+    folder = Path(os.environ.get("LVNAR_OVERLAYS", "missing"))
+    return sorted(p.name.removeprefix("transformers-") for p in folder.glob("transformers-*"))
+
+
+def run_with_transformers(version: str | None, code: str, *arguments: str) -> str:
+    """Run a script in a fresh process on a version of transformers (None: the installed one); its output."""
+    paths = [str(ROOT)]
+    if version is not None:
+        paths.insert(0, str(Path(os.environ["LVNAR_OVERLAYS"]) / f"transformers-{version}"))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
