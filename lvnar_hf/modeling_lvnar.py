@@ -167,6 +167,16 @@ class LvnarLayer(nn.Module):
         return hidden_states + self.dropout(self.feed_forward(self.feed_forward_norm(hidden_states)))
 
 
+def _key_mask(mask: torch.Tensor) -> torch.Tensor | None:
+    """A mask (batch, length) as attention takes it, (batch, 1, 1, length) bool; None where it would hide nothing.
+
+    Whether it would is looked up on the CPU alone: elsewhere the look costs more than the mask.
+    """
+    if mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all()):
+        return None
+    return mask.bool()[:, None, None, :]
+
+
 class LvnarStack(nn.Module):
     """Layers, none of them causal, and a final norm. Masks are (batch, length), 1 at valid positions."""
 
@@ -185,8 +195,8 @@ class LvnarStack(nn.Module):
         cross_states: torch.Tensor | None = None,  # (batch, cross_length, hidden_size)
         cross_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        attention_mask = mask.bool()[:, None, None, :]
-        cross_attention_mask = None if cross_mask is None else cross_mask.bool()[:, None, None, :]
+        attention_mask = _key_mask(mask)
+        cross_attention_mask = None if cross_mask is None else _key_mask(cross_mask)
         for layer in self.layers:
             arguments = (hidden_states, attention_mask, cross_states, cross_attention_mask)
             if self.gradient_checkpointing and self.training:
