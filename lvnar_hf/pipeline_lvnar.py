@@ -3,6 +3,7 @@
 This module travels to the Hub with the model: it imports nothing but torch and transformers.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ class LvnarTranslationPipeline(Pipeline):
         [{"translation_text": "..."}]
 
     Call arguments:
-        texts: a string, a list of strings, or a dataset or generator of strings, which is consumed lazily.
+        texts: a string, a sequence of strings, or a torch dataset or generator of strings, consumed lazily.
         batch_size: texts translated at once; 1 by default.
         truncation: cut texts that are longer than the model takes; by default they are refused. A text is never cut
             without being asked for.
@@ -99,7 +100,9 @@ class LvnarTranslationPipeline(Pipeline):
         return results
 
     def __call__(self, texts: Any, **kwargs: Any) -> Any:
-        if isinstance(texts, list) and not texts:  # the base class looks at the first one
+        if isinstance(texts, Sequence) and not isinstance(texts, str):  # a tuple, a column of a dataset
+            texts = list(texts)
+        if texts == []:  # the base class looks at the first one
             return []
         results = super().__call__(texts, **kwargs)
         if isinstance(texts, list) and all(len(result) == 1 for result in results):

@@ -8,6 +8,7 @@ import torch
 from conftest import overlay_versions, run_with_transformers
 from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianConfig, MarianMTModel, pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 from lvnar_hf import LvnarTranslationPipeline
 
@@ -46,20 +47,17 @@ def test_a_string_a_list_a_dataset_and_a_generator_agree(translator, batch_size)
     assert [r["translation_text"] for r in as_list] == one_by_one
     as_generator = translator((text for text in TEXTS), batch_size=batch_size)
     assert [r[0]["translation_text"] for r in as_generator] == one_by_one
-    column = Dataset.from_dict({"text": TEXTS})["text"]
-    assert [r["translation_text"] for r in translator(list(column), batch_size=batch_size)] == one_by_one
+    for sequence in (tuple(TEXTS), Dataset.from_dict({"text": TEXTS})["text"]):
+        assert [r["translation_text"] for r in translator(sequence, batch_size=batch_size)] == one_by_one
+    key_dataset = KeyDataset(Dataset.from_dict({"text": TEXTS}), "text")
+    assert [r[0]["translation_text"] for r in translator(key_dataset, batch_size=batch_size)] == one_by_one
 
 
-def test_a_dataset_is_consumed_lazily(translator):
-    class Texts(torch.utils.data.Dataset):
-        def __len__(self) -> int:
-            return len(TEXTS)
-
-        def __getitem__(self, index: int) -> str:
-            return TEXTS[index]
-
-    results = translator(Texts(), batch_size=2)
-    assert [r[0]["translation_text"] for r in results] == [r["translation_text"] for r in translator(TEXTS)]
+def test_a_generator_is_consumed_lazily(translator):
+    consumed = []
+    results = translator((consumed.append(text) or text for text in TEXTS * 10), batch_size=1)
+    next(iter(results))
+    assert len(consumed) < 10
 
 
 def test_an_empty_text_has_an_empty_translation(translator):

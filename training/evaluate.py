@@ -1,0 +1,123 @@
+"""Score a model on line-aligned text, with each number of refinement steps.
+
+    python training/evaluate.py --model model_cards/lvnar-tatoeba-en-de --source_file test.en --target_file test.de \
+        --output_folder runs/evaluation
+
+Writes `hypotheses.N-steps.txt` for each number of steps N, and `metrics.json`.
+"""
+
+import json
+import platform
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a script: import from the repository, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+import transformers
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser, PreTrainedModel
+
+import lvnar_hf
+from training.scoring import ELBO_PARTS, corpus_scores, estimate_elbo, labels_from_sequences, translate_texts
+from training.text import read_lines
+
+
+@dataclass
+class EvaluationArguments:
+    """What to score, on what, and where the results go."""
+
+    model: str = field(metadata={"help": "model folder or Hub id"})
+    source_file: str = field(metadata={"help": "source text, a sentence a line"})
+    target_file: str = field(metadata={"help": "reference translations, line-aligned"})
+    output_folder: str = field(metadata={"help": "where hypotheses and metrics.json go"})
+    test_set: str | None = field(default=None, metadata={"help": "name of the test set, for the record"})
+    num_refinement_steps: list[int] = field(default_factory=lambda: [0, 1, 3], metadata={"help": "each is scored"})
+    num_elbo_samples: int = field(default=20, metadata={"help": "latent samples a sentence"})
+    batch_size: int = field(default=64, metadata={"help": "sentences translated at once"})
+    seed: int = field(default=1, metadata={"help": "of the latent samples"})
+
+
+def elbo_of_translations(
+    model: PreTrainedModel, tokenizer: Any, texts: list[str], num_steps: int, arguments: EvaluationArguments
+) -> dict[str, float]:
+    """ELBO, in nats a token, of the model's own translations before repetitions are removed (the paper's Fig. 3)."""
+    generator = torch.Generator(device=model.device).manual_seed(arguments.seed)
+    sums, num_tokens, num_steps_taken = dict.fromkeys(ELBO_PARTS, 0.0), 0, 0
+    for start in range(0, len(texts), arguments.batch_size):
+        batch = tokenizer(
+            texts[start : start + arguments.batch_size],
+            padding=True,
+            truncation=True,
+            max_length=model.config.max_position_embeddings,
+            return_tensors="pt",
+        ).to(model.device)
+        output = model.generate(
+            **batch, num_refinement_steps=num_steps, remove_repetitions=False, return_dict_in_generate=True
+        )
+        labels = labels_from_sequences(output.sequences, model.config.pad_token_id)
+        elbo = estimate_elbo(model, {**batch, "labels": labels}, arguments.num_elbo_samples, generator)
+        for name in ELBO_PARTS:
+            sums[name] += float(elbo[name].sum())
+        num_tokens += int((labels >= 0).sum())
+        num_steps_taken += int(output.num_steps_taken.sum())
+    return {**{n: s / num_tokens for n, s in sums.items()}, "mean_steps_taken": num_steps_taken / len(texts)}
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Translate, score, write; return what is in metrics.json.
+
+    Raises:
+        ValueError: if the files have different numbers of lines.
+    """
+    (arguments,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses(argv)
+    sources, targets = (list(read_lines(p)) for p in (arguments.source_file, arguments.target_file))
+    if len(sources) != len(targets) or not sources:
+        raise ValueError(
+            f"{len(sources)} lines in {arguments.source_file}, {len(targets)} in {arguments.target_file}; they must be "
+            "equal, and not 0."
+        )
+    model = AutoModelForSeq2SeqLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    folder = Path(arguments.output_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    results = []
+    for num_steps in arguments.num_refinement_steps:
+        start = time.perf_counter()
+        hypotheses = translate_texts(
+            model, tokenizer, sources, batch_size=arguments.batch_size, num_refinement_steps=num_steps
+        )
+        seconds = time.perf_counter() - start
+        (folder / f"hypotheses.{num_steps}-steps.txt").write_text("".join(h + "\n" for h in hypotheses), "utf-8")
+        result = {
+            "num_refinement_steps": num_steps,
+            **corpus_scores(hypotheses, targets),
+            "elbo_of_translations": elbo_of_translations(model, tokenizer, sources, num_steps, arguments),
+            "seconds": seconds,
+        }
+        results.append(result)
+        print(f"{num_steps} steps: {json.dumps(result)}", flush=True)
+    metrics = {
+        "model": arguments.model,
+        "num_parameters": model.num_parameters(),
+        "test_set": arguments.test_set or Path(arguments.source_file).name,
+        "num_sentences": len(sources),
+        "num_elbo_samples": arguments.num_elbo_samples,
+        "results": results,
+        "versions": {
+            "lvnar_hf": lvnar_hf.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
+    return metrics
+
+
+if __name__ == "__main__":
+    main()

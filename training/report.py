@@ -1,0 +1,88 @@
+"""Write the tables of the README and the model cards from the results that stand in JSON beside each card.
+
+    python training/report.py
+
+The tables stand between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; no number in them is typed by hand.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+if not __package__:  # run as a script: import from the repository, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+ROOT = Path(__file__).resolve().parents[1]
+CARD_FOLDER = ROOT / "model_cards" / "lvnar-tatoeba-en-de"
+
+
+def quality_table() -> str:
+    """BLEU and chrF on the test set, ELBO on test and validation set, by refinement step."""
+    test = json.loads((CARD_FOLDER / "results" / "test.json").read_text("utf-8"))
+    valid = json.loads((CARD_FOLDER / "results" / "valid.json").read_text("utf-8"))
+    rows = [
+        "| refinement steps | BLEU, test | chrF, test | BLEU, valid | ELBO, valid | mean steps taken |",
+        "|---|---|---|---|---|---|",
+    ]
+    for on_test, on_valid in zip(test["results"], valid["results"], strict=True):
+        rows.append(
+            f"| {on_test['num_refinement_steps']} | {on_test['bleu']['score']:.1f} | {on_test['chrf']['score']:.1f} "
+            f"| {on_valid['bleu']['score']:.1f} | {on_valid['elbo_of_translations']['elbo']:.3f} "
+            f"| {on_test['elbo_of_translations']['mean_steps_taken']:.2f} |"
+        )
+    signature = test["results"][0]["bleu"]["signature"]
+    return "\n".join(rows) + (
+        f"\n\n{test['num_sentences']:,} test and {valid['num_sentences']:,} validation sentences of this project's own "
+        f"Tatoeba splits, English to German; {test['num_parameters'] / 1e6:.1f} M parameters, trained on raw data (no "
+        f"distillation), one latent, no rescoring. BLEU: `{signature}`; chrF: "
+        f"`{test['results'][0]['chrf']['signature']}`. ELBO: nats a token of the model's own translation, "
+        f"{valid['num_elbo_samples']} latent samples a sentence; higher is better."
+    )
+
+
+def latency_table() -> str:
+    """Latency at the paper's sizes beside the autoregressive baseline."""
+    benchmark = json.loads((CARD_FOLDER / "results" / "latency_paper_sizes.json").read_text("utf-8"))
+    rows = ["| system | ms a sentence (median) | std | speed-up |", "|---|---|---|---|"]
+    for name, row in benchmark["systems"].items():
+        speed_up = row["speed_up_over_baseline"]
+        rows.append(f"| {name} | {row['median_ms']:.0f} | {row['std_ms']:.0f} | {speed_up:.1f}x |")
+    machine = benchmark["machine"]
+    return "\n".join(rows) + (
+        f"\n\nSpeed-up over {benchmark['baseline']}. {benchmark['what'][0].upper()}{benchmark['what'][1:]}; `generate` "
+        f"alone, in one run on {machine['threads']} threads of {machine['processor']}; "
+        f"torch {benchmark['versions']['torch']}, transformers {benchmark['versions']['transformers']}."
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {"quality": quality_table, "latency": latency_table}
+DOCUMENTS = (ROOT / "README.md", CARD_FOLDER / "README.md")
+
+
+def render(document: str) -> str:
+    """The document with each marked table written anew.
+
+    Raises:
+        ValueError: for a marker of a table that is not known.
+    """
+
+    def replace(match: re.Match) -> str:
+        name = match["name"]
+        if name not in TABLES:
+            raise ValueError(f"There is no table {name}; known are {', '.join(TABLES)}.")
+        return f"<!-- {name}: begin -->\n{TABLES[name]()}\n<!-- {name}: end -->"
+
+    return re.sub(r"<!-- (?P<name>\w+): begin -->.*?<!-- (?P=name): end -->", replace, document, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Render every document in place."""
+    for path in DOCUMENTS:
+        path.write_text(render(path.read_text("utf-8")), "utf-8")
+        print(f"rendered {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
