@@ -34,11 +34,11 @@ SENTENCES = [
 def main(sentences: list[str]) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    torch.manual_seed(0)  # nothing below is random; this would show it
     translator = pipeline("translation", model=str(MODEL), device="cpu")
     translator("Warm up.")
-    print(f"{MODEL.name}: {translator.model.num_parameters() / 1e6:.1f} M parameters, {translator.model.dtype}, CPU, ")
-    print(f"{torch.get_num_threads()} threads. Time: one sentence at a time, tokenizer included.\n")
+    size = f"{translator.model.num_parameters() / 1e6:.1f} M parameters, {translator.model.dtype}"
+    print(f"{MODEL.name}: {size}, CPU, {torch.get_num_threads()} threads.")
+    print("Time: one sentence at a time, tokenizer included.\n")
     for sentence in sentences or SENTENCES:
         print(sentence)
         for num_steps in (0, 1):
