@@ -125,10 +125,20 @@ class LvnarGenerationMixin:
     train: Callable[..., Any]
     eval: Callable[..., Any]
 
-    def likeliest_lengths(self, length_logits: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """argmax p(l_y | z, x) as a length in [1, max_position_embeddings]: (batch,)."""
-        offsets = length_logits.argmax(-1) - self.config.max_length_offset
-        return (attention_mask.sum(-1) + offsets).clamp(1, self.config.max_position_embeddings)
+    def likeliest_lengths(
+        self, length_logits: torch.Tensor, attention_mask: torch.Tensor, max_length: int | None = None
+    ) -> torch.Tensor:
+        """argmax p(l_y | z, x) over the lengths 1 to `max_length`, by default `max_position_embeddings`: (batch,).
+
+        Where the predictor has no such length, it is the one nearest to its classes.
+        """
+        max_length = min(max_length or self.config.max_position_embeddings, self.config.max_position_embeddings)
+        num_classes = length_logits.shape[-1]
+        shortest = attention_mask.sum(-1) - self.config.max_length_offset  # the length of class 0, (batch,)
+        lengths = shortest[:, None] + torch.arange(num_classes, device=length_logits.device)
+        allowed = (lengths >= 1) & (lengths <= max_length)
+        best = length_logits.masked_fill(~allowed, float("-inf")).argmax(-1)
+        return (shortest + best).clamp(1, max_length)
 
     @torch.no_grad()
     def generate(
@@ -146,7 +156,7 @@ class LvnarGenerationMixin:
             attention_mask: (batch, source_length), 1 at valid positions; by default, all but padding ids.
             num_refinement_steps: T; 0 gives one pass from the prior's mean.
             remove_repetitions: keep only the first of consecutive equal tokens.
-            max_length: longest translation in tokens, end-of-sentence included; a longer prediction is shortened.
+            max_length: longest translation in tokens, end-of-sentence included; the likeliest length within it holds.
             return_dict_in_generate: return an `LvnarGenerateOutput`.
 
         Returns:
@@ -164,29 +174,27 @@ class LvnarGenerationMixin:
         arguments = {n: v for n, v in arguments.items() if v is not None or n not in _AUTOREGRESSIVE_ARGUMENTS}
         options = self._decoding_options(generation_config, arguments)
         attention_mask = self.check_source(input_ids, attention_mask)
-        was_training = self.training
-        self.eval()
-        try:
-            steps = self._refine(input_ids, attention_mask, options)
-        finally:
-            self.train(was_training)
-        sequences = steps.sequences
+        if self.training:  # dropout would make the translation random
+            self.eval()
+            try:
+                output = self._refine(input_ids, attention_mask, options)
+            finally:
+                self.train()
+        else:
+            output = self._refine(input_ids, attention_mask, options)
         if options.remove_repetitions:
-            sequences = remove_repeated_tokens(sequences, self.config.pad_token_id)
-        if not options.return_dict_in_generate:
-            return sequences
-        steps.sequences = sequences
-        return steps
+            output.sequences = remove_repeated_tokens(output.sequences, self.config.pad_token_id)
+        return output if options.return_dict_in_generate else output.sequences
 
     def _refine(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: DecodingOptions
     ) -> LvnarGenerateOutput:
         """Algorithm 1 on a batch; `sequences` is the last translation, as the decoder gave it."""
         with_bounds = bool(options.return_dict_in_generate)
-        max_length = min(options.max_length or self.config.max_position_embeddings, self.config.max_position_embeddings)
+        max_length = options.max_length
         source = self.encode(input_ids, attention_mask)
-        targets, bounds = self._translate(source, source.prior_means, max_length, with_bounds)
-        targets_per_step, bounds_per_step = [targets], [bounds]
+        targets, lower_bounds = self._translate(source, source.prior_means, max_length, with_bounds)
+        targets_per_step, bounds_per_step = [targets], [lower_bounds]
         num_steps_taken = input_ids.new_zeros(input_ids.shape[0])
         active = torch.arange(input_ids.shape[0], device=input_ids.device)  # sentences that may still change
         for _ in range(options.num_refinement_steps):
@@ -197,26 +205,27 @@ class LvnarGenerationMixin:
             targets, refined, previous = self._pad_to_one_length(targets, refined, previous)
             targets = targets.index_copy(0, active, refined)
             targets_per_step.append(targets)
-            if with_bounds:
-                bounds_per_step.append(bounds_per_step[-1].index_copy(0, active, refined_bounds))
+            bounds_per_step.append(bounds_per_step[-1].index_copy(0, active, refined_bounds))
             changed = (refined != previous).any(-1)
             active = active[changed]
             if active.numel() == 0:
                 break
-            source = source.select(changed)
+            if active.numel() < changed.numel():
+                source = source.select(changed)
+        longest = int((targets != self.config.pad_token_id).sum(-1).max())
         return LvnarGenerateOutput(
-            sequences=targets,
+            sequences=targets[:, :longest],
             num_steps_taken=num_steps_taken,
             sequences_per_step=tuple(targets_per_step),
             lower_bounds=torch.stack(bounds_per_step, dim=1) if with_bounds else None,
         )
 
     def _translate(
-        self, source: Any, latents: torch.Tensor, max_length: int, with_bounds: bool
+        self, source: Any, latents: torch.Tensor, max_length: int | None, with_bounds: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """argmax p(y | x, μ), length first: ids (batch, longest), padded; lower bounds (batch,), 0 if not asked."""
         length_logits = self.predict_length(source, latents)
-        lengths = self.likeliest_lengths(length_logits, source.attention_mask).clamp(max=max_length)
+        lengths = self.likeliest_lengths(length_logits, source.attention_mask, max_length)
         target_mask = lengths_to_mask(lengths, int(lengths.max()))
         logits = self.decode(source, latents, target_mask)
         padding_logits = logits[..., self.config.pad_token_id].clone()
@@ -226,10 +235,17 @@ class LvnarGenerationMixin:
             return targets, lengths.new_zeros(lengths.shape, dtype=torch.float32)
         logits[..., self.config.pad_token_id] = padding_logits
         nll, _ = token_nll(logits, targets.masked_fill(target_mask == 0, IGNORED_LABEL))
-        length_log_probs = length_logits.float().log_softmax(-1).amax(-1)
+        length_log_probs = self._length_log_probs(length_logits, lengths - source.attention_mask.sum(-1))
         log_densities = gaussian_log_density(latents, source.prior_means, source.prior_stds).sum(-1)
         log_prior = log_densities.masked_fill(source.attention_mask == 0, 0.0).sum(-1)
         return targets, -nll + length_log_probs + log_prior
+
+    def _length_log_probs(self, length_logits: torch.Tensor, length_offsets: torch.Tensor) -> torch.Tensor:
+        """log p(l_y | z, x) of l_y - |x|, (batch,); -inf where the predictor has no such class."""
+        classes = length_offsets + self.config.max_length_offset
+        in_range = (classes >= 0) & (classes < length_logits.shape[-1])
+        log_probs = length_logits.float().log_softmax(-1).gather(-1, (classes * in_range)[:, None])[:, 0]
+        return log_probs.masked_fill(~in_range, float("-inf"))
 
     def _pad_to_one_length(self, *sequences: torch.Tensor) -> tuple[torch.Tensor, ...]:
         longest = max(s.shape[1] for s in sequences)

@@ -75,8 +75,10 @@ def kl_budget_at(step: int, num_training_steps: int, initial_budget: float = 1.0
     """KL budget b at optimizer step s of M (Eq. 10): `initial_budget` while s < M/2, then down to 0 in a line.
 
     Raises:
-        ValueError: if `step` is not in [0, `num_training_steps`].
+        ValueError: if `step` is not in [0, `num_training_steps`], or there are no steps.
     """
+    if num_training_steps < 1:
+        raise ValueError(f"num_training_steps is {num_training_steps}; it must be at least 1.")
     if not 0 <= step <= num_training_steps:
         raise ValueError(f"step is {step}; it must be in [0, {num_training_steps}], the number of training steps.")
     half = num_training_steps / 2

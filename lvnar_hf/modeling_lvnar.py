@@ -269,9 +269,10 @@ class LvnarLengthPredictor(nn.Module):
 
     def forward(self, latents: torch.Tensor, source_states: torch.Tensor, source_mask: torch.Tensor) -> torch.Tensor:
         """(batch, 2 * max_length_offset + 1) logits."""
-        features = torch.cat([latents.to(source_states.dtype), source_states], dim=-1)
-        weights = source_mask.to(features.dtype)[..., None]
-        return self.proj((features * weights).sum(1) / weights.sum(1))
+        features = torch.cat([latents, source_states.float()], dim=-1)
+        weights = source_mask.float()[..., None]  # float32: 16 bits cannot count beyond 256
+        pooled = (features * weights).sum(1) / weights.sum(1)
+        return self.proj(pooled.to(source_states.dtype))
 
 
 class LvnarLengthTransform(nn.Module):
@@ -298,7 +299,7 @@ class LvnarLengthTransform(nn.Module):
         ratios = source_mask.sum(-1).float() / target_lengths  # |x| / l_y, (batch,)
         centres = ratios[:, None] * target_positions  # (batch, max_target_length)
         distances = source_positions - centres[..., None]  # (batch, max_target_length, source_length)
-        scores = -distances.square() / (2 * torch.exp(2 * self.log_sigma.float()))
+        scores = -0.5 * (distances * torch.exp(-self.log_sigma.float())).square()  # a_jk, σ = exp(log_sigma)
         scores = scores.masked_fill(source_mask[:, None, :] == 0, float("-inf"))
         return scores.softmax(-1) @ latents.float()
 
