@@ -19,10 +19,10 @@ if not __package__:  # run as a script: import from the repository, not from thi
 
 import torch
 import transformers
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser, PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser
 
 import lvnar_hf
-from training.scoring import ELBO_PARTS, corpus_scores, estimate_elbo, labels_from_sequences, translate_texts
+from training.scoring import corpus_scores, elbo_of_translations, translate_texts
 from training.text import read_lines
 
 
@@ -39,32 +39,6 @@ class EvaluationArguments:
     num_elbo_samples: int = field(default=20, metadata={"help": "latent samples a sentence"})
     batch_size: int = field(default=64, metadata={"help": "sentences translated at once"})
     seed: int = field(default=1, metadata={"help": "of the latent samples"})
-
-
-def elbo_of_translations(
-    model: PreTrainedModel, tokenizer: Any, texts: list[str], num_steps: int, arguments: EvaluationArguments
-) -> dict[str, float]:
-    """ELBO, in nats a token, of the model's own translations before repetitions are removed (the paper's Fig. 3)."""
-    generator = torch.Generator(device=model.device).manual_seed(arguments.seed)
-    sums, num_tokens, num_steps_taken = dict.fromkeys(ELBO_PARTS, 0.0), 0, 0
-    for start in range(0, len(texts), arguments.batch_size):
-        batch = tokenizer(
-            texts[start : start + arguments.batch_size],
-            padding=True,
-            truncation=True,
-            max_length=model.config.max_position_embeddings,
-            return_tensors="pt",
-        ).to(model.device)
-        output = model.generate(
-            **batch, num_refinement_steps=num_steps, remove_repetitions=False, return_dict_in_generate=True
-        )
-        labels = labels_from_sequences(output.sequences, model.config.pad_token_id)
-        elbo = estimate_elbo(model, {**batch, "labels": labels}, arguments.num_elbo_samples, generator)
-        for name in ELBO_PARTS:
-            sums[name] += float(elbo[name].sum())
-        num_tokens += int((labels >= 0).sum())
-        num_steps_taken += int(output.num_steps_taken.sum())
-    return {**{n: s / num_tokens for n, s in sums.items()}, "mean_steps_taken": num_steps_taken / len(texts)}
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -95,7 +69,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         result = {
             "num_refinement_steps": num_steps,
             **corpus_scores(hypotheses, targets),
-            "elbo_of_translations": elbo_of_translations(model, tokenizer, sources, num_steps, arguments),
+            "elbo_of_translations": elbo_of_translations(
+                model,
+                tokenizer,
+                sources,
+                num_steps,
+                num_samples=arguments.num_elbo_samples,
+                seed=arguments.seed,
+                batch_size=arguments.batch_size,
+            ),
             "seconds": seconds,
         }
         results.append(result)

@@ -78,6 +78,37 @@ def estimate_elbo(
     return {name: total / num_samples for name, total in sums.items()}
 
 
-def labels_from_sequences(sequences: torch.Tensor, pad_token_id: int) -> torch.Tensor:
-    """Translations as labels: padding becomes -100."""
-    return sequences.masked_fill(sequences == pad_token_id, IGNORED_LABEL)
+def elbo_of_translations(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    num_steps: int,
+    num_samples: int,
+    seed: int,
+    batch_size: int = 64,
+) -> dict[str, float]:
+    """ELBO of the model's own translations, before repetitions are removed (the paper's Fig. 3).
+
+    Returns:
+        The ELBO and its parts in nats a token, and `mean_steps_taken`, refinement steps a sentence.
+    """
+    generator = torch.Generator(device=model.device).manual_seed(seed)
+    sums, num_tokens, num_steps_taken = dict.fromkeys(ELBO_PARTS, 0.0), 0, 0
+    for start in range(0, len(texts), batch_size):
+        batch = tokenizer(
+            list(texts[start : start + batch_size]),
+            padding=True,
+            truncation=True,
+            max_length=model.config.max_position_embeddings,
+            return_tensors="pt",
+        ).to(model.device)
+        output = model.generate(
+            **batch, num_refinement_steps=num_steps, remove_repetitions=False, return_dict_in_generate=True
+        )
+        labels = output.sequences.masked_fill(output.sequences == model.config.pad_token_id, IGNORED_LABEL)
+        elbo = estimate_elbo(model, {**batch, "labels": labels}, num_samples, generator)
+        for name in ELBO_PARTS:
+            sums[name] += float(elbo[name].sum())
+        num_tokens += int((labels != IGNORED_LABEL).sum())
+        num_steps_taken += int(output.num_steps_taken.sum())
+    return {**{n: s / num_tokens for n, s in sums.items()}, "mean_steps_taken": num_steps_taken / len(texts)}
