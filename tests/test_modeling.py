@@ -5,9 +5,9 @@ That its numbers are those of the paper's equations is shown in test_reference.p
 
 import pytest
 import torch
-from conftest import make_batch, make_model, overlay_versions, run_with_transformers, tiny_config
 
 from lvnar_hf import LvnarForConditionalGeneration
+from tests.conftest import make_batch, make_model, overlay_versions, run_with_transformers, tiny_config
 
 LENGTHS = [(7, 9), (3, 4), (10, 6), (1, 1)]
 PARTS = ("token_nll", "kl", "budgeted_kl", "length_nll", "elbo", "length_accuracy")

@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 import torch
-from conftest import overlay_versions, run_with_transformers
 from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianConfig, MarianMTModel, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from lvnar_hf import LvnarTranslationPipeline
+from tests.conftest import overlay_versions, run_with_transformers
 
 TEXTS = ["Where is the station?", "", "I do not know.", "   ", "Tom laughed.", "日本語 \U0001f600"]
 

@@ -65,7 +65,8 @@ def joint() -> LvnarTokenizer:
 
 @pytest.fixture(scope="session")
 def separate() -> LvnarTokenizer:
-    return train_tokenizer(SOURCE_TEXTS, TARGET_TEXTS, vocab_size=310, target_vocab_size=320, joint=False)
+    sizes = {"vocab_size": 310, "target_vocab_size": 320, "max_length": 64}
+    return train_tokenizer(SOURCE_TEXTS, TARGET_TEXTS, joint=False, **sizes)
 
 
 @pytest.fixture(params=["joint", "separate"])
@@ -344,34 +345,44 @@ def text_files(tmp_path) -> tuple[Path, Path]:
 
 def test_command_with_flags(text_files, tmp_path, joint):
     source, target = text_files
-    command = [sys.executable, str(ROOT / "training" / "tokenizer.py"), "--source_files", source, "--target_files"]
-    command += [target, "--vocab_size", "330", "--max_length", "64", "--output_folder", tmp_path / "out"]
+    arguments = ["--train_source_files", str(source), "--train_target_files", str(target), "--vocab_size", "330"]
+    arguments += ["--max_position_embeddings", "64", "--tokenizer_folder", str(tmp_path / "out")]
+    command = [sys.executable, str(ROOT / "training" / "tokenizer.py"), *arguments]
     result = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("vocabulary 330") == 2 and "tokens a sentence" in result.stdout
     assert answers(AutoTokenizer.from_pretrained(tmp_path / "out")) == answers(joint)
-    again = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=tmp_path)
-    assert again.returncode != 0 and "--overwrite" in again.stderr
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        main(arguments)
 
 
-def test_command_with_a_file(text_files, tmp_path, separate, capsys):
+def test_command_with_a_recipe(text_files, tmp_path, separate, capsys):
     source, target = text_files
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").touch()
-    lines = [f"source_files: {source}", f"target_files: [{target}]", f"output_folder: {tmp_path / 'out'}"]
-    lines += ["vocab_size: 310", "target_vocab_size: 320", "joint: false", "overwrite: true"]
-    (tmp_path / "config.yaml").write_text("\n".join(lines))
-    assert answers(main(["--config", str(tmp_path / "config.yaml")])) == answers(separate)
+    recipe = {
+        "data": {"train_source_files": [str(source)], "train_target_files": [str(target)]},
+        "tokenizer": {"vocab_size": 310, "target_vocab_size": 330, "joint": False, "overwrite": True},
+        "model": {"tokenizer_folder": str(tmp_path / "out"), "max_position_embeddings": 64},
+        "training": {"max_steps": 1},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    tokenizer = main(["--config", str(tmp_path / "recipe.yaml"), "--target_vocab_size", "320"])
+    assert answers(tokenizer) == answers(separate)
     assert "target: vocabulary 320" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main(["--config", str(tmp_path / "config.yaml"), "--overwrite"])
 
 
 def test_command_refuses_unequal_sides(text_files, tmp_path):
     source, target = map(str, text_files)
-    arguments = ["--source_files", source, source, "--target_files", target, "--output_folder", str(tmp_path / "out")]
-    with pytest.raises(ValueError, match="24 source lines but 12 target lines"):
-        main(arguments)
+    arguments = ["--train_source_files", source, source, "--train_target_files", target, "--tokenizer_folder"]
+    with pytest.raises(ValueError, match=r"different numbers of lines: 24 in .*, 12 in"):
+        main([*arguments, str(tmp_path / "out")])
+
+
+def test_command_needs_a_folder(text_files):
+    source, target = map(str, text_files)
+    with pytest.raises(ValueError, match="Give --tokenizer_folder"):
+        main(["--train_source_files", source, "--train_target_files", target])
 
 
 def test_read_lines_splits_at_newlines_alone(tmp_path):

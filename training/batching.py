@@ -32,7 +32,10 @@ def plan_batches(
     source, target = np.asarray(source_lengths), np.asarray(target_lengths)
     longest = np.maximum(source, target)
     if len(longest) and longest.max() > max_tokens:
-        raise ValueError(f"A pair has {longest.max()} tokens on a side; max_tokens_per_batch is {max_tokens}.")
+        raise ValueError(
+            f"A pair has {longest.max()} tokens on a side; max_tokens_per_batch is {max_tokens}. Raise it, or leave "
+            "such pairs out: lower max_sentence_length for training, max_position_embeddings for validation."
+        )
     generator = np.random.default_rng([seed, epoch])
     # Nearly equal target lengths, within them by source length: little padding on either side.
     order = np.lexsort((generator.random(len(longest)), source, target))

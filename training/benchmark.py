@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             }
             for name, times in milliseconds.items()
         },
-        "machine": {"processor": _processor(), "threads": arguments.num_threads, "cores": os.cpu_count()},
+        "machine": {"processor": describe_processor(), "threads": arguments.num_threads, "cores": os.cpu_count()},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     print(f"{'system':<28} {'median ms':>10} {'std':>7} {'speed-up over ' + baseline:>40}")
@@ -130,7 +130,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return result
 
 
-def _processor() -> str:
+def describe_processor() -> str:
+    """The processor's name, as the system gives it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().split("\n") if cpuinfo.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]

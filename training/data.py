@@ -1,14 +1,13 @@
 """Parallel text to token ids: read, cleaned with counted reasons, tokenised."""
 
 from collections.abc import Iterator, Sequence
-from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
-from training.text import read_lines
+from training.text import check_parallel, read_files
 
 TEXT_FEATURES = Features({"row_id": Value("int64"), "source": Value("string"), "target": Value("string")})
 
@@ -17,23 +16,12 @@ def load_text_pairs(source_files: Sequence[str], target_files: Sequence[str]) ->
     """Line-aligned files to a dataset with the columns `row_id` (from 0), `source` and `target`.
 
     Raises:
-        FileNotFoundError: for a file that is not there.
-        ValueError: if no files are given, or the sides have different numbers of lines, or a line is not UTF-8.
+        FileNotFoundError, ValueError: what `check_parallel` refuses.
     """
-    if not source_files or not target_files:
-        raise ValueError(f"Both sides need text files; given source {source_files}, target {target_files}.")
-    for path in (*source_files, *target_files):
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"There is no text file {path}.")
+    check_parallel(source_files, target_files)
     # The sizes and times are part of what `datasets` caches by, so that an edited file is read again.
     # Tuples, since `datasets` takes lists for shards.
     stamps = tuple((Path(p).stat().st_size, Path(p).stat().st_mtime_ns) for p in (*source_files, *target_files))
-    counts = [sum(1 for _ in chain.from_iterable(map(read_lines, files))) for files in (source_files, target_files)]
-    if counts[0] != counts[1]:
-        raise ValueError(
-            f"The sides have different numbers of lines: {counts[0]} in {list(source_files)}, "
-            f"{counts[1]} in {list(target_files)}."
-        )
     return Dataset.from_generator(
         _generate_rows,
         features=TEXT_FEATURES,
@@ -44,8 +32,8 @@ def load_text_pairs(source_files: Sequence[str], target_files: Sequence[str]) ->
 def _generate_rows(
     source_files: tuple[str, ...], target_files: tuple[str, ...], stamps: tuple
 ) -> Iterator[dict[str, Any]]:
-    sides = (chain.from_iterable(map(read_lines, files)) for files in (source_files, target_files))
-    for row_id, (source, target) in enumerate(zip_longest(*sides)):
+    sides = zip(read_files(source_files), read_files(target_files), strict=True)
+    for row_id, (source, target) in enumerate(sides):
         yield {"row_id": row_id, "source": source, "target": target}
 
 

@@ -5,9 +5,11 @@ Each entry script reads the sections it needs; a flag on the command line goes b
 
 import dataclasses
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -26,6 +28,20 @@ class DataArguments:
     max_sentence_length: int = field(
         default=60, metadata={"help": "longest side of a training pair, in tokens; longer pairs are left out"}
     )
+
+
+@dataclass
+class TokenizerArguments:
+    """Section `tokenizer`: how the vocabulary is made; it goes to `tokenizer_folder` of section `model`."""
+
+    vocab_size: int = field(default=8000, metadata={"help": "ids of the joint, or else of the source vocabulary"})
+    target_vocab_size: int | None = field(
+        default=None, metadata={"help": "ids of the target vocabulary with --joint false; vocab_size if not given"}
+    )
+    joint: bool = field(default=True, metadata={"help": "one vocabulary for both sides"})
+    normalization: str = field(default="nfc", metadata={"help": "Unicode form: nfc, nfkc or none"})
+    min_character_count: int = field(default=5, metadata={"help": "rarer characters are spelt in bytes"})
+    overwrite: bool = field(default=False, metadata={"help": "write into a tokenizer folder that is not empty"})
 
 
 @dataclass
@@ -79,33 +95,86 @@ class OptimizationArguments:
     keep_last_checkpoints: int = field(default=3, metadata={"help": "checkpoints kept, one an epoch; best is apart"})
     log_every_steps: int = field(default=50, metadata={"help": "steps between lines of log.jsonl"})
     valid_bleu_sentences: int = field(
-        default=500, metadata={"help": "validation sentences translated each epoch with 0 and 1 steps; 0: none"}
+        default=500, metadata={"help": "about as many validation sentences are translated each epoch; 0: none"}
     )
+
+    def __post_init__(self) -> None:
+        at_least_one = ("max_steps", "max_tokens_per_batch", "gradient_accumulation_steps", "log_every_steps")
+        for name, least in (*((name, 1) for name in at_least_one), ("keep_last_checkpoints", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+
+
+# Every section that a recipe may have; a script reads some, and a file is checked against all.
+SECTIONS: dict[str, type] = {
+    "data": DataArguments,
+    "tokenizer": TokenizerArguments,
+    "model": ModelArguments,
+    "training": OptimizationArguments,
+}
 
 
 def parse_recipe(sections: dict[str, type], argv: list[str] | None = None) -> tuple[Any, ...]:
     """Read `--config recipe.yaml` and flags into one dataclass instance a section.
 
     Args:
-        sections: section name to dataclass, in the order of the result.
+        sections: section name to dataclass, in the order of the result; other sections of the file are checked alone.
         argv: command line; by default that of the process.
 
     Raises:
-        ValueError: for a recipe that is no mapping of sections, or a key that its section does not have.
+        ValueError: for a recipe that is no mapping of sections, a section or key that is unknown, or a value of
+            another type than its key's.
     """
     parser = HfArgumentParser(list(sections.values()), allow_abbrev=False)
     parser.add_argument("--config", help="recipe (YAML) with the sections " + ", ".join(sections))
     argv = sys.argv[1:] if argv is None else argv
     given = parser.parse_args(argv)
     if given.config is not None:
-        recipe = yaml.safe_load(Path(given.config).read_text(encoding="utf-8"))
-        if not isinstance(recipe, dict) or not all(isinstance(section, dict) for section in recipe.values()):
-            raise ValueError(f"{given.config} must hold sections of keys and values: {', '.join(sections)}.")
-        for name, arguments_class in sections.items():
-            known = {f.name for f in dataclasses.fields(arguments_class)}
-            unknown = sorted(set(recipe.get(name, {})) - known)
-            if unknown:
-                raise ValueError(f"{given.config}, section {name}: unknown {unknown}; known are {sorted(known)}.")
+        recipe = read_recipe(given.config, {**SECTIONS, **sections})
+        for name in sections:
             parser.set_defaults(**recipe.get(name, {}))
     *results, _ = parser.parse_args_into_dataclasses(argv)
     return tuple(results)
+
+
+def read_recipe(path: str | Path, sections: dict[str, type]) -> dict[str, dict[str, Any]]:
+    """The sections of a recipe file, each key and type checked; a key that is not in the file is not in the result.
+
+    Raises:
+        ValueError: see `parse_recipe`.
+    """
+    with open(path, encoding="utf-8") as file:
+        recipe = yaml.safe_load(file)
+    if not isinstance(recipe, dict) or not all(isinstance(section, dict) for section in recipe.values()):
+        raise ValueError(f"{path} must hold sections of keys and values: {', '.join(sections)}.")
+    if unknown := sorted(map(str, set(recipe) - set(sections))):
+        raise ValueError(f"{path}: unknown sections {unknown}; known are {list(sections)}.")
+    checked = {}
+    for name, section in recipe.items():
+        types = get_type_hints(sections[name])
+        if unknown := sorted(map(str, set(section) - set(types))):
+            raise ValueError(f"{path}, section {name}: unknown keys {unknown}; known are {sorted(types)}.")
+        checked[name] = {
+            key: _check_type(value, types[key], f"{path}, section {name}: {key}") for key, value in section.items()
+        }
+    return checked
+
+
+def _check_type(value: Any, expected: Any, where: str) -> Any:
+    """The value, if it is of the type that a field is annotated with; `where` begins the error message."""
+    alternatives = get_args(expected) if get_origin(expected) in (Union, UnionType) else (expected,)
+    for alternative in alternatives:
+        if get_origin(alternative) is list:
+            if isinstance(value, list) and all(isinstance(item, get_args(alternative)) for item in value):
+                return value
+        elif alternative is float:
+            # YAML 1.1 reads 7e-4, without a point, as text.
+            if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+                with suppress(ValueError):
+                    return float(value)
+        elif isinstance(value, alternative) and (alternative is bool or not isinstance(value, bool)):
+            return value
+    names = {str: 'text (in quotes, if YAML takes it for something else, as it does "no" and 1)', int: "a whole number"}
+    names |= {float: "a number", bool: "true or false", NoneType: "null", list[str]: "a list of texts, [a, b]"}
+    allowed = " or ".join(names.get(alternative, str(alternative)) for alternative in alternatives)
+    raise ValueError(f"{where} is {value!r}; it must be {allowed}.")

@@ -57,8 +57,47 @@ def latency_table() -> str:
     )
 
 
-TABLES: dict[str, Callable[[], str]] = {"quality": quality_table, "latency": latency_table}
-DOCUMENTS = (ROOT / "README.md", CARD_FOLDER / "README.md")
+def training_table() -> str:
+    """Validation after each epoch of the run that made the model."""
+    lines = [json.loads(line) for line in (CARD_FOLDER / "results" / "log.jsonl").read_text("utf-8").splitlines()]
+    rows = [
+        "| epoch | step | ELBO | token NLL | KL | length NLL | length accuracy | BLEU, 0 steps | BLEU, 1 step |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        if line["kind"] == "valid":
+            parts = " | ".join(f"{line[name]:.3f}" for name in ("elbo", "token_nll", "kl", "length_nll"))
+            bleu = " | ".join(f"{line[f'bleu_{steps}_steps']:.1f}" for steps in (0, 1))
+            rows.append(f"| {line['epoch'] + 1} | {line['step']} | {parts} | {line['length_accuracy']:.2f} | {bleu} |")
+    return (
+        "\n".join(rows) + "\n\nNats a target token on the 2,000 validation pairs; BLEU (13a, cased) on the first 500, "
+        "which are its shortest (since this run the 500 are taken at even distances)."
+    )
+
+
+def training_step_table() -> str:
+    """Where the time of a training step goes."""
+    step = json.loads((CARD_FOLDER / "results" / "training_step.json").read_text("utf-8"))
+    total = sum(step["seconds"].values())
+    rows = ["| part of the step | seconds | share |", "|---|---|---|"]
+    rows += [f"| {part} | {seconds:.3f} | {seconds / total:.0%} |" for part, seconds in step["seconds"].items()]
+    rows += ["", "| operator | share of the step |", "|---|---|"]
+    rows += [f"| `{name}` | {share:.0%} |" for name, share in step["operator_shares"].items() if share >= 0.02]
+    return "\n".join(rows) + (
+        f"\n\n{step['target_tokens_per_second']:,.0f} target tokens a second: {step['num_parameters'] / 1e6:.1f} M "
+        f"parameters, {step['num_sentences']} sentences of {step['sentence_length']} tokens a step, float32, "
+        f"{step['machine']['threads']} threads of {step['machine']['processor']}, torch {step['versions']['torch']}; "
+        "nothing else running."
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "quality": quality_table,
+    "latency": latency_table,
+    "training": training_table,
+    "training_step": training_step_table,
+}
+DOCUMENTS = (ROOT / "README.md", CARD_FOLDER / "README.md", ROOT / "EXPERIMENTS.md")
 
 
 def render(document: str) -> str:

@@ -1,7 +1,8 @@
 """Reading line-aligned text: one sentence a line, UTF-8, plain or gzip."""
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 
@@ -21,3 +22,32 @@ def read_lines(path: str | Path) -> Iterator[str]:
                 yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not valid UTF-8 ({error})") from error
+
+
+def read_files(paths: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of several files, one file after another."""
+    return chain.from_iterable(map(read_lines, paths))
+
+
+def check_parallel(source_files: Sequence[str], target_files: Sequence[str]) -> int:
+    """Read both sides once and return their number of lines.
+
+    Raises:
+        FileNotFoundError: for a file that is not there.
+        ValueError: if a side has no files or no lines, or the sides have different numbers of lines, or a line is not
+            UTF-8.
+    """
+    if not source_files or not target_files:
+        raise ValueError(f"Both sides need text files; given source {source_files}, target {target_files}.")
+    for path in (*source_files, *target_files):
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"There is no text file {path}.")
+    num_source_lines, num_target_lines = (sum(1 for _ in read_files(files)) for files in (source_files, target_files))
+    if num_source_lines != num_target_lines:
+        raise ValueError(
+            f"The sides have different numbers of lines: {num_source_lines} in {list(source_files)}, "
+            f"{num_target_lines} in {list(target_files)}."
+        )
+    if not num_source_lines:
+        raise ValueError(f"There is not a line in {list(source_files)} and {list(target_files)}.")
+    return num_source_lines

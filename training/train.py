@@ -1,21 +1,23 @@
 """Train a latent-variable non-autoregressive model.
 
-accelerate launch training/train.py --config training/configs/tatoeba_en_de.yaml --output_folder runs/tatoeba_en_de
+accelerate launch training/train.py --config training/configs/tatoeba_en_de.yaml
 """
 
 import sys
 from pathlib import Path
 
-if str(Path(__file__).resolve().parents[1]) not in sys.path:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a script: import from the repository, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import datasets
+import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from lvnar_hf import LvnarForConditionalGeneration, LvnarTokenizer
 from training.data import load_text_pairs, tokenize_pairs
 from training.recipe import DataArguments, ModelArguments, OptimizationArguments, parse_recipe
-from training.trainer import LvnarTrainer
+from training.trainer import LvnarTrainer, prepare_output_folder
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -31,8 +33,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         raise ValueError("Give --output_folder and --tokenizer_folder, or name them in the recipe.")
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     folder = Path(arguments.output_folder)
-    if accelerator.is_main_process and not arguments.overwrite and folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty: name another --output_folder, or give --overwrite.")
+    if accelerator.is_main_process:
+        prepare_output_folder(folder, arguments.overwrite)
+    else:
+        datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()  # else a bar for each file of each checkpoint
     accelerator.wait_for_everyone()
 
     tokenizer = LvnarTokenizer.from_pretrained(sizes.tokenizer_folder)

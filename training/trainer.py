@@ -22,6 +22,7 @@ from lvnar_hf import LvnarForConditionalGeneration
 from lvnar_hf.losses_lvnar import kl_budget_at
 from training.batching import TokenBudgetBatchSampler, TranslationCollator
 from training.recipe import OptimizationArguments
+from training.scoring import corpus_scores, translate_texts
 
 PARTS = ("token_nll", "kl", "budgeted_kl", "length_nll", "elbo")
 
@@ -40,6 +41,21 @@ def learning_rate_factor(step: int, warmup_steps: int, max_steps: int, cooldown_
     if cooldown_steps:
         factor *= min(1.0, max(0, max_steps + 1 - step) / cooldown_steps)
     return factor
+
+
+def prepare_output_folder(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder with something in it; or, with `overwrite`, remove what an earlier run has written there.
+
+    Raises:
+        FileExistsError: if the folder is not empty and `overwrite` is False.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{folder} is not empty: name another --output_folder, or give --overwrite.")
+    (folder / "log.jsonl").unlink(missing_ok=True)
+    for name in ("checkpoints", "best"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 class LvnarTrainer:
@@ -93,6 +109,12 @@ class LvnarTrainer:
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
+        self.valid_sampler = TokenBudgetBatchSampler(
+            valid_pairs.with_format("numpy")["source_length"][:],
+            valid_pairs.with_format("numpy")["target_length"][:],
+            max_tokens=arguments.max_tokens_per_batch,
+            seed=0,
+        )
         self.step = 0
         self.best_elbo = -math.inf
 
@@ -102,38 +124,44 @@ class LvnarTrainer:
         Raises:
             NonFiniteLossError: checkpoints written until then stay.
         """
-        arguments = self.arguments
+        is_main = self.accelerator.is_main_process
         best_metrics: dict[str, float] = {}
-        progress = tqdm(total=arguments.max_steps, disable=not self.accelerator.is_main_process, unit="step")
         window = _LogWindow()
-        for epoch in count():
-            self.sampler.set_epoch(epoch)
-            loader = DataLoader(self.train_pairs, batch_sampler=self.sampler, collate_fn=self.collator)
-            self.model.train()
-            for group in _groups(iter(loader), arguments.gradient_accumulation_steps):
-                loaded = time.perf_counter()
-                entry = self._optimizer_step(group)
-                window.add(entry, seconds_loading=loaded - window.last_time)
-                progress.update()
-                if self.step % arguments.log_every_steps == 0:
-                    line = window.summary()
-                    self._log({"kind": "train", "epoch": epoch, "step": self.step, **line})
-                    progress.set_postfix(loss=f"{line['loss']:.3f}", tok_s=f"{line['target_tokens_per_second']:.0f}")
-                if self.step == arguments.max_steps:
+        with tqdm(total=self.arguments.max_steps, disable=not is_main, unit="step", mininterval=1.0) as progress:
+            for epoch in count():
+                self._train_epoch(epoch, window, progress)
+                metrics = self.validate()
+                self._log({"kind": "valid", "epoch": epoch, "step": self.step, **metrics})
+                if is_main:
+                    values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+                    progress.write(f"epoch {epoch}, step {self.step}: {values}")
+                self._save(self.output_folder / "checkpoints" / f"step-{self.step:07d}")
+                self._remove_old_checkpoints()
+                if metrics["elbo"] > self.best_elbo:
+                    self.best_elbo, best_metrics = metrics["elbo"], metrics
+                    self._save(self.output_folder / "best")
+                if self.step == self.arguments.max_steps:
                     break
-            metrics = self.validate()
-            self._log({"kind": "valid", "epoch": epoch, "step": self.step, **metrics})
-            progress.write(f"epoch {epoch}, step {self.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
-            self._save(self.output_folder / "checkpoints" / f"step-{self.step:07d}")
-            self._remove_old_checkpoints()
-            if metrics["elbo"] > self.best_elbo:
-                self.best_elbo, best_metrics = metrics["elbo"], metrics
-                self._save(self.output_folder / "best")
+                window.leave_out_pause()
+        return best_metrics
+
+    def _train_epoch(self, epoch: int, window: "_LogWindow", progress: tqdm) -> None:
+        """The steps of one epoch, or those that are left of the run."""
+        arguments = self.arguments
+        self.sampler.set_epoch(epoch)
+        loader = DataLoader(self.train_pairs, batch_sampler=self.sampler, collate_fn=self.collator)
+        self.model.train()
+        for group in _groups(iter(loader), arguments.gradient_accumulation_steps):
+            loaded = time.perf_counter()
+            entry = self._optimizer_step(group)
+            window.add(entry, seconds_loading=loaded - window.last_time)
+            progress.update()
+            if self.step % arguments.log_every_steps == 0:
+                line = window.summary()
+                self._log({"kind": "train", "epoch": epoch, "step": self.step, **line})
+                progress.set_postfix(loss=f"{line['loss']:.3f}", tok_s=f"{line['target_tokens_per_second']:.0f}")
             if self.step == arguments.max_steps:
-                progress.close()
-                return best_metrics
-            window.restart_clock()
-        raise AssertionError("unreachable")
+                break
 
     def _optimizer_step(self, group: list[dict[str, torch.Tensor]]) -> dict[str, float]:
         """One step on the batches of a group; sums over the batch of all processes, and what the step used."""
@@ -199,14 +227,8 @@ class LvnarTrainer:
         model = accelerator.unwrap_model(self.model)
         model.eval()
         generator = torch.Generator(device=accelerator.device).manual_seed(self.arguments.seed)
-        plan = TokenBudgetBatchSampler(
-            self.valid_pairs.with_format("numpy")["source_length"][:],
-            self.valid_pairs.with_format("numpy")["target_length"][:],
-            max_tokens=self.arguments.max_tokens_per_batch,
-            seed=0,
-        )
         totals = torch.zeros(len(PARTS) + 3, dtype=torch.float64, device=accelerator.device)
-        for batch in DataLoader(self.valid_pairs, batch_sampler=plan, collate_fn=self.collator):
+        for batch in DataLoader(self.valid_pairs, batch_sampler=self.valid_sampler, collate_fn=self.collator):
             inputs = {n: batch[n].to(accelerator.device) for n in ("input_ids", "attention_mask", "labels")}
             with accelerator.autocast():
                 output = model(**inputs, generator=generator)
@@ -227,28 +249,18 @@ class LvnarTrainer:
         return metrics
 
     def _validation_bleu(self, model: LvnarForConditionalGeneration) -> dict[str, float]:
-        """BLEU (13a, cased) of the first validation sentences, with no and with one refinement step."""
-        from sacrebleu import BLEU
-
-        num_sentences = self.arguments.valid_bleu_sentences
-        if not num_sentences:
+        """BLEU (13a, cased) of validation sentences taken at even distances, with no and with one refinement step."""
+        sources, targets = self.valid_texts
+        if not self.arguments.valid_bleu_sentences:
             return {}
-        sources, targets = (texts[:num_sentences] for texts in self.valid_texts)
+        # Not the first ones: a file may be sorted by length.
+        every = max(1, len(sources) // self.arguments.valid_bleu_sentences)
+        sources, targets = sources[::every], targets[::every]
         metrics = {}
         for num_steps in (0, 1):
-            hypotheses = []
-            for start in range(0, len(sources), 64):
-                encoded = self.tokenizer(
-                    sources[start : start + 64],
-                    padding=True,
-                    truncation=True,
-                    max_length=model.config.max_position_embeddings,
-                    return_tensors="pt",
-                ).to(model.device)
-                with self.accelerator.autocast():
-                    sequences = model.generate(**encoded, num_refinement_steps=num_steps)
-                hypotheses += self.tokenizer.batch_decode(sequences, skip_special_tokens=True)
-            metrics[f"bleu_{num_steps}_steps"] = BLEU().corpus_score(hypotheses, [targets]).score
+            with self.accelerator.autocast():
+                hypotheses = translate_texts(model, self.tokenizer, sources, num_refinement_steps=num_steps)
+            metrics[f"bleu_{num_steps}_steps"] = corpus_scores(hypotheses, targets)["bleu"]["score"]
         return metrics
 
     def _log(self, line: dict[str, Any]) -> None:
@@ -268,6 +280,7 @@ class LvnarTrainer:
         self.tokenizer.save_pretrained(unfinished)
         if folder.exists():
             replaced = folder.with_name(folder.name + ".replaced")
+            shutil.rmtree(replaced, ignore_errors=True)
             os.rename(folder, replaced)
             os.rename(unfinished, folder)
             shutil.rmtree(replaced)
@@ -293,10 +306,12 @@ class _LogWindow:
     def __init__(self) -> None:
         self.entries: list[dict[str, float]] = []
         self.seconds_loading = 0.0
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
         self.start = self.last_time = time.perf_counter()
+
+    def leave_out_pause(self) -> None:
+        """Not count the time since the last step, in which something else was done."""
+        now = time.perf_counter()
+        self.start, self.last_time = self.start + (now - self.last_time), now
 
     def add(self, entry: dict[str, float], seconds_loading: float) -> None:
         self.entries.append(entry)
@@ -319,5 +334,5 @@ class _LogWindow:
             "loading_share": self.seconds_loading / seconds,
         }
         self.entries, self.seconds_loading = [], 0.0
-        self.restart_clock()
+        self.start = self.last_time
         return line
