@@ -2,7 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP_ARGS ?=
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+# The pins are for Python 3.11 and newer.
+CONSTRAINTS = $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")')
 
 # Other versions of transformers, laid over the virtual environment by PYTHONPATH for single tests.
 OVERLAYS = $(patsubst tests/overlays/%.txt,.overlays/%/.installed,$(wildcard tests/overlays/*.txt))
@@ -32,11 +35,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP_INSTALL) -c constraints.txt -e '.[eval]'
+	$(PIP_INSTALL) $(CONSTRAINTS) -e '.[eval]'
 	touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP_INSTALL) -c constraints.txt -e '.[dev]'
+	$(PIP_INSTALL) $(CONSTRAINTS) -e '.[dev]'
 	touch $@ $(VENV)/.demo
 
 .overlays/%/.installed: tests/overlays/%.txt $(BIN)/python

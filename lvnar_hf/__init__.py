@@ -51,7 +51,8 @@ def _register() -> None:
     LvnarTokenizer.register_for_auto_class("AutoTokenizer")
 
     registry = pipelines.PIPELINE_REGISTRY
-    registry.supported_tasks.pop("translation", None)  # transformers 4 and 5.0 have their own; ours replaces it
+    native = registry.supported_tasks.pop("translation", None)  # transformers 4 has its own
+    LvnarTranslationPipeline.native_class = None if native is None else native["impl"]
     registry.register_pipeline(
         "translation", pipeline_class=LvnarTranslationPipeline, pt_model=AutoModelForSeq2SeqLM, type="text"
     )

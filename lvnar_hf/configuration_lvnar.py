@@ -121,8 +121,15 @@ class LvnarConfig(PretrainedConfig):
         )
         for name in at_least_one:
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        if self.target_vocab_size is not None and (
+            type(self.target_vocab_size) is not int or self.target_vocab_size < 1
+        ):
+            raise ValueError(
+                f"target_vocab_size is {self.target_vocab_size!r}; it must be a whole number of at least 1, or None if "
+                "joint."
+            )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size is {self.hidden_size} and num_attention_heads is {self.num_attention_heads}; "
@@ -138,15 +145,14 @@ class LvnarConfig(PretrainedConfig):
                 f"{self.max_position_embeddings}; the offset must be the smaller."
             )
         for name in ("dropout", "attention_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1).")
-        if self.target_vocab_size is not None and self.target_vocab_size < 1:
-            raise ValueError(f"target_vocab_size is {self.target_vocab_size}; it must be at least 1, or None if joint.")
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0.0 <= value < 1.0:
+                raise ValueError(f"{name} is {value!r}; it must be a number in [0, 1).")
         special_ids = {name: getattr(self, name) for name in ("pad_token_id", "eos_token_id", "unk_token_id")}
         for size_name in ("vocab_size", "target_vocab_size"):
             size = getattr(self, size_name)
             for id_name, special_id in special_ids.items():
-                if size is not None and not 0 <= special_id < size:
+                if size is not None and (type(special_id) is not int or not 0 <= special_id < size):
                     raise ValueError(
                         f"{id_name} is {special_id} and {size_name} is {size}; the id must be in the vocabulary."
                     )

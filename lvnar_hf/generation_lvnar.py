@@ -23,13 +23,10 @@ GENERATION_DEFAULTS = {"num_refinement_steps": 1, "remove_repetitions": True}
 
 _OWN_OPTIONS = (*GENERATION_DEFAULTS, "max_length", "return_dict_in_generate")
 # Options of transformers' GenerationConfig that change nothing here, whatever their value.
-_INERT_OPTIONS = (
-    *("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id", "transformers_version"),
-    *("use_cache", "cache_implementation", "cache_config", "return_legacy_cache", "compile_config", "disable_compile"),
-)
+_INERT_OPTIONS = ("use_cache", "return_legacy_cache", "disable_compile", "transformers_version")
 # All other options steer a search token by token, which this model does not have. These values of theirs ask for
-# nothing; so do None, False, 0 and the default of GenerationConfig.
-_NEUTRAL_VALUES = {
+# nothing; so do None, False, and what the model's own configuration or the default of GenerationConfig says.
+_NEUTRAL_VALUES: dict[str, Any] = {
     "num_beams": 1,
     "num_beam_groups": 1,
     "num_return_sequences": 1,
@@ -61,11 +58,14 @@ class DecodingOptions:
     return_dict_in_generate: bool | None = None
 
     def __post_init__(self) -> None:
-        steps = self.num_refinement_steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-            raise ValueError(f"num_refinement_steps is {steps!r}; it must be a whole number, 0 or more.")
-        if self.max_length is not None and self.max_length < 1:
-            raise ValueError(f"max_length is {self.max_length}; a translation has at least 1 token.")
+        if type(self.num_refinement_steps) is not int or self.num_refinement_steps < 0:
+            raise ValueError(
+                f"num_refinement_steps is {self.num_refinement_steps!r}; it must be a whole number, 0 or more."
+            )
+        if type(self.remove_repetitions) is not bool:
+            raise ValueError(f"remove_repetitions is {self.remove_repetitions!r}; it must be True or False.")
+        if self.max_length is not None and (type(self.max_length) is not int or self.max_length < 1):
+            raise ValueError(f"max_length is {self.max_length!r}; it must be a whole number of at least 1.")
 
 
 @dataclass
@@ -122,7 +122,7 @@ class LvnarGenerationMixin:
     infer_posterior: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     predict_length: Callable[..., torch.Tensor]
     decode: Callable[..., torch.Tensor]
-    train: Callable[..., Any]
+    modules: Callable[..., Any]
     eval: Callable[..., Any]
 
     def likeliest_lengths(
@@ -170,18 +170,16 @@ class LvnarGenerationMixin:
         input_ids = input_ids if input_ids is not None else inputs
         if input_ids is None:
             raise ValueError("generate needs input_ids, the token ids of the source: (batch, source_length).")
-        arguments = {n: v for n, v in kwargs.items() if n not in _IGNORED_ARGUMENTS}
-        arguments = {n: v for n, v in arguments.items() if v is not None or n not in _AUTOREGRESSIVE_ARGUMENTS}
+        arguments = {n: v for n, v in kwargs.items() if n not in _IGNORED_ARGUMENTS and v is not None}
         options = self._decoding_options(generation_config, arguments)
         attention_mask = self.check_source(input_ids, attention_mask)
-        if self.training:  # dropout would make the translation random
-            self.eval()
-            try:
-                output = self._refine(input_ids, attention_mask, options)
-            finally:
-                self.train()
-        else:
+        modes = {module: module.training for module in self.modules()}
+        self.eval()  # dropout would make the translation random
+        try:
             output = self._refine(input_ids, attention_mask, options)
+        finally:
+            for module, training in modes.items():
+                module.training = training
         if options.remove_repetitions:
             output.sequences = remove_repeated_tokens(output.sequences, self.config.pad_token_id)
         return output if options.return_dict_in_generate else output.sequences
@@ -254,19 +252,34 @@ class LvnarGenerationMixin:
     def _decoding_options(
         self, generation_config: GenerationConfig | None, arguments: dict[str, Any]
     ) -> DecodingOptions:
-        """The options of one call: the model's own, overridden by `arguments`; what has no meaning here is refused."""
-        base = generation_config if generation_config is not None else self.generation_config
-        known = GenerationConfig().to_dict()
-        given = {**GENERATION_DEFAULTS, **base.to_dict(), **arguments}
-        for name, value in given.items():
-            if name in _OWN_OPTIONS or name in _INERT_OPTIONS or name.startswith("_"):
+        """The options of one call: the model's own, then what `generation_config` changes, then `arguments`.
+
+        What has no meaning here is refused.
+        """
+        if generation_config is not None and not isinstance(generation_config, GenerationConfig):
+            raise ValueError(
+                f"generation_config is a {type(generation_config).__name__}; it must be a GenerationConfig. Pass "
+                "attention_mask by its name."
+            )
+        own = self.generation_config.to_dict()
+        changes = {} if generation_config is None else generation_config.to_diff_dict()
+        defaults = GenerationConfig().to_dict()
+        # What a Trainer fills in, on versions that leave the defaults of GenerationConfig empty.
+        filled_in: dict[str, Any] = getattr(GenerationConfig, "_get_default_generation_params", dict)()
+        for name, value in {**own, **changes, **arguments}.items():
+            if name in _OWN_OPTIONS or name in _INERT_OPTIONS or (name.startswith("_") and name not in arguments):
                 continue
-            if name in known and value in (None, False, known[name], _NEUTRAL_VALUES.get(name)):
+            neutral = [source[name] for source in (defaults, own, _NEUTRAL_VALUES) if name in source]
+            neutral += [filled_in[name]] if name in filled_in and name not in arguments else []
+            if name in defaults and any(value is n or (type(value) is type(n) and value == n) for n in neutral):
                 continue
-            if name in known or name in _AUTOREGRESSIVE_ARGUMENTS:
+            if value is None or (value is False and name in defaults):
+                continue
+            if name in defaults or name in _AUTOREGRESSIVE_ARGUMENTS:
                 raise ValueError(
                     f"{name}={value!r} steers autoregressive decoding; this model predicts all tokens at once. Leave "
                     f"it out; the options here are {', '.join(_OWN_OPTIONS)}."
                 )
             raise ValueError(f"generate does not know {name}={value!r}; its options are {', '.join(_OWN_OPTIONS)}.")
+        given = {**GENERATION_DEFAULTS, **own, **changes, **arguments}
         return DecodingOptions(**{name: given[name] for name in _OWN_OPTIONS if name in given})

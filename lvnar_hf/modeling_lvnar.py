@@ -15,7 +15,7 @@ source and every target.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -97,6 +97,17 @@ def sinusoidal_positions(length: int, hidden_size: int, device: torch.device) ->
     exponents = torch.arange(hidden_size // 2, device=device, dtype=torch.float32) / (hidden_size // 2)
     angles = positions[:, None] * torch.exp(exponents * -math.log(10000.0))
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class LvnarEmbedding(nn.Embedding):
+    """Embedding that is also the tied output projection.
+
+    Both go through `forward`: hooks that load offloaded weights act there.
+    """
+
+    def forward(self, inputs: torch.Tensor, project: bool = False) -> torch.Tensor:
+        """Ids (...) to embeddings (..., hidden_size); or states (..., hidden_size) to logits (..., vocab_size)."""
+        return nn.functional.linear(inputs, self.weight) if project else super().forward(inputs)
 
 
 class LvnarAttention(nn.Module):
@@ -284,7 +295,7 @@ class LvnarLengthTransform(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.log_sigma = nn.Parameter(torch.zeros(()))  # σ > 0 is the one trainable number
+        self.log_sigma = nn.Parameter(torch.zeros(1))  # σ > 0 is the one trainable number (FSDP takes no scalars)
 
     def forward(
         self,
@@ -301,7 +312,8 @@ class LvnarLengthTransform(nn.Module):
         distances = source_positions - centres[..., None]  # (batch, max_target_length, source_length)
         scores = -0.5 * (distances * torch.exp(-self.log_sigma.float())).square()  # a_jk, σ = exp(log_sigma)
         scores = scores.masked_fill(source_mask[:, None, :] == 0, float("-inf"))
-        return scores.softmax(-1) @ latents.float()
+        with torch.autocast(latents.device.type, enabled=False):  # positions need more than 8 bits
+            return scores.softmax(-1) @ latents.float()
 
 
 class LvnarDecoder(nn.Module):
@@ -366,13 +378,14 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
     """
 
     accepts_loss_kwargs = False
+    source_embedding: nn.Module
 
     def __init__(self, config: LvnarConfig):
         super().__init__(config)
         target_vocab_size = config.target_vocab_size or config.vocab_size
-        self.source_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.source_embedding = LvnarEmbedding(config.vocab_size, config.hidden_size)
         if config.target_vocab_size is not None:
-            self.target_embedding = nn.Embedding(target_vocab_size, config.hidden_size)
+            self.target_embedding = LvnarEmbedding(target_vocab_size, config.hidden_size)
         if not config.tie_word_embeddings:
             self.output_proj = nn.Linear(config.hidden_size, target_vocab_size, bias=False)
         self.embedding_dropout = nn.Dropout(config.dropout)
@@ -389,18 +402,30 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
             eos_token_id=config.eos_token_id,
         )
 
-    def get_input_embeddings(self) -> nn.Embedding:
+    def get_input_embeddings(self) -> nn.Module:
         return self.source_embedding
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.source_embedding = value
 
     def get_output_embeddings(self) -> None:
         """None: nothing is left for transformers to tie."""
         return None
 
-    def get_encoder(self, *args: object, **kwargs: object) -> nn.Module:
-        return self.prior
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
+        """As in transformers, for one joint vocabulary that is also the output projection.
+
+        Raises:
+            ValueError: for a model with two vocabularies, or an output projection of its own.
+        """
+        size = self.config.vocab_size if new_num_tokens is None else new_num_tokens
+        if size != self.config.vocab_size and (self.config.target_vocab_size or not self.config.tie_word_embeddings):
+            raise ValueError(
+                f"The vocabulary cannot be resized from {self.config.vocab_size} to {size}: that is possible with one "
+                f"joint vocabulary and a tied output projection alone; here target_vocab_size is "
+                f"{self.config.target_vocab_size} and tie_word_embeddings {self.config.tie_word_embeddings}."
+            )
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
     # The four parts, as training and `generate` use them.
 
@@ -414,8 +439,7 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         self, source: EncodedSource, target_ids: torch.Tensor, target_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """q(z | x, y): means and standard deviations, each (batch, source_length, latent_dim)."""
-        embedding = self.source_embedding if self.config.target_vocab_size is None else self.target_embedding
-        target_embeddings = self._embed(embedding, target_ids)
+        target_embeddings = self._embed(self._target_embedding, target_ids)
         return self.posterior(source.embeddings, source.attention_mask, target_embeddings, target_mask)
 
     def predict_length(self, source: EncodedSource, latents: torch.Tensor) -> torch.Tensor:
@@ -425,12 +449,15 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
     def decode(self, source: EncodedSource, latents: torch.Tensor, target_mask: torch.Tensor) -> torch.Tensor:
         """p(y | x, z, l_y), with l_y given by the mask: (batch, target_length, target_vocab_size) logits."""
         hidden_states = self.decoder(latents, source.hidden_states, source.attention_mask, target_mask)
-        if not self.config.tie_word_embeddings:
-            return self.output_proj(hidden_states)
-        embedding = self.source_embedding if self.config.target_vocab_size is None else self.target_embedding
-        return nn.functional.linear(hidden_states, embedding.weight)
+        if self.config.tie_word_embeddings:
+            return self._target_embedding(hidden_states, project=True)
+        return self.output_proj(hidden_states)
 
-    def _embed(self, embedding: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
+    @property
+    def _target_embedding(self) -> nn.Module:
+        return self.source_embedding if self.config.target_vocab_size is None else self.target_embedding
+
+    def _embed(self, embedding: nn.Module, ids: torch.Tensor) -> torch.Tensor:
         """Ids (batch, length) to scaled embeddings with positions, (batch, length, hidden_size)."""
         positions = sinusoidal_positions(ids.shape[1], self.config.hidden_size, ids.device)
         embeddings = embedding(ids) * math.sqrt(self.config.hidden_size)
@@ -442,7 +469,7 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         kl_budget: float = 0.0,
-        label_smoothing: float = 0.0,
+        smoothing: float = 0.0,
         num_items_in_batch: int | torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         return_dict: bool | None = None,
@@ -457,7 +484,8 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
             attention_mask: (batch, source_length), 1 at valid positions; by default, all but padding ids.
             labels: (batch, target_length), -100 at padding.
             kl_budget: b of Eq. 9, nats a source position.
-            label_smoothing: in training alone; in evaluation it is ignored.
+            smoothing: label smoothing, in training alone; in evaluation it is ignored. (Trainer takes every argument
+                with "label" in its name for labels.)
             num_items_in_batch: number of target tokens to divide the loss by, where the batch is a piece of a larger
                 one; by default, that of this batch.
             generator: where the noise ε of z = μ + σε comes from.
@@ -493,7 +521,7 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         length_logits = self.predict_length(source, latents)
         logits = self.decode(source, latents, target_mask)
 
-        nll, smoothed_nll = token_nll(logits, labels, label_smoothing if self.training else 0.0)
+        nll, smoothed_nll = token_nll(logits, labels, smoothing if self.training else 0.0)
         position_kl = gaussian_kl(
             posterior_means, posterior_stds, source.prior_means, source.prior_stds, attention_mask
         )
@@ -563,6 +591,11 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         target_mask = labels != IGNORED_LABEL
         vocab_size = self.config.target_vocab_size or self.config.vocab_size
         _refuse_ids(labels.masked_fill(~target_mask, self.config.pad_token_id), vocab_size, "labels")
+        if bool((labels == self.config.pad_token_id).any()):
+            raise ValueError(
+                f"labels hold the padding id {self.config.pad_token_id}; padding must be {IGNORED_LABEL} there, as "
+                "transformers' DataCollatorForSeq2Seq makes it."
+            )
         _refuse_unless_right_padded(target_mask.long(), "labels (valid where not -100)")
         offsets = target_mask.sum(-1) - attention_mask.sum(-1)
         widest = int(offsets.abs().max())

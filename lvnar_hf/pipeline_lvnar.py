@@ -3,7 +3,7 @@
 This module travels to the Hub with the model: it imports nothing but torch and transformers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,10 +20,10 @@ class LvnarTranslationPipeline(Pipeline):
     Call arguments:
         texts: a string, a sequence of strings, or a torch dataset or generator of strings, consumed lazily.
         batch_size: texts translated at once; 1 by default.
-        truncation: cut texts that are longer than the model takes; by default they are refused. A text is never cut
-            without being asked for.
+        truncation: True cuts texts that are longer than the model takes; by default they are refused.
         return_tensors: add `translation_token_ids` to each result.
         src_lang, tgt_lang: for tokenizers of multilingual models.
+        return_text, clean_up_tokenization_spaces: accepted, as transformers' own pipeline did; they change nothing.
         Everything else goes to the model's `generate`.
 
     Returns:
@@ -35,6 +35,14 @@ class LvnarTranslationPipeline(Pipeline):
             `generate` refuses.
     """
 
+    # transformers' own class, where it has one (4.x): it goes on serving other models, with its own defaults.
+    native_class: type[Pipeline] | None = None
+
+    def __new__(cls, model: Any = None, **kwargs: Any) -> Any:
+        if cls.native_class is not None and model is not None and model.config.model_type != "lvnar":
+            return cls.native_class(model=model, **kwargs)
+        return super().__new__(cls)
+
     _load_tokenizer = True
     _load_processor = False
     _load_image_processor = False
@@ -45,10 +53,14 @@ class LvnarTranslationPipeline(Pipeline):
         self,
         truncation: bool | None = None,
         return_tensors: bool | None = None,
+        return_text: bool | None = None,
+        clean_up_tokenization_spaces: bool | None = None,
         src_lang: str | None = None,
         tgt_lang: str | None = None,
         **generate_kwargs: Any,
     ) -> tuple[dict, dict, dict]:
+        if truncation not in (None, True, False):
+            raise ValueError(f"truncation is {truncation!r}; it must be True or False.")
         languages = (self.task or "").split("_")  # translation_XX_to_YY
         if src_lang is None and tgt_lang is None and len(languages) == 4:
             src_lang, tgt_lang = languages[1], languages[3]
@@ -100,10 +112,12 @@ class LvnarTranslationPipeline(Pipeline):
         return results
 
     def __call__(self, texts: Any, **kwargs: Any) -> Any:
-        if isinstance(texts, Sequence) and not isinstance(texts, str):  # a tuple, a column of a dataset
-            texts = list(texts)
-        if texts == []:  # the base class looks at the first one
-            return []
+        if isinstance(texts, Iterator):  # of these, the base class takes generators alone
+            texts = (text for text in texts)
+        elif hasattr(texts, "tolist") or (isinstance(texts, Sequence) and not isinstance(texts, str)):
+            texts = texts.tolist() if hasattr(texts, "tolist") else list(texts)  # an array, a tuple, a column
+            if not texts:  # the base class looks at the first one
+                return []
         results = super().__call__(texts, **kwargs)
         if isinstance(texts, list) and all(len(result) == 1 for result in results):
             return [result[0] for result in results]

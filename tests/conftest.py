@@ -96,8 +96,12 @@ def tiny_repository(tmp_path_factory, sample_tokenizer) -> Path:
 
 def overlay_versions() -> list[str]:
     """The other versions of transformers that `make test` has installed, as "4.57.6"."""
-    folder = Path(os.environ.get("LVNAR_OVERLAYS", "missing"))
-    return sorted(p.name.removeprefix("transformers-") for p in folder.glob("transformers-*"))
+    if "LVNAR_OVERLAYS" not in os.environ:
+        return []
+    versions = sorted(p.name.removeprefix("transformers-") for p in Path(os.environ["LVNAR_OVERLAYS"]).iterdir())
+    if not versions:
+        raise RuntimeError("LVNAR_OVERLAYS names a folder without versions of transformers; `make test` fills it.")
+    return versions
 
 
 def run_with_transformers(version: str | None, code: str, *arguments: str) -> str:

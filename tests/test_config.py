@@ -29,6 +29,10 @@ def test_defaults_are_the_papers_sizes_for_wmt14():
         ({"target_vocab_size": 2}, ("unk_token_id is 2", "target_vocab_size is 2")),
         ({"target_vocab_size": 0}, ("target_vocab_size is 0",)),
         ({"pad_token_id": 1}, ("different ids",)),
+        ({"target_vocab_size": 400.5}, ("400.5",)),
+        ({"pad_token_id": None}, ("pad_token_id is None",)),
+        ({"dropout": None}, ("dropout is None",)),
+        ({"num_decoder_layers": True}, ("True",)),
         ({"eos_token_id": -1}, ("eos_token_id is -1", "32000")),
     ],
 )

@@ -99,14 +99,26 @@ def test_decoding_defaults_live_in_the_generation_config(tmp_path, tiny_model):
     loaded = LvnarForConditionalGeneration.from_pretrained(tmp_path).eval()
     assert torch.equal(loaded.generate(batch["input_ids"], remove_repetitions=True), by_argument[3])
     assert loaded.generation_config.remove_repetitions is False
-    one_off = GenerationConfig(num_refinement_steps=0, max_length=loaded.generation_config.max_length)
-    assert torch.equal(loaded.generate(batch["input_ids"], generation_config=one_off), by_argument[0])
+    # A configuration changes what it says, and leaves the rest to the model's own.
+    no_steps = GenerationConfig(num_refinement_steps=0, remove_repetitions=True)
+    assert torch.equal(loaded.generate(batch["input_ids"], generation_config=no_steps), by_argument[0])
+    removal = GenerationConfig(remove_repetitions=True)
+    assert torch.equal(loaded.generate(batch["input_ids"], generation_config=removal), by_argument[3])
+    assert torch.equal(loaded.generate(batch["input_ids"], removal, num_refinement_steps=0), by_argument[0])
 
 
-def test_max_length_shortens_the_translation(tiny_model):
+def test_max_length_limits_the_length_that_is_predicted(tiny_model):
     batch = make_batch(tiny_model.config, LENGTHS)
-    output = tiny_model.generate(batch["input_ids"], max_length=3, return_dict_in_generate=True)
-    assert output.sequences.shape[1] <= 3 and torch.isfinite(output.lower_bounds).all()
+    options = {"num_refinement_steps": 0, "remove_repetitions": False, "return_dict_in_generate": True}
+    output = tiny_model.generate(batch["input_ids"], max_length=3, **options)
+    source = tiny_model.encode(batch["input_ids"], batch["attention_mask"])
+    logits = tiny_model.predict_length(source, source.prior_means)
+    expected = []
+    for row, (source_length, _) in enumerate(LENGTHS):
+        classes = {length: length - source_length + tiny_model.config.max_length_offset for length in (1, 2, 3)}
+        expected.append(max(classes, key=lambda length: logits[row, classes[length]]))
+    assert [len(tokens) for tokens in trimmed(output.sequences)] == expected
+    assert set(expected) > {1} and torch.isfinite(output.lower_bounds).all()
 
 
 def test_the_mode_of_the_model_is_left_as_it_was():
@@ -114,8 +126,9 @@ def test_the_mode_of_the_model_is_left_as_it_was():
     batch = make_batch(model.config, LENGTHS)
     expected = model.generate(batch["input_ids"])
     model.train()
+    model.prior.eval()  # frozen, say
     assert torch.equal(model.generate(batch["input_ids"]), expected)  # no dropout
-    assert model.training
+    assert model.training and model.decoder.stack.training and not model.prior.training
 
 
 @pytest.mark.parametrize(
@@ -138,9 +151,16 @@ def test_the_mode_of_the_model_is_left_as_it_was():
         {"decoder_input_ids": torch.ones(1, 1, dtype=torch.long)},
         {"logits_processor": [1]},
         {"streamer": object()},
+        {"num_beams": 0},
+        {"num_beams": True},
+        {"temperature": 0.0},
+        {"max_new_tokens": 0},
+        {"pad_token_id": 5},
+        {"suppress_tokens": torch.tensor([1, 2])},
+        {"cache_implementation": "static"},
         {"generation_config": GenerationConfig(num_beams=4)},
     ],
-    ids=lambda arguments: next(iter(arguments)),
+    ids=str,
 )
 def test_autoregressive_options_are_refused(tiny_model, arguments):
     with pytest.raises(ValueError, match=r"autoregressive decoding"):
@@ -155,6 +175,12 @@ def test_autoregressive_options_are_refused(tiny_model, arguments):
         ({"num_refinement_steps": 1.5}, "1.5"),
         ({"num_refinement_steps": True}, "True"),
         ({"max_length": 0}, "max_length"),
+        ({"max_length": 2.5}, "2.5"),
+        ({"max_length": "5"}, "'5'"),
+        ({"remove_repetitions": "no"}, "'no'"),
+        ({"_foo": 3}, "_foo=3"),
+        ({"generation_config": {"num_refinement_steps": 1}}, "must be a GenerationConfig"),
+        ({"generation_config": torch.ones(1, 3)}, "Pass attention_mask by its name"),
         ({"input_ids": None}, "input_ids"),
         ({"input_ids": torch.tensor([[5, 60]])}, "id 60"),
         ({"input_ids": torch.zeros(0, 3, dtype=torch.long)}, "not empty"),
@@ -168,7 +194,14 @@ def test_wrong_arguments_are_refused_by_name(tiny_model, arguments, named):
 
 def test_neutral_options_and_those_of_trainers_are_accepted(tiny_model):
     input_ids = torch.tensor([[5, 6, 1]])
-    neutral = {"num_beams": 1, "do_sample": False, "temperature": 1.0, "use_cache": True, "synced_gpus": False}
+    neutral = {
+        "num_refinement_steps": None,
+        "num_beams": 1,
+        "do_sample": False,
+        "temperature": 1.0,
+        "use_cache": True,
+        "synced_gpus": False,
+    }
     output = tiny_model.generate(inputs=input_ids, labels=input_ids, **neutral)
     assert torch.equal(output, tiny_model.generate(input_ids))
 

@@ -5,6 +5,8 @@ That its numbers are those of the paper's equations is shown in test_reference.p
 
 import pytest
 import torch
+from accelerate import cpu_offload
+from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from lvnar_hf import LvnarForConditionalGeneration
 from tests.conftest import make_batch, make_model, overlay_versions, run_with_transformers, tiny_config
@@ -80,12 +82,12 @@ def test_loss_is_the_sum_of_its_parts_per_target_token(tiny_model):
 def test_label_smoothing_applies_in_training_only():
     model = make_model(tiny_config(dropout=0.0))
     batch = make_batch(model.config, LENGTHS)
-    plain, smoothed = model(**batch), model(**batch, label_smoothing=0.3)
+    plain, smoothed = model(**batch), model(**batch, smoothing=0.3)
     assert torch.equal(plain.loss, smoothed.loss)
     model.train()
     generators = [torch.Generator().manual_seed(3) for _ in range(2)]
     plain = model(**batch, generator=generators[0])
-    smoothed = model(**batch, label_smoothing=0.3, generator=generators[1])
+    smoothed = model(**batch, smoothing=0.3, generator=generators[1])
     assert torch.equal(plain.token_nll, smoothed.token_nll)
     assert not torch.isclose(plain.loss, smoothed.loss)
 
@@ -126,13 +128,18 @@ def test_half_precision_is_close_to_single(tiny_model, dtype):
     torch.testing.assert_close(output.loss, expected.loss, rtol=0.05, atol=0.05)
     output.loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in tiny_model.parameters())
-    assert tiny_model.generate(batch["input_ids"], num_refinement_steps=2).shape[0] == len(LENGTHS)
+    together = tiny_model.generate(batch["input_ids"], num_refinement_steps=2, remove_repetitions=False)
+    for row, (source, _) in enumerate(LENGTHS):
+        alone = tiny_model.generate(
+            batch["input_ids"][[row], :source], num_refinement_steps=2, remove_repetitions=False
+        )
+        assert torch.equal(alone[0], together[row, : alone.shape[1]])
 
 
 def test_autocast_trains():
     model = make_model(tiny_config(dropout=0.1)).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = model(**make_batch(model.config, LENGTHS), kl_budget=1.0, label_smoothing=0.1)
+        output = model(**make_batch(model.config, LENGTHS), kl_budget=1.0, smoothing=0.1)
     output.loss.backward()
     assert output.loss.dtype == torch.float32 and torch.isfinite(output.loss)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
@@ -208,6 +215,7 @@ def wrong_batches() -> dict[str, tuple[dict, str]]:
         "labels of another batch": ({**good, "labels": good["labels"][:2]}, "shape (2, 9)"),
         "labels without tokens": ({**good, "labels": good["labels"][:, :0]}, "shape (4, 0)"),
         "labels all -100": (changed("labels", 3, slice(None), -100), "sentence 3"),
+        "labels padded with the padding id": (changed("labels", 1, 3, 0), "padding must be -100"),
         "label too high": (changed("labels", 0, 0, 99), "id 99"),
         "target over the limit": (
             {"input_ids": torch.full((1, 30), 5), "labels": torch.full((1, 41), 5)},
@@ -232,3 +240,52 @@ def test_resizing_a_joint_vocabulary_keeps_the_model_working(tiny_model):
     tiny_model.resize_token_embeddings(70)
     output = tiny_model(**make_batch(tiny_model.config, LENGTHS))
     assert tiny_model.config.vocab_size == 70 and output.logits.shape[-1] == 70
+    assert tiny_model.get_input_embeddings() is tiny_model.source_embedding
+
+
+@pytest.mark.parametrize("changes", [{"target_vocab_size": 45}, {"tie_word_embeddings": False}])
+def test_resizing_is_refused_where_it_would_break_the_model(changes):
+    with pytest.raises(ValueError, match="cannot be resized from 60 to 70"):
+        make_model(tiny_config(**changes)).resize_token_embeddings(70)
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}], ids=["tied", "untied"])
+def test_offloaded_weights_give_the_same_outputs(changes):
+    """Hooks load weights as a module's `forward` begins: none may be read outside of one."""
+    model = make_model(tiny_config(**changes))
+    batch = make_batch(model.config, LENGTHS)
+    with torch.no_grad():
+        expected, sequences = model(**batch).logits, model.generate(batch["input_ids"])
+        offloaded = cpu_offload(model, execution_device="cpu")
+        assert torch.equal(offloaded(**batch).logits, expected)
+        assert torch.equal(offloaded.generate(batch["input_ids"]), sequences)
+
+
+def test_a_transformers_trainer_trains_evaluates_and_generates(tmp_path, sample_tokenizer, sample_texts):
+    model = make_model(tiny_config(vocab_size=len(sample_tokenizer)))
+    sources, targets = (texts[:7] for texts in sample_texts)
+    encoded = sample_tokenizer(sources, text_target=targets, truncation=True, max_length=40)
+    rows = [{n: encoded[n][i] for n in ("input_ids", "attention_mask", "labels")} for i in range(7)]
+    arguments = Seq2SeqTrainingArguments(
+        tmp_path,
+        max_steps=2,
+        per_device_eval_batch_size=3,
+        predict_with_generate=True,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+    )
+    trainer = Seq2SeqTrainer(
+        model,
+        arguments,
+        data_collator=DataCollatorForSeq2Seq(sample_tokenizer),
+        train_dataset=rows,
+        eval_dataset=rows,
+        compute_metrics=lambda prediction: {"num_translations": len(prediction.predictions)},
+    )
+    before = trainer.evaluate()
+    assert before["eval_num_translations"] == 7
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] != before["eval_loss"]
+    batch = sample_tokenizer(sources, padding=True, truncation=True, max_length=40, return_tensors="pt")
+    assert torch.equal(model.generate(**batch), model.generate(**batch, num_refinement_steps=1))

@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -45,9 +47,10 @@ def test_a_string_a_list_a_dataset_and_a_generator_agree(translator, batch_size)
     one_by_one = [translator(text)[0]["translation_text"] for text in TEXTS]
     as_list = translator(TEXTS, batch_size=batch_size)
     assert [r["translation_text"] for r in as_list] == one_by_one
-    as_generator = translator((text for text in TEXTS), batch_size=batch_size)
-    assert [r[0]["translation_text"] for r in as_generator] == one_by_one
-    for sequence in (tuple(TEXTS), Dataset.from_dict({"text": TEXTS})["text"]):
+    for iterator in ((text for text in TEXTS), iter(TEXTS)):
+        results = translator(iterator, batch_size=batch_size)
+        assert [r[0]["translation_text"] for r in results] == one_by_one
+    for sequence in (tuple(TEXTS), Dataset.from_dict({"text": TEXTS})["text"], np.array(TEXTS), pd.Series(TEXTS)):
         assert [r["translation_text"] for r in translator(sequence, batch_size=batch_size)] == one_by_one
     key_dataset = KeyDataset(Dataset.from_dict({"text": TEXTS}), "text")
     assert [r[0]["translation_text"] for r in translator(key_dataset, batch_size=batch_size)] == one_by_one
@@ -68,7 +71,7 @@ def test_an_empty_text_has_an_empty_translation(translator):
 
 
 def test_only_unknown_characters_translate_to_some_text(translator):
-    assert isinstance(translator("𝔘𝔫𝔨 ☃")[0]["translation_text"], str)
+    assert translator("𝔘𝔫𝔨 ☃")[0]["translation_text"]
 
 
 def test_generation_arguments_pass_through(translator):
@@ -89,8 +92,11 @@ def test_a_text_over_the_limit_is_refused_or_cut_as_asked(translator):
     with pytest.raises(ValueError, match="at most 40"):
         translator([TEXTS[0], long_text], batch_size=2)
     cut = translator(long_text, truncation=True, return_tensors=True)[0]
-    ids = translator.tokenizer(long_text, truncation=True, max_length=40)["input_ids"]
-    assert len(ids) == 40 and cut["translation_text"]
+    ids = translator.tokenizer(long_text, truncation=True, max_length=40, return_tensors="pt")["input_ids"]
+    assert ids.shape[1] == 40
+    assert torch.equal(cut["translation_token_ids"], translator.model.generate(ids)[0])
+    with pytest.raises(ValueError, match="True or False"):
+        translator(long_text, truncation="do_not_truncate")
 
 
 @pytest.mark.parametrize("wrong", [5, None, ["nested", ["list"]]])

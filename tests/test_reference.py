@@ -136,7 +136,7 @@ def test_training_and_its_gradients(model):
     output = model(
         **batch(),
         kl_budget=KL_BUDGET,
-        label_smoothing=LABEL_SMOOTHING,
+        smoothing=LABEL_SMOOTHING,
         generator=torch.Generator().manual_seed(1),
     )
     output.loss.backward()
@@ -178,7 +178,7 @@ def test_evaluation(model, reference, seed):
     model.eval()
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        output = model(**batch(), label_smoothing=LABEL_SMOOTHING, generator=generator)
+        output = model(**batch(), smoothing=LABEL_SMOOTHING, generator=generator)
     noises = [None] * len(SOURCES) if seed is None else noise_of_batch(model, seed)
     expected = [reference.objective(x, y, noise) for x, y, noise in zip(SOURCES, TARGETS, noises, strict=True)]
     assert_terms_agree(output, expected)
@@ -300,11 +300,11 @@ class TableModel(LvnarGenerationMixin):
         self.training = True
         self.inferred: list[list[tuple[int, ...]]] = []  # what the posterior was asked, a list for each call
 
-    def train(self, mode: bool = True) -> None:
-        self.training = mode
+    def modules(self) -> list["TableModel"]:
+        return [self]
 
     def eval(self) -> None:
-        self.train(False)
+        self.training = False
 
     def check_source(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         return (input_ids != PAD).long() if attention_mask is None else attention_mask

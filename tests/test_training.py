@@ -119,7 +119,7 @@ def test_each_step_uses_the_schedules(make_trainer):
 
     def record(model, inputs, arguments):
         if "kl_budget" in arguments:  # not in validation
-            used.append((model.training, arguments["kl_budget"], arguments["label_smoothing"]))
+            used.append((model.training, arguments["kl_budget"], arguments["smoothing"]))
 
     trainer.model.register_forward_pre_hook(record, with_kwargs=True)
     trainer.model.eval()  # as a model is that comes from a checkpoint
@@ -319,7 +319,7 @@ def test_the_last_checkpoints_are_kept(make_trainer, keep, expected):
     trainer.arguments.max_steps = 3 * num_batches
     trainer.train()
     assert checkpoints(trainer) == [f"step-{epoch * num_batches:07d}" for epoch in expected]
-    assert {path.name for path in trainer.output_folder.iterdir()} == {"log.jsonl", "checkpoints", "best"}
+    assert {path.name for path in trainer.output_folder.iterdir()} == {"log.jsonl", "checkpoints", "best", "states"}
 
 
 def test_the_best_model_loads_and_translates(make_trainer):

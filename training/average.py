@@ -4,7 +4,6 @@ python training/average.py --checkpoints runs/tatoeba_en_de/model/checkpoints/st
 """
 
 import json
-import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser, PreTrainedModel
 
 import lvnar_hf  # noqa: F401  (registers the model)
+from training.outputs import refuse_existing
 
 
 @dataclass
@@ -61,9 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     (arguments,) = HfArgumentParser(AverageArguments).parse_args_into_dataclasses(argv)
     if arguments.storage_dtype not in ("float32", "float16", "bfloat16"):
         raise ValueError(f"storage_dtype is {arguments.storage_dtype}; it must be float32, float16 or bfloat16.")
-    folder = Path(arguments.output_folder)
-    if folder.exists() and any(folder.iterdir()) and not arguments.overwrite:
-        raise FileExistsError(f"{folder} is not empty: name another --output_folder, or give --overwrite.")
+    folder = refuse_existing(arguments.output_folder, arguments.overwrite, "--output_folder")
     model = average_weights(arguments.checkpoints).to(getattr(torch, arguments.storage_dtype))
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(arguments.checkpoints[0]).save_pretrained(folder)
@@ -72,7 +70,6 @@ def main(argv: list[str] | None = None) -> None:
     config = json.loads(config_file.read_text("utf-8"))
     config["dtype"] = "float32"
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
-    shutil.rmtree(folder / "__pycache__", ignore_errors=True)
     print(f"{len(arguments.checkpoints)} checkpoints, stored as {arguments.storage_dtype}: {folder}")
 
 

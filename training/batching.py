@@ -74,14 +74,16 @@ class TokenBudgetBatchSampler:
         self.rank, self.world_size = rank, world_size
         self.set_epoch(0)
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int, num_batches_done: int = 0) -> None:
+        """Plan an epoch, without the batches of it that this process has done already."""
         plan = plan_batches(self.source_lengths, self.target_lengths, self.max_tokens, self.seed, epoch)
         if len(plan) < self.world_size:
             raise ValueError(
                 f"{len(self.source_lengths)} pairs give {len(plan)} batches for {self.world_size} processes; "
                 "lower max_tokens_per_batch."
             )
-        self.batches = plan[: len(plan) // self.world_size * self.world_size][self.rank :: self.world_size]
+        batches = plan[: len(plan) // self.world_size * self.world_size][self.rank :: self.world_size]
+        self.batches = batches[num_batches_done:]
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)

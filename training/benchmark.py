@@ -27,6 +27,9 @@ import transformers
 from transformers import HfArgumentParser, MarianConfig, MarianMTModel
 
 from lvnar_hf import LvnarConfig, LvnarForConditionalGeneration
+from training.outputs import refuse_existing
+
+NUM_STEPS = (0, 1, 3)
 
 
 @dataclass
@@ -37,9 +40,14 @@ class BenchmarkArguments:
     num_repeats: int = field(default=15, metadata={"help": "timed calls of each system"})
     num_threads: int = field(default=2, metadata={"help": "CPU threads"})
     output_file: str | None = field(default=None, metadata={"help": "JSON with every time"})
+    overwrite: bool = field(default=False, metadata={"help": "write over an output file"})
+
+    def __post_init__(self) -> None:
+        if self.num_repeats < 2:
+            raise ValueError(f"num_repeats is {self.num_repeats}; a spread needs at least 2.")
 
 
-def lvnar_model(length: int) -> LvnarForConditionalGeneration:
+def lvnar_model() -> LvnarForConditionalGeneration:
     """The paper's WMT14 sizes; the length predictor is set to predict the source's length."""
     model = LvnarForConditionalGeneration(LvnarConfig()).eval()
     with torch.no_grad():
@@ -71,12 +79,22 @@ def marian_model() -> MarianMTModel:
     return MarianMTModel(config).eval()
 
 
-def systems(length: int) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+def source_that_keeps_changing(model: LvnarForConditionalGeneration, length: int, num_steps: int) -> torch.Tensor:
+    """A random source, (1, length), whose translation no refinement step leaves as it was: all steps are then timed."""
+    for _ in range(1000):
+        source = torch.randint(3, model.config.vocab_size, (1, length))
+        output: Any = model.generate(source, num_refinement_steps=num_steps + 1, return_dict_in_generate=True)
+        if int(output.num_steps_taken) == num_steps + 1:
+            return source
+    raise RuntimeError(f"No source in 1,000 takes {num_steps} steps with these random weights; try another seed.")
+
+
+def systems(lvnar: LvnarForConditionalGeneration, length: int) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
     """What is timed, by name: source ids (1, length) to translations."""
-    lvnar, marian = lvnar_model(length), marian_model()
+    marian = marian_model()
     forced: dict[str, Any] = {"min_new_tokens": length, "max_new_tokens": length, "use_cache": True, "do_sample": False}
     timed: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
-    for num_steps in (0, 1, 3):
+    for num_steps in NUM_STEPS:
         options: dict[str, Any] = {"num_refinement_steps": num_steps, "remove_repetitions": False}
         timed[f"lvnar, eager, {num_steps} step{'s' * (num_steps != 1)}"] = partial(lvnar.generate, **options)
     for num_beams in (1, 3):
@@ -89,8 +107,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     (arguments,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(argv)
     torch.set_num_threads(arguments.num_threads)
     torch.manual_seed(0)
-    timed = systems(arguments.length)
-    source = torch.randint(3, LvnarConfig().vocab_size, (1, arguments.length))
+    if arguments.output_file is not None:
+        refuse_existing(arguments.output_file, arguments.overwrite, "--output_file")
+    lvnar = lvnar_model()
+    timed = systems(lvnar, arguments.length)
+    source = source_that_keeps_changing(lvnar, arguments.length, max(NUM_STEPS))
     milliseconds: dict[str, list[float]] = {name: [] for name in timed}
     for repeat in range(-2, arguments.num_repeats):  # two rounds of warm-up
         for name, translate in timed.items():

@@ -3,6 +3,7 @@
 python training/demo.py [sentence ...]
 """
 
+import argparse
 import sys
 import time
 from pathlib import Path
@@ -31,13 +32,19 @@ SENTENCES = [
 ]
 
 
-def main(sentences: list[str]) -> None:
+def main(argv: list[str] | None = None) -> None:
+    """Translate the sentences given, or some everyday ones and the sample, whose BLEU is then printed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=str(MODEL), help="model folder or Hub id")
+    parser.add_argument("sentences", nargs="*")
+    arguments = parser.parse_args(argv)
+    sentences = arguments.sentences
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    translator = pipeline("translation", model=str(MODEL), device="cpu")
+    translator = pipeline("translation", model=arguments.model, device="cpu")
     translator("Warm up.")
     size = f"{translator.model.num_parameters() / 1e6:.1f} M parameters, {translator.model.dtype}"
-    print(f"{MODEL.name}: {size}, CPU, {torch.get_num_threads()} threads.")
+    print(f"{Path(arguments.model).name}: {size}, CPU, {torch.get_num_threads()} threads.")
     print("Time: one sentence at a time, tokenizer included.\n")
     for sentence in sentences or SENTENCES:
         print(sentence)
@@ -66,4 +73,4 @@ def main(sentences: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -22,6 +22,8 @@ import transformers
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser
 
 import lvnar_hf
+from training.benchmark import describe_processor
+from training.outputs import refuse_existing
 from training.scoring import corpus_scores, elbo_of_translations, translate_texts
 from training.text import read_lines
 
@@ -39,15 +41,18 @@ class EvaluationArguments:
     num_elbo_samples: int = field(default=20, metadata={"help": "latent samples a sentence"})
     batch_size: int = field(default=64, metadata={"help": "sentences translated at once"})
     seed: int = field(default=1, metadata={"help": "of the latent samples"})
+    overwrite: bool = field(default=False, metadata={"help": "write into an output folder that is not empty"})
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Translate, score, write; return what is in metrics.json.
 
     Raises:
+        FileExistsError: the output folder is not empty and `--overwrite` is not given.
         ValueError: if the files have different numbers of lines.
     """
     (arguments,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses(argv)
+    folder = refuse_existing(arguments.output_folder, arguments.overwrite, "--output_folder")
     sources, targets = (list(read_lines(p)) for p in (arguments.source_file, arguments.target_file))
     if len(sources) != len(targets) or not sources:
         raise ValueError(
@@ -55,8 +60,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             "equal, and not 0."
         )
     model = AutoModelForSeq2SeqLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    folder = Path(arguments.output_folder)
     folder.mkdir(parents=True, exist_ok=True)
     results = []
     for num_steps in arguments.num_refinement_steps:
@@ -65,6 +70,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             model, tokenizer, sources, batch_size=arguments.batch_size, num_refinement_steps=num_steps
         )
         seconds = time.perf_counter() - start
+        hypotheses = [" ".join(hypothesis.split("\n")) for hypothesis in hypotheses]  # a line each
         (folder / f"hypotheses.{num_steps}-steps.txt").write_text("".join(h + "\n" for h in hypotheses), "utf-8")
         result = {
             "num_refinement_steps": num_steps,
@@ -88,6 +94,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "test_set": arguments.test_set or Path(arguments.source_file).name,
         "num_sentences": len(sources),
         "num_elbo_samples": arguments.num_elbo_samples,
+        "seed": arguments.seed,
+        "batch_size": arguments.batch_size,
+        "remove_repetitions": model.generation_config.remove_repetitions,
         "results": results,
         "versions": {
             "lvnar_hf": lvnar_hf.__version__,
@@ -95,7 +104,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+        "machine": {
+            "processor": describe_processor(),
+            "threads": torch.get_num_threads(),
+            "device": str(model.device),
+            "dtype": str(model.dtype),
+        },
     }
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
     return metrics

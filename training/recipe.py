@@ -75,6 +75,10 @@ class OptimizationArguments:
 
     output_folder: str | None = field(default=None, metadata={"help": "checkpoints, best model and log go here"})
     overwrite: bool = field(default=False, metadata={"help": "write into an output folder that is not empty"})
+    resume: bool = field(default=False, metadata={"help": "go on with the run in the output folder, if it has begun"})
+    save_every_steps: int = field(
+        default=0, metadata={"help": "steps between states to resume from; there is one after each epoch in any case"}
+    )
     max_steps: int = field(default=100_000, metadata={"help": "M: optimizer steps of the whole run"})
     max_tokens_per_batch: int = field(
         default=8192, metadata={"help": "padded tokens a side in the batch of one process"}
@@ -100,7 +104,11 @@ class OptimizationArguments:
 
     def __post_init__(self) -> None:
         at_least_one = ("max_steps", "max_tokens_per_batch", "gradient_accumulation_steps", "log_every_steps")
-        for name, least in (*((name, 1) for name in at_least_one), ("keep_last_checkpoints", 0)):
+        for name, least in (
+            *((name, 1) for name in at_least_one),
+            ("keep_last_checkpoints", 0),
+            ("save_every_steps", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
 

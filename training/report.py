@@ -86,8 +86,7 @@ def training_step_table() -> str:
     return "\n".join(rows) + (
         f"\n\n{step['target_tokens_per_second']:,.0f} target tokens a second: {step['num_parameters'] / 1e6:.1f} M "
         f"parameters, {step['num_sentences']} sentences of {step['sentence_length']} tokens a step, float32, "
-        f"{step['machine']['threads']} threads of {step['machine']['processor']}, torch {step['versions']['torch']}; "
-        "nothing else running."
+        f"{step['machine']['threads']} threads of {step['machine']['processor']}, torch {step['versions']['torch']}."
     )
 
 

@@ -21,6 +21,7 @@ import torch
 
 from lvnar_hf import LvnarForConditionalGeneration
 from training.benchmark import describe_processor
+from training.outputs import refuse_existing
 from training.recipe import ModelArguments, OptimizationArguments, TokenizerArguments, parse_recipe
 
 
@@ -32,12 +33,15 @@ class TimingArguments:
     num_repeats: int = field(default=20, metadata={"help": "timed steps"})
     num_threads: int = field(default=2, metadata={"help": "CPU threads"})
     output_file: str | None = field(default=None, metadata={"help": "JSON with the result"})
+    overwrite_output: bool = field(default=False, metadata={"help": "write over an output file"})
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Time the step, print where its time goes, return what is in the JSON."""
     sections = {"tokenizer": TokenizerArguments, "model": ModelArguments, "training": OptimizationArguments}
     vocabulary, sizes, optimization, arguments = parse_recipe({**sections, "timing": TimingArguments}, argv)
+    if arguments.output_file is not None:
+        refuse_existing(arguments.output_file, arguments.overwrite_output, "--output_file")
     torch.set_num_threads(arguments.num_threads)
     torch.manual_seed(optimization.seed)
     model = LvnarForConditionalGeneration(sizes.to_config(vocabulary.vocab_size, vocabulary.target_vocab_size)).train()
@@ -49,7 +53,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     def step() -> None:
         times = [time.perf_counter()]
-        loss = model(**batch, kl_budget=1.0, label_smoothing=optimization.label_smoothing).loss
+        loss = model(**batch, kl_budget=1.0, smoothing=optimization.label_smoothing).loss
         times.append(time.perf_counter())
         loss.backward()
         times.append(time.perf_counter())

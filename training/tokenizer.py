@@ -15,6 +15,7 @@ if not __package__:  # run as a script: import from the repository, not from thi
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from lvnar_hf.tokenization_lvnar import LvnarTokenizer, train_tokenizer
+from training.outputs import refuse_existing
 from training.recipe import DataArguments, ModelArguments, TokenizerArguments, parse_recipe
 from training.text import check_parallel, read_files
 
@@ -30,9 +31,7 @@ def main(argv: list[str] | None = None) -> LvnarTokenizer:
     data, arguments, model = parse_recipe(sections, argv)
     if model.tokenizer_folder is None:
         raise ValueError("Give --tokenizer_folder, or name it in section model of the recipe.")
-    folder = Path(model.tokenizer_folder)
-    if folder.exists() and any(folder.iterdir()) and not arguments.overwrite:
-        raise FileExistsError(f"{folder} is not empty: name another --tokenizer_folder, or give --overwrite.")
+    folder = refuse_existing(model.tokenizer_folder, arguments.overwrite, "--tokenizer_folder")
     check_parallel(data.train_source_files, data.train_target_files)
     source_texts, target_texts = list(read_files(data.train_source_files)), list(read_files(data.train_target_files))
     tokenizer = train_tokenizer(

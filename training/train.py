@@ -3,7 +3,9 @@
 accelerate launch training/train.py --config training/configs/tatoeba_en_de.yaml
 """
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 if not __package__:  # run as a script: import from the repository, not from this folder
@@ -17,15 +19,17 @@ from accelerate.utils import set_seed
 from lvnar_hf import LvnarForConditionalGeneration, LvnarTokenizer
 from training.data import load_text_pairs, tokenize_pairs
 from training.recipe import DataArguments, ModelArguments, OptimizationArguments, parse_recipe
-from training.trainer import LvnarTrainer, prepare_output_folder
+from training.trainer import LvnarTrainer, check_same_run, prepare_output_folder
+
+CHANGEABLE = ("output_folder", "overwrite", "resume", "save_every_steps", "log_every_steps", "keep_last_checkpoints")
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Load, tokenise, train; return the best validation metrics.
 
     Raises:
-        FileExistsError: the output folder is not empty and `--overwrite` is not given.
-        ValueError: for arguments that are missing or cannot be combined.
+        FileExistsError: the output folder is not empty, and neither `--overwrite` nor `--resume` is given.
+        ValueError: for arguments that are missing or cannot be combined, or differ from those of the run to resume.
     """
     sections = {"data": DataArguments, "model": ModelArguments, "training": OptimizationArguments}
     data, sizes, arguments = parse_recipe(sections, argv)
@@ -33,9 +37,17 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         raise ValueError("Give --output_folder and --tokenizer_folder, or name them in the recipe.")
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     folder = Path(arguments.output_folder)
-    if accelerator.is_main_process:
+    # What a run is begun with and must be resumed with; the rest says where and how often something is written.
+    settings = {**asdict(data), **asdict(sizes), **asdict(arguments), "num_processes": accelerator.num_processes}
+    settings = {name: value for name, value in settings.items() if name not in CHANGEABLE}
+    is_resumed = arguments.resume and (folder / "run.json").exists()
+    if is_resumed:
+        check_same_run(folder, settings)
+    elif accelerator.is_main_process:
         prepare_output_folder(folder, arguments.overwrite)
-    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "run.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    if not accelerator.is_main_process:
         datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()  # else a bar for each file of each checkpoint
     accelerator.wait_for_everyone()
@@ -58,6 +70,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(arguments.seed, device_specific=True)  # noise differs between processes, initial weights do not
     texts = (list(valid_texts["source"]), list(valid_texts["target"]))
     trainer = LvnarTrainer(accelerator, model, tokenizer, train_pairs, valid_pairs, texts, arguments)
+    if is_resumed and trainer.has_state():
+        accelerator.print(f"resumed at step {trainer.resume()}")
     metrics = trainer.train()
     accelerator.print(f"best model: {folder / 'best'}, " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
     return metrics

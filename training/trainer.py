@@ -1,5 +1,6 @@
 """The training loop: the ELBO with its KL budget (Shu et al., 2020, Eq. 5, 9, 10), validated and kept each epoch."""
 
+import dataclasses
 import json
 import math
 import os
@@ -7,7 +8,8 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from itertools import count, islice
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from lvnar_hf import LvnarForConditionalGeneration
 from lvnar_hf.losses_lvnar import kl_budget_at
 from training.batching import TokenBudgetBatchSampler, TranslationCollator
+from training.outputs import refuse_existing
 from training.recipe import OptimizationArguments
 from training.scoring import corpus_scores, translate_texts
 
@@ -43,19 +46,53 @@ def learning_rate_factor(step: int, warmup_steps: int, max_steps: int, cooldown_
     return factor
 
 
+def check_same_run(folder: Path, description: dict[str, Any]) -> None:
+    """Refuse to resume a run with other settings than those it was begun with, which `run.json` holds.
+
+    Raises:
+        ValueError: names each setting that differs, with both values.
+    """
+    file = folder / "run.json"
+    begun_with = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    names = sorted(begun_with.keys() | description.keys())
+    different = [
+        f"{name}: {begun_with.get(name)!r} then, {description.get(name)!r} now"
+        for name in names
+        if begun_with.get(name) != description.get(name)
+    ]
+    if different:
+        raise ValueError(f"The run in {folder} was begun with other settings. " + "; ".join(different))
+
+
 def prepare_output_folder(folder: Path, overwrite: bool) -> None:
     """Refuse a folder with something in it; or, with `overwrite`, remove what an earlier run has written there.
 
     Raises:
         FileExistsError: if the folder is not empty and `overwrite` is False.
     """
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if not overwrite:
-        raise FileExistsError(f"{folder} is not empty: name another --output_folder, or give --overwrite.")
-    (folder / "log.jsonl").unlink(missing_ok=True)
-    for name in ("checkpoints", "best"):
+    refuse_existing(folder, overwrite, "--output_folder (or --resume)")
+    for name in ("log.jsonl", "run.json"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("checkpoints", "best", "states"):
         shutil.rmtree(folder / name, ignore_errors=True)
+
+
+@dataclass
+class RunProgress:
+    """Where a run stands; saved and loaded with its state."""
+
+    step: int = 0
+    epoch: int = 0
+    num_batches_done: int = 0  # of the epoch, by each process
+    is_finished: bool = False
+    best_metrics: dict[str, float] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
 
 
 class LvnarTrainer:
@@ -69,7 +106,8 @@ class LvnarTrainer:
         valid_texts: (source, target) texts for BLEU, in the order of the validation files.
         arguments: section `training` of the recipe.
 
-    What it writes to the output folder: `log.jsonl`, `checkpoints/step-N`, `best`.
+    What it writes to the output folder: `log.jsonl`, `checkpoints/step-N`, `best`; and `states/step-N`, from which the
+    run can be continued as if it had never stopped.
     """
 
     def __init__(
@@ -115,8 +153,38 @@ class LvnarTrainer:
             max_tokens=arguments.max_tokens_per_batch,
             seed=0,
         )
-        self.step = 0
-        self.best_elbo = -math.inf
+        self.progress = RunProgress()
+        accelerator.register_for_checkpointing(self.progress)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        return self.progress.step
+
+    def has_state(self) -> bool:
+        """Whether the run has come far enough to leave a state in the output folder."""
+        return bool(self._states())
+
+    def _states(self) -> list[Path]:
+        return sorted((self.output_folder / "states").glob("step-" + "[0-9]" * 7))
+
+    def resume(self) -> int:
+        """Go on from the newest state in the output folder; return its step.
+
+        Raises:
+            FileNotFoundError: if there is none.
+        """
+        states = self._states()
+        if not states:
+            raise FileNotFoundError(f"There is no state to resume from in {self.output_folder / 'states'}.")
+        self.accelerator.load_state(str(states[-1]))
+        if self.accelerator.is_main_process:
+            log = self.output_folder / "log.jsonl"
+            lines = log.read_text("utf-8").splitlines() if log.exists() else []
+            kept = [line for line in lines if _is_logged_by(line, self.step)]  # what came after will be run again
+            log.write_text("".join(line + "\n" for line in kept), "utf-8")
+        self.accelerator.wait_for_everyone()
+        return self.step
 
     def train(self) -> dict[str, float]:
         """Run all `max_steps`; return the metrics of the best validation.
@@ -125,43 +193,53 @@ class LvnarTrainer:
             NonFiniteLossError: checkpoints written until then stay.
         """
         is_main = self.accelerator.is_main_process
-        best_metrics: dict[str, float] = {}
+        run, max_steps = self.progress, self.arguments.max_steps
         window = _LogWindow()
-        with tqdm(total=self.arguments.max_steps, disable=not is_main, unit="step", mininterval=1.0) as progress:
-            for epoch in count():
-                self._train_epoch(epoch, window, progress)
+        with tqdm(total=max_steps, initial=run.step, disable=not is_main, unit="step", mininterval=1.0) as bar:
+            while not run.is_finished:
+                self._train_epoch(window, bar)
                 metrics = self.validate()
-                self._log({"kind": "valid", "epoch": epoch, "step": self.step, **metrics})
+                self._log({"kind": "valid", "epoch": run.epoch, "step": run.step, **metrics})
                 if is_main:
                     values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-                    progress.write(f"epoch {epoch}, step {self.step}: {values}")
-                self._save(self.output_folder / "checkpoints" / f"step-{self.step:07d}")
+                    bar.write(f"epoch {run.epoch}, step {run.step}: {values}")
+                self._save(self.output_folder / "checkpoints" / f"step-{run.step:07d}")
                 self._remove_old_checkpoints()
-                if metrics["elbo"] > self.best_elbo:
-                    self.best_elbo, best_metrics = metrics["elbo"], metrics
+                if not run.best_metrics or metrics["elbo"] > run.best_metrics["elbo"]:
+                    run.best_metrics = metrics
                     self._save(self.output_folder / "best")
-                if self.step == self.arguments.max_steps:
-                    break
+                run.epoch, run.num_batches_done = run.epoch + 1, 0
+                run.is_finished = run.step == max_steps
+                self._save_state()
                 window.leave_out_pause()
-        return best_metrics
+        return run.best_metrics
 
-    def _train_epoch(self, epoch: int, window: "_LogWindow", progress: tqdm) -> None:
-        """The steps of one epoch, or those that are left of the run."""
-        arguments = self.arguments
-        self.sampler.set_epoch(epoch)
-        loader = DataLoader(self.train_pairs, batch_sampler=self.sampler, collate_fn=self.collator)
+    def _train_epoch(self, window: "_LogWindow", bar: tqdm) -> None:
+        """The steps that are left of the epoch, or of the run."""
+        arguments, run = self.arguments, self.progress
+        self.sampler.set_epoch(run.epoch, num_batches_done=run.num_batches_done)
+        # A generator of its own: the loader would draw from the global one, and a resumed run would differ.
+        loader = DataLoader(
+            self.train_pairs, batch_sampler=self.sampler, collate_fn=self.collator, generator=torch.Generator()
+        )
         self.model.train()
+        if run.step == arguments.max_steps:
+            return
         for group in _groups(iter(loader), arguments.gradient_accumulation_steps):
             loaded = time.perf_counter()
             entry = self._optimizer_step(group)
+            run.num_batches_done += len(group)
             window.add(entry, seconds_loading=loaded - window.last_time)
-            progress.update()
-            if self.step % arguments.log_every_steps == 0:
+            bar.update()
+            if run.step % arguments.log_every_steps == 0:
                 line = window.summary()
-                self._log({"kind": "train", "epoch": epoch, "step": self.step, **line})
-                progress.set_postfix(loss=f"{line['loss']:.3f}", tok_s=f"{line['target_tokens_per_second']:.0f}")
-            if self.step == arguments.max_steps:
+                self._log({"kind": "train", "epoch": run.epoch, "step": run.step, **line})
+                bar.set_postfix(loss=f"{line['loss']:.3f}", tok_s=f"{line['target_tokens_per_second']:.0f}")
+            if run.step == arguments.max_steps:
                 break
+            if arguments.save_every_steps and run.step % arguments.save_every_steps == 0:
+                self._save_state()
+                window.leave_out_pause()
 
     def _optimizer_step(self, group: list[dict[str, torch.Tensor]]) -> dict[str, float]:
         """One step on the batches of a group; sums over the batch of all processes, and what the step used."""
@@ -184,7 +262,7 @@ class LvnarTrainer:
                     attention_mask=batch["attention_mask"],
                     labels=batch["labels"],
                     kl_budget=kl_budget,
-                    label_smoothing=arguments.label_smoothing,
+                    smoothing=arguments.label_smoothing,
                     num_items_in_batch=num_target_tokens,
                 )
                 # Gradients are averaged over processes; the loss is divided by the tokens of all of them already.
@@ -208,7 +286,7 @@ class LvnarTrainer:
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.step += 1
+        self.progress.step += 1
         sums = dict(
             zip((*PARTS, "loss", "length_accuracy", "source_tokens", "sentences"), totals.tolist(), strict=True)
         )
@@ -287,11 +365,39 @@ class LvnarTrainer:
         else:
             os.rename(unfinished, folder)
 
+    def _save_state(self) -> None:
+        """All that the rest of the run depends on: weights, optimizer, random numbers of every process, progress.
+
+        The folder appears under its name when it is whole; then older ones go.
+        """
+        folder = self.output_folder / "states" / f"step-{self.step:07d}"
+        unfinished = folder.with_name(folder.name + ".unfinished")
+        if self.accelerator.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(unfinished))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)  # of a step that was saved before its epoch's validation
+            os.rename(unfinished, folder)
+            for other in folder.parent.iterdir():
+                if other != folder:
+                    shutil.rmtree(other)
+
     def _remove_old_checkpoints(self) -> None:
         if self.accelerator.is_main_process:
             checkpoints = sorted((self.output_folder / "checkpoints").glob("step-*"))
             for folder in checkpoints[: -self.arguments.keep_last_checkpoints or None]:
                 shutil.rmtree(folder)
+
+
+def _is_logged_by(line: str, step: int) -> bool:
+    """Whether a line of the log is whole and of a step up to `step`."""
+    try:
+        return json.loads(line)["step"] <= step
+    except json.JSONDecodeError:  # cut off when the process was killed
+        return False
 
 
 def _groups(batches: Iterator, size: int) -> Iterator[list]:

@@ -1,0 +1,132 @@
+"""A run that was killed and resumed ends as one that was never stopped, to the bit (CPU, one process)."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from tests.conftest import ROOT
+from tests.digits import write_digits
+from tests.test_training import (  # noqa: F401  (fixtures)
+    assert_equal,
+    digit_pairs,
+    digit_tokenizer,
+    fresh_accelerator,
+    log_lines,
+    make_trainer,
+    weights,
+)
+from training import train
+from training.trainer import check_same_run
+
+TIMES = ("target_tokens_per_second", "loading_share")  # what differs from run to run
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill(*arguments, **options) -> None:
+    raise Killed
+
+
+def without_times(lines: list[dict]) -> list[dict]:
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
+def run_to_the_end(make_trainer, folder: str, **changes):  # noqa: F811
+    trainer = make_trainer(folder, dropout=0.2, max_steps=8, save_every_steps=2, **changes)
+    return trainer, trainer.train()
+
+
+# 3 batches an epoch: 3 is the last of an epoch and is not a step that saves, 6 is the last of an epoch and saves.
+@pytest.mark.parametrize("killed_after", [2, 3, 5, 6, 7])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_killed_run_ends_as_one_that_was_never_stopped(make_trainer, killed_after, accumulation):  # noqa: F811
+    unbroken, expected = run_to_the_end(make_trainer, "unbroken", gradient_accumulation_steps=accumulation)
+    changes = {"dropout": 0.2, "max_steps": 8, "save_every_steps": 2, "gradient_accumulation_steps": accumulation}
+    broken = make_trainer("broken", **changes)
+    step = broken._optimizer_step
+    broken._optimizer_step = lambda group: step(group) if broken.step < killed_after else kill()
+    with pytest.raises(Killed):
+        broken.train()
+    resumed = make_trainer("broken", **changes)
+    assert resumed.has_state() and 0 < resumed.resume() <= killed_after
+    assert resumed.train() == expected
+    assert_equal(weights(resumed.model), weights(unbroken.model))
+    assert_equal(weights(resumed.output_folder / "best"), weights(unbroken.output_folder / "best"))
+    for kind in ("train", "valid"):
+        assert without_times(log_lines(resumed, kind)) == without_times(log_lines(unbroken, kind))
+
+
+@pytest.mark.parametrize("where", ["validate", "_save", "_save_state"])
+def test_a_run_killed_between_epochs_resumes_too(make_trainer, where):  # noqa: F811
+    unbroken, expected = run_to_the_end(make_trainer, "unbroken")
+    broken = make_trainer("broken", dropout=0.2, max_steps=8, save_every_steps=2)
+    original = getattr(broken, where)
+    setattr(broken, where, lambda *arguments: original(*arguments) if broken.step < 6 else kill())
+    with pytest.raises(Killed):
+        broken.train()
+    half_written = broken.output_folder / "states" / "step-0000009.unfinished"  # as if killed while it was written
+    half_written.mkdir()
+    resumed = make_trainer("broken", dropout=0.2, max_steps=8, save_every_steps=2)
+    assert resumed.resume() < 8
+    assert resumed.train() == expected
+    assert_equal(weights(resumed.model), weights(unbroken.model))
+    assert [folder.name for folder in (resumed.output_folder / "states").iterdir()] == ["step-0000008"]
+
+
+def test_a_finished_run_has_nothing_left_to_do(make_trainer):  # noqa: F811
+    finished, expected = run_to_the_end(make_trainer, "run")
+    again = make_trainer("run", dropout=0.2, max_steps=8, save_every_steps=2)
+    assert again.resume() == 8 and again.train() == expected
+    assert_equal(weights(again.model), weights(finished.model))
+
+
+def test_a_run_without_a_state_says_so(make_trainer):  # noqa: F811
+    trainer = make_trainer()
+    assert not trainer.has_state()
+    with pytest.raises(FileNotFoundError, match="no state to resume from"):
+        trainer.resume()
+
+
+def test_other_settings_are_refused_with_the_difference(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"learning_rate": 0.001, "seed": 1, "dropout": 0.0}))
+    check_same_run(tmp_path, {"learning_rate": 0.001, "seed": 1, "dropout": 0.0})
+    with pytest.raises(ValueError, match=r"learning_rate: 0\.001 then, 0\.002 now; seed: 1 then, 2 now$"):
+        check_same_run(tmp_path, {"learning_rate": 0.002, "seed": 2, "dropout": 0.0})
+
+
+def test_the_command_survives_sigkill(tmp_path, monkeypatch, digit_tokenizer):  # noqa: F811
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    for name, value in {"ACCELERATE_USE_CPU": "true", "HF_DATASETS_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    write_digits(tmp_path / "data" / "digits", num_train=2000, num_valid=20)
+    digit_tokenizer.save_pretrained(tmp_path / "runs" / "digits" / "tokenizer")
+    command = ["--config", str(ROOT / "training" / "configs" / "digits.yaml"), "--log_every_steps", "1"]
+    command += ["--max_steps", "40", "--save_every_steps", "4", "--dropout", "0.1", "--output_folder"]
+
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, str(ROOT / "training" / "train.py"), *command, str(killed)])
+    log = killed / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() or len(log.read_text().splitlines()) < 9:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 9 <= len(log.read_text().splitlines()) < 40
+    with pytest.raises(ValueError, match="seed: 1 then, 2 now"):
+        train.main([*command, str(killed), "--resume", "--seed", "2"])
+    metrics = []
+    for folder in (killed, tmp_path / "unbroken"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        metrics.append(train.main([*command, str(folder), "--resume"]))
+    assert metrics[0] == metrics[1]
+    assert_equal(weights(killed / "best"), weights(tmp_path / "unbroken" / "best"))
