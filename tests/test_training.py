@@ -415,7 +415,9 @@ def test_an_output_folder_with_something_in_it_is_refused(tmp_path):
     (folder / "best").mkdir()
     for name in ("log.jsonl", "notes.txt"):
         (folder / name).touch()
-    with pytest.raises(FileExistsError, match=r"run is not empty: name another --output_folder, or give --overwrite"):
+    with pytest.raises(
+        FileExistsError, match=r"run exists and is not empty: name another --output_folder \(or --resume\), or give"
+    ):
         prepare_output_folder(folder, overwrite=False)
     assert len(list(folder.iterdir())) == 4
     prepare_output_folder(folder, overwrite=True)

@@ -22,33 +22,33 @@ import torch
 from lvnar_hf import LvnarForConditionalGeneration
 from training.benchmark import describe_processor
 from training.outputs import refuse_existing
-from training.recipe import ModelArguments, OptimizationArguments, TokenizerArguments, parse_recipe
+from training.recipe import ModelArguments, OptimizationArguments, parse_recipe
 
 
 @dataclass
 class TimingArguments:
     """How much is timed; these are flags, not part of a recipe."""
 
+    vocab_size: int = field(default=8000, metadata={"help": "ids of the joint vocabulary"})
     sentence_length: int = field(default=10, metadata={"help": "tokens of every source and target"})
     num_repeats: int = field(default=20, metadata={"help": "timed steps"})
     num_threads: int = field(default=2, metadata={"help": "CPU threads"})
     output_file: str | None = field(default=None, metadata={"help": "JSON with the result"})
-    overwrite_output: bool = field(default=False, metadata={"help": "write over an output file"})
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Time the step, print where its time goes, return what is in the JSON."""
-    sections = {"tokenizer": TokenizerArguments, "model": ModelArguments, "training": OptimizationArguments}
-    vocabulary, sizes, optimization, arguments = parse_recipe({**sections, "timing": TimingArguments}, argv)
+    sections = {"model": ModelArguments, "training": OptimizationArguments, "timing": TimingArguments}
+    sizes, optimization, arguments = parse_recipe(sections, argv)
     if arguments.output_file is not None:
-        refuse_existing(arguments.output_file, arguments.overwrite_output, "--output_file")
+        refuse_existing(arguments.output_file, optimization.overwrite, "--output_file")
     torch.set_num_threads(arguments.num_threads)
     torch.manual_seed(optimization.seed)
-    model = LvnarForConditionalGeneration(sizes.to_config(vocabulary.vocab_size, vocabulary.target_vocab_size)).train()
+    model = LvnarForConditionalGeneration(sizes.to_config(arguments.vocab_size, None)).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, betas=(0.9, 0.98), fused=True)
     num_sentences = optimization.max_tokens_per_batch // arguments.sentence_length
     shape = (num_sentences, arguments.sentence_length)
-    batch = {name: torch.randint(3, vocabulary.vocab_size, shape) for name in ("input_ids", "labels")}
+    batch = {name: torch.randint(3, arguments.vocab_size, shape) for name in ("input_ids", "labels")}
     seconds: dict[str, list[float]] = {"forward": [], "backward": [], "clipping": [], "optimizer": []}
 
     def step() -> None:
