@@ -107,7 +107,15 @@ class LvnarEmbedding(nn.Embedding):
 
     def forward(self, inputs: torch.Tensor, project: bool = False) -> torch.Tensor:
         """Ids (...) to embeddings (..., hidden_size); or states (..., hidden_size) to logits (..., vocab_size)."""
-        return nn.functional.linear(inputs, self.weight) if project else super().forward(inputs)
+        if not project:
+            return super().forward(inputs)
+        if inputs.device.type == "cpu" and not torch.is_grad_enabled() and inputs[..., 0].numel() <= 64:
+            # The same product the other way round and in parts that fit the cache: faster where the states are few.
+            states = inputs.flatten(0, -2)
+            columns = nn.functional.pad(states, (0, 0, 0, -len(states) % 8)).t()
+            logits = torch.cat([rows @ columns for rows in self.weight.split(2048)])
+            return logits[:, : len(states)].t().unflatten(0, inputs.shape[:-1])
+        return nn.functional.linear(inputs, self.weight)
 
 
 class LvnarAttention(nn.Module):

@@ -167,3 +167,20 @@ def test_other_versions_of_transformers_give_the_same_translations(translator, t
     assert translations(version, tiny_repository, "import lvnar_hf", tasks, {}) == [expected, expected]
     trusted = translations(version, tiny_repository, "import lvnar_hf", tasks[:1], {"trust_remote_code": True})
     assert trusted == [expected]
+
+
+NATIVE_CODE = """
+import sys
+import lvnar_hf
+from transformers import AutoTokenizer, MarianConfig, MarianMTModel, pipeline
+sizes = dict(d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2)
+model = MarianMTModel(MarianConfig(vocab_size=500, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, **sizes))
+translator = pipeline("translation_en_to_de", model=model, tokenizer=AutoTokenizer.from_pretrained(sys.argv[1]))
+print(type(translator).__name__, len(translator("Tom laughed.", max_new_tokens=3)))
+"""
+
+
+@pytest.mark.parametrize("version", overlay_versions() or [pytest.param(None, marks=pytest.mark.skip("no overlays"))])
+def test_other_models_keep_the_pipeline_of_transformers_where_it_has_one(tiny_repository, version):
+    expected = "TranslationPipeline 1" if version.startswith("4.") else "LvnarTranslationPipeline 1"
+    assert run_with_transformers(version, NATIVE_CODE, str(tiny_repository)).strip().endswith(expected)
