@@ -1,0 +1,184 @@
+"""The scripts beside training: evaluation, benchmark, demonstration; and the commands that the documents show."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from sacrebleu.metrics import BLEU
+from safetensors import safe_open
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from tests.conftest import ROOT, SAMPLE, make_batch, make_model, tiny_config
+from training import average, benchmark, evaluate, report, time_step
+from training.scoring import corpus_scores, estimate_elbo, translate_texts
+
+
+def test_scores_carry_their_signatures_and_are_sacrebleus(sample_texts):
+    _, references = sample_texts
+    hypotheses = [text.replace("nicht", "kein").lower() for text in references]
+    scores = corpus_scores(hypotheses, references)
+    assert scores["bleu"]["score"] == BLEU().corpus_score(hypotheses, [references]).score
+    assert "tok:13a" in scores["bleu"]["signature"] and "case:mixed" in scores["bleu"]["signature"]
+    assert "tok:intl" in scores["bleu_intl_lowercased"]["signature"]
+    assert "case:lc" in scores["bleu_intl_lowercased"]["signature"]
+    assert scores["bleu_intl_lowercased"]["score"] > scores["bleu"]["score"]
+    assert scores["chrf"]["signature"].startswith("nrefs:1")
+    with pytest.raises(ValueError, match="300 hypotheses, but 299 references"):
+        corpus_scores(hypotheses, references[1:])
+
+
+def test_bleu_is_that_of_the_sacrebleu_command(sample_texts, tmp_path):
+    sources, references = sample_texts
+    for name, texts in (("hypotheses", sources), ("references", references)):
+        (tmp_path / name).write_text("\n".join(texts) + "\n", encoding="utf-8")
+    command = [sys.executable, "-m", "sacrebleu", str(tmp_path / "references"), "-i", str(tmp_path / "hypotheses")]
+    output = subprocess.run([*command, "-b", "-w", "6"], capture_output=True, text=True, check=True).stdout
+    assert float(output) == pytest.approx(corpus_scores(sources, references)["bleu"]["score"], abs=1e-6)
+
+
+def test_translations_keep_their_order_and_empty_texts_stay_empty(tiny_repository, sample_texts):
+    model = AutoModelForSeq2SeqLM.from_pretrained(tiny_repository).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_repository)
+    texts = [*sample_texts[0][:9], "", "  ", "very long " * 40]
+    together = translate_texts(model, tokenizer, texts, batch_size=4, num_refinement_steps=1)
+    assert together == [translate_texts(model, tokenizer, [t], num_refinement_steps=1)[0] for t in texts]
+    assert together[9:11] == ["", ""] and all(together[:9]) and translate_texts(model, tokenizer, []) == []
+
+
+def test_elbo_is_the_mean_over_samples(tiny_model):
+    batch = make_batch(tiny_model.config, [(7, 9), (3, 4)])
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        draws = [tiny_model(**batch, generator=generator).elbo.double() for _ in range(3)]
+    estimate = estimate_elbo(tiny_model, batch, 3, torch.Generator().manual_seed(5))
+    torch.testing.assert_close(estimate["elbo"], torch.stack(draws).mean(0))
+    parts = -(estimate["token_nll"] + estimate["kl"] + estimate["length_nll"])
+    torch.testing.assert_close(estimate["elbo"], parts, atol=1e-4, rtol=1e-5)
+
+
+def test_evaluation_writes_what_it_scored(tiny_repository, tmp_path):
+    files = {side: tmp_path / f"test.{side}" for side in ("en", "de")}
+    for side, path in files.items():
+        path.write_text("\n".join((SAMPLE / f"test.{side}").read_text("utf-8").split("\n")[:20]) + "\n", "utf-8")
+    arguments = ["--model", str(tiny_repository), "--source_file", str(files["en"]), "--output_folder"]
+    arguments += [str(tmp_path / "out"), "--num_elbo_samples", "2", "--num_refinement_steps", "0", "2"]
+    metrics = evaluate.main([*arguments, "--target_file", str(files["de"])])
+    assert metrics == json.loads((tmp_path / "out" / "metrics.json").read_text())
+    for result in metrics["results"]:
+        path = tmp_path / "out" / f"hypotheses.{result['num_refinement_steps']}-steps.txt"
+        hypotheses = path.read_text("utf-8").split("\n")[:-1]
+        references = files["de"].read_text("utf-8").split("\n")[:-1]
+        assert result["bleu"]["score"] == BLEU().corpus_score(hypotheses, [references]).score
+    assert metrics["results"][0]["elbo_of_translations"]["mean_steps_taken"] == 0
+    before = (tmp_path / "out" / "metrics.json").read_text()
+    with pytest.raises(FileExistsError, match="--output_folder, or give --overwrite"):
+        evaluate.main([*arguments, "--target_file", str(files["de"])])
+    assert (tmp_path / "out" / "metrics.json").read_text() == before
+    arguments.append("--overwrite")
+    with pytest.raises(ValueError, match=r"20 lines in .*test\.en, 300 in"):
+        evaluate.main([*arguments, "--target_file", str(SAMPLE / "test.de")])
+
+
+def test_benchmark_times_every_system_on_the_same_length(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(benchmark, "LvnarConfig", lambda: tiny_config(vocab_size=100))
+    file = tmp_path / "out" / "benchmark.json"
+    result = benchmark.main(["--num_repeats", "2", "--length", "6", "--num_threads", "1", "--output_file", str(file)])
+    output = capsys.readouterr().out
+    assert json.loads(file.read_text()) == result
+    assert set(result["systems"]) == {
+        *(f"lvnar, eager, {steps}" for steps in ("0 steps", "1 step", "3 steps")),
+        *(f"marian 6-6, cache, beam {beams}" for beams in (1, 3)),
+    }
+    assert result["systems"][result["baseline"]]["speed_up_over_baseline"] == 1.0
+    with pytest.raises(FileExistsError, match="--output_file"):
+        benchmark.main(["--output_file", str(file)])
+    with pytest.raises(ValueError, match="at least 2"):
+        benchmark.main(["--num_repeats", "1"])
+    assert json.loads(output.strip().split("\n")[-1]).keys() == result["systems"].keys()
+
+
+def test_a_training_step_is_timed(tmp_path):
+    file = tmp_path / "step.json"
+    recipe = ["--config", str(ROOT / "training" / "configs" / "digits.yaml")]
+    result = time_step.main([*recipe, "--num_repeats", "2", "--num_threads", "1", "--output_file", str(file)])
+    assert json.loads(file.read_text()) == result
+    assert set(result["seconds"]) == {"forward", "backward", "clipping", "optimizer"}
+    tokens = result["num_sentences"] * result["sentence_length"]
+    assert result["target_tokens_per_second"] == pytest.approx(tokens / sum(result["seconds"].values()))
+    assert 0 < sum(result["operator_shares"].values()) <= 1
+    with pytest.raises(FileExistsError, match="--output_file"):
+        time_step.main([*recipe, "--output_file", str(file)])
+
+
+def run_script(*command: str) -> str:
+    result = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def test_demo_translates_with_the_model_that_ships():
+    output = run_script("training/demo.py")
+    assert output.count("0 steps") == output.count("1 step ") == 7
+    bleu = [float(score) for score in re.findall(r"BLEU ([\d.]+) \(nrefs:1\|case:mixed\|eff:no\|tok:13a", output)]
+    assert len(bleu) == 2 and bleu[1] > bleu[0]
+    assert "Bahnhof" in run_script("training/demo.py", "Where is the station?")
+
+
+def python_blocks() -> list:
+    blocks = []
+    for path in (ROOT / "README.md", ROOT / "model_cards" / "lvnar-tatoeba-en-de" / "README.md"):
+        for index, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text("utf-8"), flags=re.DOTALL)):
+            blocks.append(pytest.param(block, id=f"{path.parent.name}-{index}"))
+    return blocks
+
+
+@pytest.mark.parametrize("block", python_blocks())
+def test_python_in_the_documents_runs_as_written(block):
+    assert run_script("-c", block).strip()
+
+
+def test_commands_in_the_documents_name_what_exists():
+    """The scripts, recipes and make targets; training itself runs in test_training.py."""
+    text = (ROOT / "README.md").read_text("utf-8") + (ROOT / "training" / "README.md").read_text("utf-8")
+    named = set(re.findall(r"training/[\w/]+\.(?:py|yaml)", text))
+    assert len(named) >= 7 and all((ROOT / name).is_file() for name in named)
+    targets = set(re.findall(r"make ([a-z-]+)", text))
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    assert targets >= {"demo", "test"} and all(f"\n{target}:" in makefile for target in targets)
+
+
+def test_tables_in_the_documents_are_those_of_the_results():
+    for path in report.DOCUMENTS:
+        document = path.read_text("utf-8")
+        assert "<!-- quality: begin -->" in document
+        assert report.render(document) == document, f"{path} differs: run python training/report.py"
+    with pytest.raises(ValueError, match="no table other"):
+        report.render("<!-- other: begin --><!-- other: end -->")
+
+
+def test_averaging_takes_the_mean_and_stores_as_asked(tiny_repository, tmp_path):
+    first = AutoModelForSeq2SeqLM.from_pretrained(tiny_repository)
+    second = AutoModelForSeq2SeqLM.from_pretrained(tiny_repository)
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.add_(1.0)
+    second.save_pretrained(tmp_path / "second")
+    folders = [str(tiny_repository), str(tmp_path / "second")]
+    average.main(["--checkpoints", *folders, "--output_folder", str(tmp_path / "mean"), "--storage_dtype", "float16"])
+    with safe_open(tmp_path / "mean" / "model.safetensors", "pt") as stored:
+        assert {stored.get_tensor(name).dtype for name in stored.keys()} == {torch.float16}  # noqa: SIM118
+    mean = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "mean", dtype="auto")
+    for name, parameter in mean.named_parameters():
+        assert parameter.dtype == torch.float32
+        torch.testing.assert_close(parameter, first.get_parameter(name) + 0.5, atol=2e-3, rtol=1e-3)
+    assert AutoTokenizer.from_pretrained(tmp_path / "mean")("Tom")["input_ids"]
+    with pytest.raises(FileExistsError, match="not empty"):
+        average.main(["--checkpoints", *folders, "--output_folder", str(tmp_path / "mean")])
+    with pytest.raises(ValueError, match="float8"):
+        average.main(["--checkpoints", *folders, "--output_folder", str(tmp_path / "x"), "--storage_dtype", "float8"])
+    make_model(tiny_config(vocab_size=70)).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="differ in the weights"):
+        average.average_weights([str(tiny_repository), str(tmp_path / "other")])
