@@ -19,7 +19,7 @@ demo: $(VENV)/.demo  ## translate with the model that ships: 0 and 1 refinement 
 	$(BIN)/python training/demo.py
 
 test: $(VENV)/.dev $(OVERLAYS)  ## run the tests, on the oldest supported transformers too
-	LVNAR_OVERLAYS=$(CURDIR)/.overlays $(BIN)/python -m pytest
+	LVNAR_OVERLAYS=$(CURDIR)/.overlays OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -12,7 +12,8 @@ from .configuration_lvnar import LvnarConfig
 from .generation_lvnar import LvnarGenerateOutput
 from .modeling_lvnar import LvnarForConditionalGeneration, LvnarOutput
 from .pipeline_lvnar import LvnarTranslationPipeline
-from .tokenization_lvnar import LvnarTokenizer, train_tokenizer
+from .tokenization_lvnar import LvnarTokenizer
+from .tokenizer_training import train_tokenizer
 from .version import __version__
 
 __all__ = [

@@ -13,7 +13,6 @@ source and every target.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_lvnar import LvnarConfig
 from .generation_lvnar import GENERATION_DEFAULTS, LvnarGenerationMixin, lengths_to_mask
+from .layers_lvnar import LvnarEmbedding, LvnarStack, sinusoidal_positions
 from .losses_lvnar import IGNORED_LABEL, budgeted_kl, gaussian_kl, length_nll, token_nll
 from .pipeline_lvnar import LvnarTranslationPipeline  # noqa: F401  (so that it is saved beside this module)
 
@@ -86,143 +86,6 @@ class EncodedSource(NamedTuple):
     def select(self, rows: torch.Tensor) -> "EncodedSource":
         """The sentences `rows` (indices or a boolean mask over the batch)."""
         return EncodedSource(*(value[rows] for value in self))
-
-
-def sinusoidal_positions(length: int, hidden_size: int, device: torch.device) -> torch.Tensor:
-    """Position encodings of Vaswani et al. (2017, section 3.5), sines then cosines: (length, hidden_size) float32.
-
-    Computed where they are used: a non-persistent buffer does not survive loading in transformers 5.
-    """
-    positions = torch.arange(length, device=device, dtype=torch.float32)
-    exponents = torch.arange(hidden_size // 2, device=device, dtype=torch.float32) / (hidden_size // 2)
-    angles = positions[:, None] * torch.exp(exponents * -math.log(10000.0))
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-
-class LvnarEmbedding(nn.Embedding):
-    """Embedding that is also the tied output projection.
-
-    Both go through `forward`: hooks that load offloaded weights act there.
-    """
-
-    def forward(self, inputs: torch.Tensor, project: bool = False) -> torch.Tensor:
-        """Ids (...) to embeddings (..., hidden_size); or states (..., hidden_size) to logits (..., vocab_size)."""
-        if not project:
-            return super().forward(inputs)
-        if inputs.device.type == "cpu" and not torch.is_grad_enabled() and inputs[..., 0].numel() <= 64:
-            # The same product the other way round and in parts that fit the cache: faster where the states are few.
-            states = inputs.flatten(0, -2)
-            columns = nn.functional.pad(states, (0, 0, 0, -len(states) % 8)).t()
-            logits = torch.cat([rows @ columns for rows in self.weight.split(2048)])
-            return logits[:, : len(states)].t().unflatten(0, inputs.shape[:-1])
-        return nn.functional.linear(inputs, self.weight)
-
-
-class LvnarAttention(nn.Module):
-    """Multi-head scaled dot-product attention; self-attention if no `key_value_states` are given."""
-
-    def __init__(self, config: LvnarConfig):
-        super().__init__()
-        self.num_heads = config.num_attention_heads
-        self.dropout = config.attention_dropout
-        self.query_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key_value_proj = nn.Linear(config.hidden_size, 2 * config.hidden_size)
-        self.output_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,  # (batch, query_length, hidden_size)
-        attention_mask: torch.Tensor | None,  # (batch, 1, 1, key_length), True at valid keys; None if all are
-        key_value_states: torch.Tensor | None = None,  # (batch, key_length, hidden_size)
-    ) -> torch.Tensor:
-        if key_value_states is None:
-            key_value_states = hidden_states
-        queries = self._split_heads(self.query_proj(hidden_states))
-        keys, values = map(self._split_heads, self.key_value_proj(key_value_states).chunk(2, dim=-1))
-        context = nn.functional.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=attention_mask, dropout_p=self.dropout if self.training else 0.0
-        )
-        return self.output_proj(context.transpose(1, 2).flatten(2))
-
-    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        """(batch, length, hidden_size) to (batch, heads, length, head_dim)."""
-        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-
-class LvnarLayer(nn.Module):
-    """Pre-norm Transformer layer: self-attention, cross-attention if it has one, feed-forward."""
-
-    def __init__(self, config: LvnarConfig, has_cross_attention: bool):
-        super().__init__()
-        self.self_attention_norm = nn.LayerNorm(config.hidden_size)
-        self.self_attention = LvnarAttention(config)
-        if has_cross_attention:
-            self.cross_attention_norm = nn.LayerNorm(config.hidden_size)
-            # Deviation from the authors' code, which calls the self-attention here: weights of its own.
-            self.cross_attention = LvnarAttention(config)
-        self.feed_forward_norm = nn.LayerNorm(config.hidden_size)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(config.hidden_size, config.intermediate_size),
-            nn.ReLU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(config.intermediate_size, config.hidden_size),
-        )
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        cross_states: torch.Tensor | None = None,
-        cross_attention_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        attended = self.self_attention(self.self_attention_norm(hidden_states), attention_mask)
-        hidden_states = hidden_states + self.dropout(attended)
-        if cross_states is not None:
-            attended = self.cross_attention(
-                self.cross_attention_norm(hidden_states), cross_attention_mask, key_value_states=cross_states
-            )
-            hidden_states = hidden_states + self.dropout(attended)
-        return hidden_states + self.dropout(self.feed_forward(self.feed_forward_norm(hidden_states)))
-
-
-def _key_mask(mask: torch.Tensor) -> torch.Tensor | None:
-    """A mask (batch, length) as attention takes it, (batch, 1, 1, length) bool; None where it would hide nothing.
-
-    Whether it would is looked up on the CPU alone: elsewhere the look costs more than the mask.
-    """
-    if mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all()):
-        return None
-    return mask.bool()[:, None, None, :]
-
-
-class LvnarStack(nn.Module):
-    """Layers, none of them causal, and a final norm. Masks are (batch, length), 1 at valid positions."""
-
-    _gradient_checkpointing_func: Callable[..., torch.Tensor]  # set by `gradient_checkpointing_enable`
-
-    def __init__(self, config: LvnarConfig, num_layers: int, has_cross_attention: bool = False):
-        super().__init__()
-        self.layers = nn.ModuleList([LvnarLayer(config, has_cross_attention) for _ in range(num_layers)])
-        self.final_norm = nn.LayerNorm(config.hidden_size)
-        self.gradient_checkpointing = False
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,  # (batch, length, hidden_size)
-        mask: torch.Tensor,
-        cross_states: torch.Tensor | None = None,  # (batch, cross_length, hidden_size)
-        cross_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        attention_mask = _key_mask(mask)
-        cross_attention_mask = None if cross_mask is None else _key_mask(cross_mask)
-        for layer in self.layers:
-            arguments = (hidden_states, attention_mask, cross_states, cross_attention_mask)
-            if self.gradient_checkpointing and self.training:
-                hidden_states = self._gradient_checkpointing_func(layer.__call__, *arguments)
-            else:
-                hidden_states = layer(*arguments)
-        return self.final_norm(hidden_states)
 
 
 class LvnarGaussianHead(nn.Linear):

@@ -2,23 +2,21 @@
 
 What is unusual: nothing is ever unknown, because a character outside the vocabulary becomes its UTF-8 bytes; the text
 "</s>" in a sentence is four characters and never the special token; and `decode` reads target ids, because that is what
-a translation model gives.
+a translation model gives. Where a side has a word segmenter, text goes in and comes out raw all the same: normalised,
+segmented, then split into subwords; and joined again after decoding.
 
 This module travels to the Hub with the model: it imports nothing but tokenizers, transformers and the standard library.
 """
 
-import json
 import os
-import warnings
-from collections import Counter
-from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
+from tokenizers import Tokenizer
 from transformers import BatchEncoding, PreTrainedTokenizerFast
+
+from .segmentation_lvnar import make_segmenter
 
 # The same ids on both sides: <pad> 0, </s> 1, <unk> 2.
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
@@ -26,15 +24,10 @@ SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 # How the vocabulary spells a space.
 SPACE_MARK = "\u2581"
-NORMALIZATIONS: dict[str, list[normalizers.Normalizer]] = {
-    "nfc": [normalizers.NFC()],
-    "nfkc": [normalizers.NFKC()],
-    "none": [],
-}
 
 
 class LvnarTokenizer(PreTrainedTokenizerFast):
-    """Byte-fallback BPE tokenizer for translation; `train_tokenizer` makes one.
+    """Byte-fallback subword tokenizer for translation; `train_tokenizer` makes one.
 
     `tokenizer(source_texts, text_target=target_texts)` gives `input_ids` and `attention_mask` from the source
     vocabulary and `labels` from the target vocabulary. Each sequence ends with `</s>`.
@@ -43,17 +36,26 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
     of the source, `decode` and `batch_decode` of the target. `decode(ids, use_source_tokenizer=True)` decodes source
     ids, as with Marian; `target_vocab_size` and `target_backend_tokenizer` give the rest of the target side.
 
-    `decode(encode(text), skip_special_tokens=True)` equals `normalize(text)` for any text. A text with surrogates is no
+    A side with a word segmenter takes and gives raw text too. Words given with `is_split_into_words=True` are taken as
+    they are, and offsets count in the segmented text, `segment(text)`.
+
+    `decode(encode(text), skip_special_tokens=True)` equals `normalize(text)` for any text, with the segmenters `none`,
+    `fugashi` and `kytea`; with `moses` it is what Moses' detokenizer makes of the words. A text with surrogates is no
     text: encoding it raises UnicodeEncodeError, a ValueError.
 
     Args:
         target_tokenizer_file: path of the target vocabulary, or None for a joint vocabulary.
         target_tokenizer_object: the target vocabulary itself, instead of its file.
+        source_segmenter, target_segmenter: what finds the words of a side before they are split into subwords, and
+            joins them after decoding: none, moses, fugashi or kytea; stored in tokenizer_config.json if it is not none.
+            The package for it is imported at the first text, and ImportError then says what to install.
+        source_language, target_language: codes, for `moses`; None: English.
+        kytea_model: for `kytea`: path of its model file; a file of that name in the tokenizer's folder serves too.
         kwargs: those of `PreTrainedTokenizerFast`: `tokenizer_file` or `tokenizer_object` for the source (or joint)
             vocabulary, `model_max_length` in tokens.
 
     Raises:
-        ValueError: a vocabulary that has not `<pad>`, `</s>` and `<unk>` at ids 0, 1 and 2.
+        ValueError: a vocabulary that has not `<pad>`, `</s>` and `<unk>` at ids 0, 1 and 2; an unknown segmenter.
     """
 
     vocab_files_names = {"tokenizer_file": "tokenizer.json", "target_tokenizer_file": "target_tokenizer.json"}
@@ -67,6 +69,11 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
         *,
         target_tokenizer_file: str | None = None,
         target_tokenizer_object: Tokenizer | None = None,
+        source_segmenter: str = "none",
+        target_segmenter: str = "none",
+        source_language: str | None = None,
+        target_language: str | None = None,
+        kytea_model: str | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("pad_token", SPECIAL_TOKENS[0])
@@ -74,7 +81,17 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
         kwargs.setdefault("unk_token", SPECIAL_TOKENS[2])
         kwargs.setdefault("clean_up_tokenization_spaces", False)
         kwargs.setdefault("split_special_tokens", True)
+        folder = kwargs.get("name_or_path")
+        self._source_segmenter = make_segmenter(source_segmenter, source_language, kytea_model, folder)
+        self._target_segmenter = make_segmenter(target_segmenter, target_language, kytea_model, folder)
+        # What is handed on is stored with the tokenizer.
+        segmenters = {"source_segmenter": source_segmenter, "target_segmenter": target_segmenter}
+        kwargs.update({name: value for name, value in segmenters.items() if value != "none"})
+        options = {"source_language": source_language, "target_language": target_language, "kytea_model": kytea_model}
+        kwargs.update({name: value for name, value in options.items() if value is not None})
         super().__init__(**kwargs)
+        self.source_language, self.target_language, self.kytea_model = source_language, target_language, kytea_model
+        self._is_target_side = False
         self._source_tokenizer: Tokenizer = self.backend_tokenizer
         if target_tokenizer_object is not None:
             self._target_tokenizer = target_tokenizer_object
@@ -111,6 +128,16 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
         """The target side of `backend_tokenizer`; the same object for a joint vocabulary."""
         return self._target_tokenizer
 
+    @property
+    def source_segmenter(self) -> str:
+        """The name of the source side's segmenter, "none" if it has none."""
+        return self._source_segmenter.name
+
+    @property
+    def target_segmenter(self) -> str:
+        """The name of the target side's segmenter, "none" if it has none."""
+        return self._target_segmenter.name
+
     def normalize(self, text: str, target: bool = False) -> str:
         """The text as decoding gives it back.
 
@@ -124,6 +151,47 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
         backend = self._target_tokenizer if target else self._source_tokenizer
         return str(backend.normalizer.normalize_str(text))
 
+    def segment(self, text: str, target: bool = False) -> str:
+        """The normalised text as the subwords see it: words separated by single spaces, if the side has a segmenter.
+
+        Args:
+            text: any text without surrogates.
+            target: do as for the target side.
+
+        Raises:
+            ImportError, FileNotFoundError, ValueError: the segmenter lacks a package, or its model; says what to do.
+        """
+        segmenter = self._target_segmenter if target else self._source_segmenter
+        return segmenter.segment(self.normalize(text, target))
+
+    def encode_texts(self, texts: list[str], target: bool = False) -> list[list[int]]:
+        """Ids with `</s>` of many texts: the same as `tokenizer(texts)["input_ids"]`, with much less around it.
+
+        Args:
+            texts: raw texts, as many as fit in memory with their ids.
+            target: encode with the target side, as `tokenizer(text_target=texts)` does.
+
+        Returns:
+            A list of ids for each text, neither padded nor cut.
+        """
+        if isinstance(texts, str):
+            raise ValueError(f"encode_texts takes a list of texts; given was one text: {texts[:60]!r}")
+        backend = self._target_tokenizer if target else self._source_tokenizer
+        segmenter = self._target_segmenter if target else self._source_segmenter
+        if segmenter.name != "none":
+            texts = [self.segment(text, target) for text in texts]
+        # These are left from the last call; each call sets its own.
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = self.split_special_tokens
+        # The fast one, which does without offsets, came with tokenizers 0.20.
+        encode = getattr(backend, "encode_batch_fast", backend.encode_batch)
+        try:
+            return [encoding.ids for encoding in encode(texts)]
+        except TypeError:
+            _refuse_surrogates(list(texts))
+            raise
+
     def __call__(self, *args: Any, **kwargs: Any) -> BatchEncoding:
         try:
             return super().__call__(*args, **kwargs)
@@ -134,18 +202,39 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
             if not self._in_target_context_manager:
                 self._switch_to_input_mode()
 
-    def _encode_plus(self, *args: Any, **kwargs: Any) -> BatchEncoding:
+    def _encode_plus(self, text: Any, text_pair: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
+        # transformers 4 comes here with one text, and goes on to the next method; 5 with any number.
+        if not hasattr(PreTrainedTokenizerFast, "_batch_encode_plus"):
+            is_split = kwargs.get("is_split_into_words", False)
+            text, text_pair = self._segment_all(text, is_split), self._segment_all(text_pair, is_split)
         try:
-            return super()._encode_plus(*args, **kwargs)
+            return super()._encode_plus(text, text_pair, *args, **kwargs)
         except TypeError:
-            _refuse_surrogates([args, kwargs])
+            _refuse_surrogates([text, text_pair])
             raise
+
+    def _batch_encode_plus(self, batch_text_or_text_pairs: Any, *args: Any, **kwargs: Any) -> BatchEncoding:
+        texts = self._segment_all(batch_text_or_text_pairs, kwargs.get("is_split_into_words", False))
+        return super()._batch_encode_plus(texts, *args, **kwargs)  # type: ignore[misc]
+
+    def _segment_all(self, texts: Any, is_split_into_words: bool) -> Any:
+        """The current side's segmentation of a text, or of texts in nested lists and tuples; the rest as it is."""
+        segmenter = self._target_segmenter if self._is_target_side else self._source_segmenter
+        if segmenter.name == "none" or is_split_into_words:
+            return texts
+        if isinstance(texts, str):
+            return self.segment(texts, self._is_target_side)
+        if isinstance(texts, (list, tuple)):
+            return type(texts)(self._segment_all(text, False) for text in texts)
+        return texts
 
     def _switch_to_input_mode(self) -> None:
         self._tokenizer = self._source_tokenizer
+        self._is_target_side = False
 
     def _switch_to_target_mode(self) -> None:
         self._tokenizer = self._target_tokenizer
+        self._is_target_side = True
 
     def _decode(
         self,
@@ -157,8 +246,19 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
     ) -> str:
         # No clean-up, as in transformers 5.23 for any BPE: it would take spaces out of " ." that the text has.
         backend = self._source_tokenizer if use_source_tokenizer else self._target_tokenizer
+        segmenter = self._source_segmenter if use_source_tokenizer else self._target_segmenter
         token_ids = [token_ids] if isinstance(token_ids, int) else token_ids
-        return backend.decode(token_ids, skip_special_tokens=bool(skip_special_tokens))
+        if segmenter.name == "none":
+            return backend.decode(token_ids, skip_special_tokens=bool(skip_special_tokens))
+        # Special tokens are no words: what stands between them is joined.
+        special_ids = range(len(SPECIAL_TOKENS))
+        if skip_special_tokens:
+            token_ids = [token_id for token_id in token_ids if token_id not in special_ids]
+        parts = []
+        for is_special, ids in groupby(token_ids, key=lambda token_id: token_id in special_ids):
+            part = backend.decode(list(ids), skip_special_tokens=False)
+            parts.append(part.replace(" ", "") if is_special else segmenter.join(part))
+        return "".join(parts)
 
     def _save_pretrained(
         self,
@@ -190,113 +290,3 @@ def _refuse_surrogates(value: Any) -> None:
     elif isinstance(value, (list, tuple, dict)):
         for item in value.values() if isinstance(value, dict) else value:
             _refuse_surrogates(item)
-
-
-def train_tokenizer(
-    source_texts: Iterable[str],
-    target_texts: Iterable[str],
-    vocab_size: int = 8000,
-    target_vocab_size: int | None = None,
-    joint: bool = True,
-    normalization: str = "nfc",
-    min_character_count: int = 5,
-    max_length: int | None = None,
-) -> LvnarTokenizer:
-    """Train a tokenizer on sentences; the same sentences give the same files, byte for byte.
-
-    The sentences are held in memory, about twice the size of the text.
-
-    Args:
-        source_texts, target_texts: sentences; they need not be aligned.
-        vocab_size: number of ids, with 3 special tokens and 256 bytes; of the source vocabulary if `joint` is False.
-        target_vocab_size: the same for a target vocabulary; None: as the source. Not with `joint`.
-        joint: one vocabulary from both sides together.
-        normalization: "nfc", "nfkc" or "none", the Unicode form that texts are brought to.
-        min_character_count: a character seen less often gets no id of its own and is spelt in bytes.
-        max_length: stored as `model_max_length`: the longest sequence for the model, in tokens with `</s>`.
-
-    Returns:
-        The tokenizer. If the text holds too few different words for the size asked for, it is smaller, with a warning.
-
-    Raises:
-        ValueError: unknown `normalization`; `target_vocab_size` with `joint`; a vocabulary size with no room for the
-            characters.
-    """
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(f"normalization is one of {', '.join(NORMALIZATIONS)}, not {normalization!r}")
-    kwargs: dict[str, Any] = {} if max_length is None else {"model_max_length": max_length}
-    if joint:
-        if target_vocab_size is not None:
-            raise ValueError(
-                f"target_vocab_size={target_vocab_size} needs joint=False: a joint vocabulary has one size"
-            )
-        texts = [*source_texts, *target_texts]
-        kwargs["tokenizer_object"] = _train_backend(texts, vocab_size, normalization, min_character_count)
-    else:
-        target_size = vocab_size if target_vocab_size is None else target_vocab_size
-        kwargs["tokenizer_object"] = _train_backend(source_texts, vocab_size, normalization, min_character_count)
-        kwargs["target_tokenizer_object"] = _train_backend(
-            target_texts, target_size, normalization, min_character_count
-        )
-    return LvnarTokenizer(**kwargs)
-
-
-def _train_backend(texts: Iterable[str], vocab_size: int, normalization: str, min_character_count: int) -> Tokenizer:
-    """One vocabulary: ids 0-2 special tokens, 3-258 bytes, then characters in code order, then merges."""
-    tokenizer = Tokenizer(BPE(unk_token="<unk>", byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence(
-        [
-            normalizers.Replace(SPACE_MARK, " "),
-            *NORMALIZATIONS[normalization],
-            normalizers.Replace(Regex(r"\s+"), " "),
-            normalizers.Strip(),
-        ]
-    )
-    # Words with the space before them; then whatever is no letter, mark or space is a piece of its own.
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Metaspace(prepend_scheme="always"),
-            pre_tokenizers.Split(Regex(rf"[^\p{{L}}\p{{M}}{SPACE_MARK}]"), "isolated"),
-        ]
-    )
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE_MARK, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-
-    texts = [tokenizer.normalizer.normalize_str(text) for text in texts]
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(text)
-    del counts[" "]
-    alphabet = sorted([SPACE_MARK, *(character for character, count in counts.items() if count >= min_character_count)])
-    minimum = len(SPECIAL_TOKENS) + len(BYTE_TOKENS) + len(alphabet)
-    if vocab_size < minimum:
-        raise ValueError(
-            f"a vocabulary of {vocab_size} is too small: {minimum} ids go to {len(SPECIAL_TOKENS)} special tokens, "
-            f"{len(BYTE_TOKENS)} bytes and {len(alphabet)} characters; ask for more, or raise min_character_count"
-        )
-    trainer = BpeTrainer(
-        vocab_size=vocab_size - len(BYTE_TOKENS),
-        min_frequency=2,
-        show_progress=False,
-        special_tokens=[AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS],
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-
-    # The bytes are ordinary vocabulary: as special tokens they would be dropped in decoding.
-    serialized = json.loads(tokenizer.to_str())
-    learned = sorted(serialized["model"]["vocab"], key=serialized["model"]["vocab"].__getitem__)
-    tokens = [*SPECIAL_TOKENS, *BYTE_TOKENS, *learned[len(SPECIAL_TOKENS) :]]
-    serialized["model"]["vocab"] = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer.from_str(json.dumps(serialized))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))]
-    )
-    if tokenizer.get_vocab_size() < vocab_size:
-        warnings.warn(
-            f"the text gives a vocabulary of {tokenizer.get_vocab_size()}, not {vocab_size}: nothing left to merge",
-            stacklevel=3,
-        )
-    return tokenizer

@@ -1,115 +1,166 @@
-"""From files to batches: nothing is lost, misaligned or repeated, and what is left out is counted."""
+"""From text to batches: nothing is lost, misaligned or repeated, and what is left out is counted."""
 
-import gzip
+import copy
+import json
+import multiprocessing
 import os
+import pickle
+import resource
+import signal
+import time
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from accelerate.utils import set_seed
+from datasets import Dataset
+from tokenizers import Regex, normalizers
 from torch.utils.data import DataLoader
 
+import training.data
+from lvnar_hf import LvnarTokenizer, train_tokenizer
 from tests.digits import make_digit_pairs, write_digits
-from training.batching import TokenBudgetBatchSampler, TranslationCollator, plan_batches
-from training.data import load_text_pairs, tokenize_pairs
+from tests.test_corpora import aspec, aspec_lines, own_cache, write  # noqa: F401
+from training import time_data
+from training.batching import TokenBudgetBatchSampler, TranslationCollator
+from training.data import (
+    REASONS,
+    SideEncoder,
+    TokenizedPairs,
+    load_pairs,
+    load_text_pairs,
+    pair_lengths,
+    tokenize_pairs,
+    tokenizer_fingerprint,
+)
 from training.text import check_parallel
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    """What `datasets` caches goes to the folder of the test."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-
-
 @pytest.fixture
-def write(tmp_path):
-    """Write a file of lines; return its path as text."""
-
-    def write(name: str, lines: list[str]) -> str:
-        data = "".join(line + "\n" for line in lines).encode()
-        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-        return str(tmp_path / name)
-
-    return write
+def text(write, sample_texts):  # noqa: F811
+    """The 300 sentences of the sample, in files; a function, since a run begins by reading."""
+    files = [write(f"x.{side}", texts) for side, texts in zip(("en", "de"), sample_texts, strict=True)]
+    return lambda: load_text_pairs(files[:1], files[1:])
 
 
-# reading
+def counts_of(**counts: int) -> dict[str, int]:
+    return {**dict.fromkeys(("kept", *REASONS), 0), **counts}
 
 
-def test_files_of_a_side_are_read_one_after_another(write):
-    source = [write("a.en", ["one", "two"]), write("b.en.gz", ["three"])]
-    target = [write("all.de", ["eins", "zwei", "drei"])]
-    assert check_parallel(source, target) == 3
-    pairs = load_text_pairs(source, target)
-    assert pairs.column_names == ["row_id", "source", "target"]
-    assert pairs["row_id"][:] == [0, 1, 2]
-    assert pairs["source"][:] == ["one", "two", "three"] and pairs["target"][:] == ["eins", "zwei", "drei"]
+# ids
+
+HOSTILE_TEXTS = [
+    *(
+        "a",
+        " a b",
+        "a  b ",
+        "a b",
+        "A man's man, 3.14% (sic!)",
+        "Häuser, Straße",
+        "\u00a0a \u3000 b\u3000c",
+        "a \u200b b",
+    ),
+    *(
+        "a \u0301b",
+        "\u0301a b",
+        "e\u0301 \u00e9 \u00a8 \u00b4x",
+        "x \u037a \ufdfa \ufb01 \u2460",
+        "a\tb c\x1cd \x1f e\u2028f",
+    ),
+    *(
+        "</s> <pad> </s>",
+        "</ s> <0x41> <0x 41>",
+        "\u2581 a\u2581b \u2581",
+        "\u00ad a \u00ad",
+        "\ufeffa \ufeff",
+        "𝄞 🏳️\u200d🌈 \u200d x",
+    ),
+    *(
+        "日本語 の 文。",
+        "日本語の文。",
+        "각 \u1100\u1161 가",
+        "x" * 41 + " y",
+        "y " + "x" * 40,
+        "\x00 \x7f a",
+        "a" + " b" * 100,
+    ),
+]
 
 
-def test_different_numbers_of_lines_name_both_counts_and_files(write):
-    source, target = write("x.en", ["a"] * 3), write("x.de", ["a"] * 2)
-    with pytest.raises(ValueError, match=r"different numbers of lines: 3 in \[.*x\.en'\], 2 in \[.*x\.de'\]"):
-        load_text_pairs([source], [target])
+def hostile_tokenizers(texts: tuple[list[str], list[str]]) -> dict[str, LvnarTokenizer]:
+    two = {"joint": False, "vocab_size": 500, "min_character_count": 3}
+    tokenizers = {form: train_tokenizer(*texts, normalization=form, **two) for form in ("nfc", "nfkc", "none")}
+    # Of this package's, none keeps two spaces or one at an end; others might.
+    tokenizers["spaces kept"] = train_tokenizer(*texts, **two)
+    one_space = normalizers.Replace(Regex(" +"), " ")
+    tokenizers["spaces kept"].backend_tokenizer.normalizer = normalizers.NFKC()
+    tokenizers["spaces kept"].target_backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), one_space]
+    )
+    tokenizers["moses, fugashi"] = train_tokenizer(
+        *texts, source_segmenter="moses", target_segmenter="fugashi", source_language="en", **two
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tokenizers["sentencepiece"] = train_tokenizer(*texts, algorithm="sentencepiece", vocab_size=500)
+    return tokenizers
 
 
-def test_the_file_and_line_that_is_not_utf8_are_named(write, tmp_path):
-    (tmp_path / "bad.de").write_bytes("gut\nschön\n".encode() + "schön\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"bad\.de, line 3: not valid UTF-8"):
-        load_text_pairs([write("x.en", ["a"] * 3)], [str(tmp_path / "bad.de")])
+def test_words_together_have_the_ids_of_their_sentence(sample_texts):
+    """Whatever stands at a text's beginning, end or middle, and in whatever order it was first seen."""
+    for name, tokenizer in hostile_tokenizers(sample_texts).items():
+        for is_target in (False, True):
+            encode = SideEncoder(tokenizer, is_target, np.dtype(np.uint16))
+            assert encode.backend is not None, name
+            texts = [
+                *HOSTILE_TEXTS,
+                *reversed(HOSTILE_TEXTS),
+                *(f"{x} {y}" for x in HOSTILE_TEXTS for y in HOSTILE_TEXTS),
+            ]
+            texts += sample_texts[is_target]
+            expected = tokenizer(text_target=texts) if is_target else tokenizer(texts)
+            for start in range(0, len(texts), 100):
+                part = texts[start : start + 100]
+                for one, encoded, ids in zip(part, encode(part), expected["input_ids"][start:], strict=False):
+                    assert np.frombuffer(encoded, np.uint16).tolist() == ids, (name, one)
+            assert len(encode.cache) > 100
 
 
-def test_a_missing_file_is_named(write):
-    with pytest.raises(FileNotFoundError, match=r"no text file /nowhere/x\.de"):
-        load_text_pairs([write("x.en", ["a"])], ["/nowhere/x.de"])
+def test_few_words_are_remembered_at_a_time(sample_tokenizer, sample_texts, monkeypatch):
+    monkeypatch.setattr(training.data, "CACHED_WORDS", 30)
+    encode = SideEncoder(sample_tokenizer, False, np.dtype(np.uint16))
+    for one, ids in zip(sample_texts[0], sample_tokenizer(sample_texts[0])["input_ids"], strict=True):
+        assert np.frombuffer(encode([one])[0], np.uint16).tolist() == ids
+        assert len(encode.cache) < 80
 
 
-def test_no_files_are_refused(write):
-    with pytest.raises(ValueError, match=r"Both sides need text files; given source \['.*'\], target \[\]"):
-        load_text_pairs([write("x.en", ["a"])], [])
+def test_padding_and_truncation_of_an_earlier_call_do_not_last(text, sample_tokenizer):
+    expected = tokenize_pairs(text(), sample_tokenizer, 40, 20)[0].to_dict()
+    tokenizer = copy.deepcopy(sample_tokenizer)
+    tokenizer(["a b c", "a"], padding=True, truncation=True, max_length=2)
+    assert tokenize_pairs(Dataset.from_list(list(text())), tokenizer, 40, 20)[0].to_dict() == expected
 
 
-def test_empty_files_are_refused(write):
-    with pytest.raises(ValueError, match=r"not a line in \['.*x\.en'\] and \['.*x\.de'\]"):
-        load_text_pairs([write("x.en", [])], [write("x.de", [])])
-
-
-def test_line_separators_of_unicode_do_not_end_a_line(write):
-    odd = ["a\u2028b", "c\u0085d", "e\x0cf\x1cg", "h\ri", "last"]
-    pairs = load_text_pairs([write("x.en", odd)], [write("x.de", ["1", "2", "3", "4", "5"])])
-    assert pairs["source"][:] == odd
-    assert pairs["target"][4] == "5"
-
-
-def test_an_edited_file_is_read_again(write):
-    target = [write("x.de", ["1", "2"])]
-    assert load_text_pairs([write("x.en", ["a", "b"])], target)["source"][:] == ["a", "b"]
-    assert load_text_pairs([write("x.en", ["a", "bb"])], target)["source"][:] == ["a", "bb"]  # another size
-    source = write("x.en", ["a", "cc"])  # the same size, another time
-    os.utime(source, ns=(1, 1))
-    assert load_text_pairs([source], target)["source"][:] == ["a", "cc"]
-
-
-def test_an_unchanged_file_is_tokenised_once(write, sample_tokenizer, monkeypatch):
-    files = [write("x.en", ["The cat."])], [write("x.de", ["Die Katze."])]
-    first, counts = tokenize_pairs(load_text_pairs(*files), sample_tokenizer, 40, 20)
-    monkeypatch.setattr(type(sample_tokenizer), "__call__", None)
-    second, same_counts = tokenize_pairs(load_text_pairs(*files), sample_tokenizer, 40, 20)
-    assert first.to_dict() == second.to_dict() and counts == same_counts
+def test_the_type_of_the_ids_holds_the_vocabulary(sample_tokenizer, text, monkeypatch):
+    assert tokenize_pairs(text(), sample_tokenizer, 40, 20)[0].features["labels"].feature.dtype == "uint16"
+    monkeypatch.setattr(type(sample_tokenizer), "__len__", lambda self: (1 << 16) + 1)
+    large = tokenize_pairs(Dataset.from_list(list(text())), sample_tokenizer, 40, 20)[0]
+    assert large.features["labels"].feature.dtype == "int32"
 
 
 # cleaning
 
 
-def test_pairs_that_are_left_out_are_counted_by_reason(write, sample_tokenizer):
+def test_pairs_that_are_left_out_are_counted_by_reason(write, sample_tokenizer):  # noqa: F811
     long = " ".join("abcdefghijk")
     num_long = len(sample_tokenizer(long)["input_ids"])
-    source = ["Tom", "", "Tom", " \t", long, long, "Tom", "Tom ist da"]
-    target = ["Tom", "Tom", "\u3000", "", long, "Tom", long + " l m", "Tom is here"]
+    source = ["Tom", "", "Tom", " \t", long, long, "Tom", "Tom ist da", "Tom ist da"]
+    target = ["Tom", "Tom", "\u3000", "", long, "Tom", long + " l m", "Tom is here", "Tom is here"]
     pairs = load_text_pairs([write("x.en", source)], [write("x.de", target)])
     kept, counts = tokenize_pairs(pairs, sample_tokenizer, max_length=num_long, max_length_offset=num_long - 3)
-    assert counts == {"kept": 3, "empty": 3, "too_long": 1, "length_difference": 1}
+    assert counts == counts_of(kept=4, empty=3, too_long=1, length_difference=1)
     assert sum(counts.values()) == len(source)
-    assert kept["row_id"][:] == [0, 4, 7]
+    assert kept["row_id"][:] == [0, 4, 7, 8]
     assert set(kept.column_names) == {"row_id", "input_ids", "labels", "source_length", "target_length"}
     for row in kept:
         assert row["input_ids"] == sample_tokenizer(source[row["row_id"]])["input_ids"]
@@ -118,108 +169,331 @@ def test_pairs_that_are_left_out_are_counted_by_reason(write, sample_tokenizer):
         assert row["input_ids"][-1] == row["labels"][-1] == sample_tokenizer.eos_token_id
 
 
-def test_the_limits_are_inclusive(write, sample_tokenizer):
+def test_the_limits_are_inclusive_and_the_reasons_have_an_order(write, sample_tokenizer):  # noqa: F811
     pairs = load_text_pairs([write("x.en", ["a b c d"])], [write("x.de", ["a"])])
     longest = len(sample_tokenizer("a b c d")["input_ids"])
-    difference = longest - len(sample_tokenizer("a")["input_ids"])
-    for max_length, max_offset, reason in (
-        (longest, difference, "kept"),
-        (longest - 1, difference, "too_long"),
-        (longest, difference - 1, "length_difference"),
+    shortest = len(sample_tokenizer("a")["input_ids"])
+    difference, ratio = longest - shortest, longest / shortest
+    for max_length, max_offset, max_ratio, reason in (
+        (longest, difference, ratio, "kept"),
+        (longest, difference, 0.0, "kept"),
+        (longest - 1, difference - 1, ratio - 0.01, "too_long"),
+        (longest, difference - 1, ratio - 0.01, "length_ratio"),
+        (longest, difference - 1, ratio, "length_difference"),
+        (longest, difference - 1, 0.0, "length_difference"),
     ):
-        assert tokenize_pairs(pairs, sample_tokenizer, max_length, max_offset)[1][reason] == 1
+        _, counts = tokenize_pairs(pairs, sample_tokenizer, max_length, max_offset, max_length_ratio=max_ratio)
+        assert counts == counts_of(**{reason: 1})
 
 
-# batches
+def test_a_ratio_is_of_the_longer_side_whichever_it_is(write, sample_tokenizer):  # noqa: F811
+    pairs = load_text_pairs([write("x.en", ["a", "a b c d"])], [write("x.de", ["a b c d", "a"])])
+    _, counts = tokenize_pairs(pairs, sample_tokenizer, 40, 20, max_length_ratio=1.5)
+    assert counts == counts_of(length_ratio=2)
 
 
-def realistic_lengths(num_pairs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Log-normal source lengths up to 60, median 9, as in Tatoeba; targets a fifth longer or shorter by chance."""
-    generator = np.random.default_rng(0)
-    source = generator.lognormal(2.2, 0.45, num_pairs)
-    target = source * generator.lognormal(0.0, 0.18, num_pairs) + generator.normal(0.0, 1.0, num_pairs)
-    return tuple(np.clip(np.rint(lengths), 2, 60).astype(int) for lengths in (source, target))
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_duplicates_are_pairs_that_were_kept_before(write, sample_tokenizer, monkeypatch, num_workers):  # noqa: F811
+    monkeypatch.setattr(training.data, "CHUNK_SIZE", 4)  # so that some are in chunks apart
+    long = " ".join("abcdefghijk")
+    source = ["a", "b", "a", "a", "ab", "a ", "b", long, long, "a", "a"]
+    target = ["x", "y", "x", "y", "y", "x", "y", "x", "x", "x", "x"]
+    pairs = load_text_pairs([write("x.en", source)], [write("x.de", target)])
+    for remove, expected, row_ids in (
+        (True, counts_of(kept=5, too_long=2, duplicate=4), [0, 1, 3, 4, 5]),
+        (False, counts_of(kept=9, too_long=2), [0, 1, 2, 3, 4, 5, 6, 9, 10]),
+    ):
+        kept, counts = tokenize_pairs(pairs, sample_tokenizer, 10, 9, remove_duplicates=remove, num_workers=num_workers)
+        assert counts == expected
+        assert kept["row_id"][:] == row_ids
+        assert [sample_tokenizer.decode(ids, skip_special_tokens=True) for ids in kept["input_ids"]] == [
+            source[row].strip() for row in row_ids
+        ]
 
 
-@pytest.mark.parametrize("max_tokens", [60, 1536])
-def test_every_pair_is_in_one_batch_within_the_budget(max_tokens):
-    source, target = realistic_lengths(3000)
-    plan = plan_batches(source, target, max_tokens, seed=1, epoch=0)
-    assert sorted(index for batch in plan for index in batch) == list(range(3000))
-    for batch in plan:
-        assert len(batch) * max(source[batch].max(), target[batch].max()) <= max_tokens
+def test_malformed_lines_are_counted_apart_from_empty_ones(write, tmp_path, sample_tokenizer):  # noqa: F811
+    good = aspec_lines([("Tom", "Tom"), ("", "Tom")])
+    write("train/train-1.txt", [good[0], good[0] + " ||| x", good[1], good[0]])
+    with pytest.warns(UserWarning, match=r"train-1\.txt, line 2 is left out"):
+        kept, counts = tokenize_pairs(load_pairs(aspec(tmp_path, aspec_parts=[1]), "train"), sample_tokenizer, 40, 20)
+    assert counts == counts_of(kept=2, malformed=1, empty=1)
+    assert kept["row_id"][:] == [0, 3]
 
 
-def test_the_plan_depends_on_seed_and_epoch_alone():
-    lengths = realistic_lengths(3000)
-    plan = plan_batches(*lengths, 1536, seed=1, epoch=2)
-    set_seed(5)
-    np.random.random(3)
-    assert plan_batches(*lengths, 1536, seed=1, epoch=2) == plan
-    for seed, epoch in ((1, 3), (2, 2), (2, 1)):
-        other = plan_batches(*lengths, 1536, seed=seed, epoch=epoch)
-        assert other != plan
-        assert {frozenset(batch) for batch in other} != {frozenset(batch) for batch in plan}  # not only their order
+def test_the_number_of_workers_does_not_show(text, sample_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(training.data, "CHUNK_SIZE", 7)
+    results = []
+    for num_workers in (1, 2, 5):
+        folder = tmp_path / str(num_workers)
+        kept, counts = tokenize_pairs(
+            text(), sample_tokenizer, 30, 8, remove_duplicates=True, num_workers=num_workers, cache_folder=folder
+        )
+        (file,) = folder.glob("pairs-*/pairs.arrow")
+        results.append((kept.to_dict(), counts, file.read_bytes()))
+    assert results[0] == results[1] == results[2]
+    assert 100 < results[0][1]["kept"] < 300
 
 
-def test_little_is_padding():
-    source, target = realistic_lengths(20_000)
-    plan = plan_batches(source, target, 1536, seed=1, epoch=0)
-    padded = sum(len(batch) * (source[batch].max() + target[batch].max()) for batch in plan)
-    assert 1 - (source.sum() + target.sum()) / padded < 0.08
-    full = [len(batch) * max(source[batch].max(), target[batch].max()) for batch in plan]
-    assert np.mean(full) > 0.9 * 1536
+def test_an_error_in_a_worker_or_in_the_text_comes_out(text, sample_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(training.data, "CHUNK_SIZE", 20)
+    with (Path(tmp_path) / "x.de").open("ab") as file:
+        file.write(b"\xff\n")
+    with pytest.raises(ValueError, match=r"x\.de, line 301: not valid UTF-8"):
+        tokenize_pairs(text(), sample_tokenizer, 40, 20, num_workers=2)
+    rows = list(Dataset.from_list([{"row_id": i, "source": "a b", "target": "a"} for i in range(100)]))
+    monkeypatch.setattr(SideEncoder, "_to_bytes", lambda self, ids: [][1])
+    with pytest.raises(IndexError):
+        tokenize_pairs(Dataset.from_list(rows), sample_tokenizer, 40, 20, num_workers=2)
 
 
-def test_a_pair_over_the_budget_is_refused():
-    with pytest.raises(ValueError, match="has 11 tokens on a side; max_tokens_per_batch is 10"):
-        plan_batches([3, 4], [3, 11], max_tokens=10, seed=1, epoch=0)
-    assert plan_batches([3, 4], [3, 11], max_tokens=11, seed=1, epoch=0)
+# what is kept on disk
 
 
-@pytest.mark.parametrize("num_processes", [2, 5])
-def test_processes_share_the_plan_without_overlap(num_processes):
-    lengths = realistic_lengths(3000)
-    samplers = [TokenBudgetBatchSampler(*lengths, 1536, 1, rank, num_processes) for rank in range(num_processes)]
-    num_left_out = set()
-    for epoch in range(3):
-        for sampler in samplers:
-            sampler.set_epoch(epoch)
-        plan = plan_batches(*lengths, 1536, seed=1, epoch=epoch)
-        slices = [list(sampler) for sampler in samplers]
-        assert [len(part) for part in slices] == [len(plan) // num_processes] * num_processes
-        assert [len(sampler) for sampler in samplers] == [len(part) for part in slices]
-        num_left_out.add(len(plan) % num_processes)
-        indices = [index for part in slices for batch in part for index in batch]
-        assert sorted(indices) == sorted(i for batch in plan[: len(plan) - len(plan) % num_processes] for i in batch)
-        assert list(samplers[0]) == slices[0]  # iterating does not advance the epoch
-    assert num_processes == 2 or num_left_out != {0}
+def fail(*arguments):
+    raise AssertionError("tokenised again")
 
 
-def test_fewer_batches_than_processes_are_refused():
-    with pytest.raises(ValueError, match="2 pairs give 1 batches for 2 processes; lower max_tokens_per_batch"):
-        TokenBudgetBatchSampler([3, 3], [3, 3], 100, seed=1, rank=0, world_size=2)
+@pytest.fixture
+def only_read(monkeypatch):
+    """From when it is called, a text that is tokenised fails the test."""
+    return lambda: monkeypatch.setattr(training.data.PairEncoder, "__call__", fail)
 
 
-def test_collator_pads_each_side_with_its_own_value():
-    rows = [
-        {"row_id": 7, "input_ids": [5, 6, 1], "labels": [8, 1]},
-        {"row_id": 3, "input_ids": [0, 1], "labels": [9, 9, 9, 1]},  # an id like padding, inside a sentence
-    ]
-    batch = TranslationCollator(pad_token_id=0)(rows)
-    assert batch["input_ids"].tolist() == [[5, 6, 1], [0, 1, 0]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
-    assert batch["labels"].tolist() == [[8, 1, -100, -100], [9, 9, 9, 1]]
-    assert batch["row_ids"].tolist() == [7, 3]
-    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+def test_the_same_text_is_tokenised_once(text, sample_tokenizer, tmp_path, only_read):
+    first, counts = tokenize_pairs(text(), sample_tokenizer, 40, 20)
+    only_read()
+    second, same_counts = tokenize_pairs(text(), sample_tokenizer, 40, 20, num_workers=2)
+    assert first.to_dict() == second.to_dict() and counts == same_counts
+    # Neither the position limit of a model nor where the tokenizer lies changes an id.
+    sample_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    tokenizer = LvnarTokenizer.from_pretrained(tmp_path / "tokenizer")
+    tokenizer.model_max_length = 99
+    assert tokenize_pairs(text(), tokenizer, 40, 20)[1] == counts
+    assert [path.parent.parent for path in (tmp_path / "cache").rglob("*.arrow")] == [tmp_path / "cache" / "lvnar_hf"]
 
 
-def test_a_loader_gives_the_pairs_of_the_plan(write, sample_tokenizer, sample_texts):
-    files = [write(f"x.{side}", texts) for side, texts in zip(("en", "de"), sample_texts, strict=True)]
-    pairs, _ = tokenize_pairs(load_text_pairs(files[:1], files[1:]), sample_tokenizer, 40, 20)
-    sampler = TokenBudgetBatchSampler(pairs["source_length"][:], pairs["target_length"][:], 256, seed=1)
+def test_another_text_tokenizer_or_argument_is_tokenised_anew(write, sample_tokenizer, sample_texts):  # noqa: F811
+    source, target = write("x.en", ["The cat sat. a b c", "Tom"]), write("x.de", ["Die Katze.", "Tom"])
+    expected = [sample_tokenizer(["The cat sat. a b c", "Tom"])["input_ids"]]
+
+    def ids(tokenizer=sample_tokenizer, max_length=40, **changes):
+        pairs = load_text_pairs([source], [target])
+        return tokenize_pairs(pairs, tokenizer, max_length, changes.pop("offset", 20), **changes)[0]["input_ids"][:]
+
+    assert ids() == expected[0]
+    write("x.en", ["The dog sat. a b c", "Tom"])
+    os.utime(source, ns=(1, 1))  # of the same size
+    assert ids() == sample_tokenizer(["The dog sat. a b c", "Tom"])["input_ids"] != expected[0]
+    other = train_tokenizer(*sample_texts, vocab_size=400, min_character_count=3)
+    assert ids(other) == other(["The dog sat. a b c", "Tom"])["input_ids"] != ids()
+    assert len(ids(max_length=3)) == 1 and len(ids(offset=1)) == 1 and len(ids(max_length_ratio=1.1)) == 1
+    write("x.en", ["Tom", "Tom"])
+    write("x.de", ["Tom", "Tom"])
+    assert len(ids()) == 2 and len(ids(remove_duplicates=True)) == 1
+
+
+def test_the_fingerprint_of_a_tokenizer_is_of_what_makes_ids(sample_texts):
+    tokenizers = hostile_tokenizers(sample_texts)
+    fingerprints = {name: tokenizer_fingerprint(tokenizer) for name, tokenizer in tokenizers.items()}
+    assert len(set(fingerprints.values())) == len(tokenizers)
+    tokenizers["nfc"](["a b", "a"], padding=True)
+    assert tokenizer_fingerprint(tokenizers["nfc"]) == fingerprints["nfc"]
+    source = tokenizers["nfc"].backend_tokenizer
+    swapped = LvnarTokenizer(
+        tokenizer_object=source, target_tokenizer_object=tokenizers["nfkc"].target_backend_tokenizer
+    )
+    assert tokenizer_fingerprint(swapped) not in fingerprints.values()
+
+
+def in_process(function, *arguments) -> multiprocessing.Process:
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def is_running(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_what_a_killed_process_left_is_not_read(text, sample_tokenizer, tmp_path, monkeypatch, num_workers):
+    expected = tokenize_pairs(Dataset.from_list(list(text())), sample_tokenizer, 40, 20)
+    monkeypatch.setattr(training.data, "CHUNK_SIZE", 20)
+    folder = tmp_path / "pairs"
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def tokenise_until_killed():
+        make_chunks = training.data._text_chunks
+
+        def stop_in_the_middle(pairs):
+            for number, chunk in enumerate(make_chunks(pairs)):
+                if number == 12:
+                    sender.send([process.pid for process in multiprocessing.active_children()])
+                    time.sleep(1000)
+                yield chunk
+
+        training.data._text_chunks = stop_in_the_middle
+        tokenize_pairs(text(), sample_tokenizer, 40, 20, num_workers=num_workers, cache_folder=folder)
+
+    process = in_process(tokenise_until_killed)
+    workers = receiver.recv()
+    assert len(workers) == (num_workers if num_workers > 1 else 0) and all(map(is_running, workers))
+    (unfinished,) = folder.glob("*.unfinished")
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(20)
+    assert unfinished.exists() and not list(folder.glob("pairs-*/pairs.json"))
+    kept, counts = tokenize_pairs(text(), sample_tokenizer, 40, 20, num_workers=num_workers, cache_folder=folder)
+    assert (kept.to_dict(), counts) == (expected[0].to_dict(), expected[1])
+    assert not unfinished.exists()
+    deadline = time.monotonic() + 20
+    while any(map(is_running, workers)):  # nobody is left to give them work
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_full_disk_leaves_nothing_to_be_read(text, sample_tokenizer, tmp_path):
+    folder = tmp_path / "pairs"
+
+    def tokenise_with_little_room(num_bytes):
+        write_pairs = training.data._PairCache._write
+
+        def write_with_little_room(*arguments):
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+            write_pairs(*arguments)
+
+        training.data._PairCache._write = write_with_little_room
+        try:
+            tokenize_pairs(text(), sample_tokenizer, 40, 20, cache_folder=folder)
+        except OSError:
+            os._exit(7)
+        os._exit(0)
+
+    size = tokenize_pairs(text(), sample_tokenizer, 40, 20)[0].data.nbytes
+    for num_bytes in (size // 2, 500):
+        process = in_process(tokenise_with_little_room, num_bytes)
+        process.join(60)
+        assert process.exitcode == 7
+        assert [path.suffix for path in folder.iterdir()] == [".lock"]
+    kept, counts = tokenize_pairs(text(), sample_tokenizer, 40, 20, cache_folder=folder)
+    assert len(kept) == counts["kept"] > 100
+
+
+def damage_size(folder: Path) -> None:
+    with (folder / "pairs.arrow").open("r+b") as file:
+        file.truncate(1000)
+
+
+def damage_key(folder: Path) -> None:
+    description = json.loads((folder / "pairs.json").read_text())
+    description["key"]["cleaning"]["max_length"] += 1
+    (folder / "pairs.json").write_text(json.dumps(description))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_size,
+        damage_key,
+        lambda folder: (folder / "pairs.json").write_text('{"counts": '),
+        lambda folder: (folder / "pairs.json").unlink(),
+        lambda folder: (folder / "pairs.arrow").unlink(),
+    ],
+)
+def test_a_damaged_file_is_made_anew(text, sample_tokenizer, damage, tmp_path, only_read):
+    expected, counts = tokenize_pairs(text(), sample_tokenizer, 40, 20, cache_folder=tmp_path / "pairs")
+    expected = expected.to_dict()
+    (folder,) = (path for path in (tmp_path / "pairs").iterdir() if path.is_dir())
+    damage(folder)
+    for _ in range(2):
+        kept, same_counts = tokenize_pairs(text(), sample_tokenizer, 40, 20, cache_folder=tmp_path / "pairs")
+        assert (kept.to_dict(), same_counts) == (expected, counts)
+        only_read()
+
+
+def test_of_several_processes_one_tokenises(text, sample_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(training.data, "CHUNK_SIZE", 30)
+    folder, results = tmp_path / "pairs", multiprocessing.get_context("fork").Queue()
+    encode = training.data.PairEncoder.__call__
+
+    def tokenise(number):
+        encoded = []
+
+        def encode_slowly(self, chunk):
+            encoded.append(number)
+            time.sleep(0.05)
+            return encode(self, chunk)
+
+        training.data.PairEncoder.__call__ = encode_slowly
+        kept, counts = tokenize_pairs(text(), sample_tokenizer, 200, 200, cache_folder=folder)
+        results.put((len(encoded), kept["input_ids"][:], counts))
+
+    processes = [in_process(tokenise, number) for number in range(3)]
+    (chunks, *first), *others = sorted((results.get(timeout=60) for _ in processes), reverse=True, key=lambda r: r[0])
+    for process in processes:
+        process.join(20)
+    assert chunks == 10 and all(other == (0, *first) for other in others)
+    assert first[0] == sample_tokenizer(text()["source"])["input_ids"]
+
+
+def test_a_dataset_in_memory_leaves_no_file(sample_tokenizer, tmp_path):
+    rows = [{"row_id": 9, "source": "a b", "target": "b"}, {"row_id": 4, "source": "", "target": "c"}]
+    kept, counts = tokenize_pairs(Dataset.from_list(rows), sample_tokenizer, 40, 20)
+    assert kept["row_id"][:] == [9] and counts == counts_of(kept=1, empty=1)
+    assert not list(tmp_path.iterdir())
+    assert len(tokenize_pairs(Dataset.from_list(rows), sample_tokenizer, 1, 20)[0]) == 0
+
+
+# rows
+
+
+@pytest.fixture
+def chunked_pairs(text, sample_tokenizer, monkeypatch) -> TokenizedPairs:
+    """The sample, 11 pairs a record batch, most batches with fewer pairs left."""
+    monkeypatch.setattr(training.data, "CHUNK_SIZE", 11)
+    return tokenize_pairs(text(), sample_tokenizer, 24, 6)[0]
+
+
+def as_lists(rows) -> list[dict]:
+    return [{**row, "input_ids": list(row["input_ids"]), "labels": list(row["labels"])} for row in rows]
+
+
+def test_rows_that_are_fetched_together_are_those_fetched_alone(chunked_pairs):
+    assert 100 < len(chunked_pairs) < 290
+    order = np.random.default_rng(0).permutation(len(chunked_pairs)).tolist()
+    names = ["row_id", "input_ids", "labels"]
+    expected = [{name: chunked_pairs[key][name] for name in names} for key in order]
+    for pairs in (chunked_pairs, pickle.loads(pickle.dumps(chunked_pairs)), copy.deepcopy(chunked_pairs)):
+        rows = pairs.__getitems__(order)
+        assert as_lists(rows) == expected
+        assert {row[name].dtype for row in rows for name in ("input_ids", "labels")} == {np.dtype(np.int64)}
+    selected = chunked_pairs.select(order)  # by way of the library
+    keys = list(range(0, len(order), 3))
+    assert [{name: row[name] for name in names} for row in selected.__getitems__(keys)] == expected[::3]
+    tensors = chunked_pairs.with_format("torch").__getitems__(order[:3])
+    assert [row["labels"].tolist() for row in tensors] == [row["labels"] for row in expected[:3]]
+    assert chunked_pairs.__getitems__([]) == []
+    for keys in ([len(chunked_pairs)], [0, -1]):
+        with pytest.raises(IndexError, match=r"rows .* of"):
+            chunked_pairs.__getitems__(keys)
+
+
+def test_lengths_are_had_without_a_loop(chunked_pairs):
+    for pairs in (chunked_pairs, chunked_pairs.select([5, 0, 7])):
+        source, target = pair_lengths(pairs)
+        assert source.tolist() == [len(ids) for ids in pairs["input_ids"]]
+        assert target.tolist() == [len(ids) for ids in pairs["labels"]]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_loader_gives_the_pairs_of_the_plan(text, sample_tokenizer, sample_texts, num_workers):
+    pairs, _ = tokenize_pairs(text(), sample_tokenizer, 40, 20)
+    sampler = TokenBudgetBatchSampler(*pair_lengths(pairs), 256, seed=1)
     rows = []
-    for batch in DataLoader(pairs, batch_sampler=sampler, collate_fn=TranslationCollator(0)):
+    loader = DataLoader(pairs, batch_sampler=sampler, collate_fn=TranslationCollator(0), num_workers=num_workers)
+    for batch in loader:
         assert max(batch["input_ids"].numel(), batch["labels"].numel()) <= 256
         columns = (batch[name] for name in ("row_ids", "input_ids", "attention_mask", "labels"))
         for row_id, source, mask, labels in zip(*columns, strict=True):
@@ -227,6 +501,19 @@ def test_a_loader_gives_the_pairs_of_the_plan(write, sample_tokenizer, sample_te
             assert sample_tokenizer(sample_texts[0][row_id])["input_ids"] == source[mask == 1].tolist()
             assert sample_tokenizer(text_target=sample_texts[1][row_id])["input_ids"] == labels[labels >= 0].tolist()
     assert sorted(rows) == sorted(pairs["row_id"][:])
+
+
+def test_what_the_text_costs_is_measured(write, sample_texts, sample_tokenizer, tmp_path):  # noqa: F811
+    files = [write(f"x.{side}", texts) for side, texts in zip(("en", "de"), sample_texts, strict=True)]
+    sample_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    argv = ["--train_source_files", files[0], "--train_target_files", files[1], "--max_tokens_per_batch", "300"]
+    argv += ["--tokenizer_folder", str(tmp_path / "tokenizer"), "--cache_folder", str(tmp_path)]
+    argv += ["--num_batches", "3", "--output_file", str(tmp_path / "times.json")]
+    result = time_data.main(argv)
+    assert json.loads((tmp_path / "times.json").read_text()) == result
+    assert sum(result["counts"].values()) == 300 and result["batches"]["num_batches_fetched"] == 3
+    assert 0 <= result["batches"]["padding_share"] < 0.2
+    assert {path.name for path in tmp_path.iterdir()} == {"x.en", "x.de", "tokenizer", "times.json"}
 
 
 # the digits

@@ -150,7 +150,7 @@ def test_the_mode_of_the_model_is_left_as_it_was():
         {"output_scores": True},
         {"decoder_input_ids": torch.ones(1, 1, dtype=torch.long)},
         {"logits_processor": [1]},
-        {"streamer": object()},
+        {"streamer": "a streamer"},
         {"num_beams": 0},
         {"num_beams": True},
         {"temperature": 0.0},

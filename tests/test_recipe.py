@@ -12,6 +12,16 @@ from training.recipe import SECTIONS, TokenizerArguments, parse_recipe
 RECIPES = sorted((ROOT / "training" / "configs").glob("*.yaml"))
 TOKENIZER_SECTIONS = {name: SECTIONS[name] for name in ("data", "tokenizer", "model")}
 TRAINING_SECTIONS = {name: SECTIONS[name] for name in ("data", "model", "training")}
+COMMANDS = [
+    {name: SECTIONS[name] for name in names}
+    for names in (
+        ("data", "tokenizer"),
+        ("data", "teacher", "teacher_training"),
+        ("data", "distillation"),
+        ("data", "model", "training"),
+        ("data", "model", "finetuning"),
+    )
+]
 
 
 @pytest.fixture
@@ -29,18 +39,27 @@ def parse(tmp_path):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_that_ships_serves_both_commands(path):
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert set(recipe) == set(SECTIONS)
-    for sections in (TOKENIZER_SECTIONS, TRAINING_SECTIONS):
-        parsed = dict(zip(sections, parse_recipe(sections, ["--config", str(path)]), strict=True))
-        for name, arguments in parsed.items():
-            for key, value in recipe[name].items():
-                assert getattr(arguments, key) == value and type(getattr(arguments, key)) is type(value), key
-    model, training = parsed["model"], parsed["training"]
-    assert model.tokenizer_folder and training.output_folder
-    config = model.to_config(vocab_size=recipe["tokenizer"]["vocab_size"], target_vocab_size=None)
-    assert config.hidden_size == recipe["model"]["hidden_size"]
-    assert training.warmup_steps + training.cooldown_steps <= training.max_steps
-    assert training.max_tokens_per_batch >= config.max_position_embeddings
+    assert {"data", "tokenizer", "model", "training"} <= set(recipe) <= set(SECTIONS)
+    parsed = {}
+    for sections in COMMANDS:
+        parsed |= dict(zip(sections, parse_recipe(sections, ["--config", str(path)]), strict=True))
+    for name in recipe:
+        for key, value in recipe[name].items():
+            given = getattr(parsed[name], key)
+            assert given == value and type(given) is type(value), key
+    assert parsed["data"].tokenizer_folder
+    tokenizer, max_length = parsed["tokenizer"], parsed["data"].max_sentence_length
+    sizes = (tokenizer.vocab_size, None if tokenizer.joint else tokenizer.target_vocab_size or tokenizer.vocab_size)
+    for stage, model in (("teacher_training", "teacher"), ("training", "model"), ("finetuning", "model")):
+        if stage not in recipe:
+            continue
+        training, config = parsed[stage], parsed[model].to_config(*sizes)
+        assert training.output_folder and config.hidden_size == recipe[model]["hidden_size"]
+        assert training.max_epochs or training.warmup_steps + training.cooldown_steps <= training.max_steps
+        assert training.max_tokens_per_batch >= config.max_position_embeddings >= max_length
+        assert tokenizer.max_length == config.max_position_embeddings
+        if training.train_on == "distilled":
+            assert parsed["data"].distilled_folder and parsed["distillation"].teacher
 
 
 def test_a_recipe_that_ships_is_found():
@@ -77,10 +96,10 @@ def test_every_way_to_write_a_number(parse, text):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("", r"recipe.yaml must hold sections of keys and values: data, tokenizer, model, training"),
+        ("", r"recipe.yaml must hold sections of keys and values: data, tokenizer, teacher, teacher_training, distil"),
         ("hidden_size: 3", "must hold sections"),
         ("model:", "must hold sections"),
-        ("modle: {hidden_size: 3}", r"unknown sections \['modle'\]; known are \['data', 'tokenizer', 'model', 'tra"),
+        ("modle: {hidden_size: 3}", r"unknown sections \['modle'\]; known are \['data', 'tokenizer', 'teacher', 'tea"),
         ("model: {hiden_size: 3}", r"section model: unknown keys \['hiden_size'\]; known are .*'hidden_size'"),
         # A section that the command does not read is checked as well.
         ("tokenizer: {vocabsize: 3}", r"section tokenizer: unknown keys \['vocabsize'\]"),
@@ -92,7 +111,12 @@ def test_every_way_to_write_a_number(parse, text):
         ("model: {dropout: false}", "dropout is False; it must be a number"),
         ("model: {dropout: }", "dropout is None; it must be a number"),
         ("model: {tie_word_embeddings: 1}", "tie_word_embeddings is 1; it must be true or false"),
-        ("model: {tokenizer_folder: 3}", "tokenizer_folder is 3; it must be text .* or null"),
+        ("data: {tokenizer_folder: 3}", "tokenizer_folder is 3; it must be text .* or null"),
+        ("data: {aspec_parts: [one]}", r"aspec_parts is \['one'\]; it must be a list of whole numbers"),
+        ("data: {aspec_parts: [true]}", r"aspec_parts is \[True\]; it must be a list of whole numbers"),
+        ("training: {train_on: best}", "train_on is 'best'; it must be raw or distilled"),
+        ("training: {mixed_precision: fp8}", "mixed_precision is 'fp8'; it must be no, bf16 or fp16"),
+        ("training: {max_epochs: 0}", "max_epochs is 0; it must be at least 1, or null"),
         ("tokenizer: {target_vocab_size: x}", "target_vocab_size is 'x'; it must be a whole number or null"),
         # YAML 1.1 reads a bare no as false.
         ("training: {mixed_precision: no}", "mixed_precision is False; it must be text .in quotes"),
@@ -110,10 +134,18 @@ def test_mistakes_in_a_file_are_refused(parse, recipe, message):
         parse(recipe, TRAINING_SECTIONS)
 
 
+def test_a_choice_that_does_not_exist_is_refused(parse):
+    sections = {name: SECTIONS[name] for name in ("data", "distillation")}
+    with pytest.raises(ValueError, match="engine is 'fast'; it must be auto, ctranslate2 or transformers"):
+        parse("distillation: {engine: fast}", sections)
+    with pytest.raises(ValueError, match="on_degenerate is 'mend'; it must be reference, drop or keep"):
+        parse({}, sections, "--on_degenerate", "mend")
+
+
 def test_null_is_a_value_where_it_has_a_meaning(parse):
-    recipe = "tokenizer: {target_vocab_size: null}\nmodel: {tokenizer_folder: null}"
-    _, tokenizer, model = parse(recipe, TOKENIZER_SECTIONS)
-    assert tokenizer.target_vocab_size is None and model.tokenizer_folder is None
+    recipe = "tokenizer: {target_vocab_size: null}\ndata: {tokenizer_folder: null}"
+    data, tokenizer, _ = parse(recipe, TOKENIZER_SECTIONS)
+    assert tokenizer.target_vocab_size is None and data.tokenizer_folder is None
 
 
 @pytest.mark.parametrize(

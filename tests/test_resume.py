@@ -1,5 +1,6 @@
 """A run that was killed and resumed ends as one that was never stopped, to the bit (CPU, one process)."""
 
+import errno
 import json
 import os
 import signal
@@ -8,12 +9,14 @@ import sys
 import time
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 
 from tests.conftest import ROOT
 from tests.digits import write_digits
 from tests.test_training import (  # noqa: F401  (fixtures)
     assert_equal,
+    checkpoints,
     digit_pairs,
     digit_tokenizer,
     fresh_accelerator,
@@ -22,7 +25,7 @@ from tests.test_training import (  # noqa: F401  (fixtures)
     weights,
 )
 from training import train
-from training.trainer import check_same_run
+from training.checkpoints import check_same_run
 
 TIMES = ("target_tokens_per_second", "loading_share")  # what differs from run to run
 
@@ -79,6 +82,46 @@ def test_a_run_killed_between_epochs_resumes_too(make_trainer, where):  # noqa: 
     assert resumed.train() == expected
     assert_equal(weights(resumed.model), weights(unbroken.model))
     assert [folder.name for folder in (resumed.output_folder / "states").iterdir()] == ["step-0000008"]
+
+
+@pytest.mark.parametrize("what", ["model", "state"])
+def test_a_full_disk_leaves_what_was_there(make_trainer, monkeypatch, what):  # noqa: F811
+    unbroken, expected = run_to_the_end(make_trainer, "unbroken")
+    broken = make_trainer("broken", dropout=0.2, max_steps=8, save_every_steps=2)
+
+    def fill_the_disk(original):
+        def save(*arguments, **options):
+            original(*arguments, **options)
+            if broken.step >= 6:  # something is written already when the disk is full
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        return save
+
+    if what == "model":
+        monkeypatch.setattr(type(broken.model), "save_pretrained", fill_the_disk(type(broken.model).save_pretrained))
+    else:
+        monkeypatch.setattr(torch, "save", fill_the_disk(torch.save))
+    with pytest.raises(OSError, match="No space left on device"):
+        broken.train()
+    monkeypatch.undo()
+    assert checkpoints(broken)[0] == "step-0000003"
+    assert all(tensor.isfinite().all() for tensor in weights(broken.output_folder / "best").values())
+    resumed = make_trainer("broken", dropout=0.2, max_steps=8, save_every_steps=2)
+    assert 0 < resumed.resume() < 8
+    assert resumed.train() == expected
+    assert_equal(weights(resumed.output_folder / "best"), weights(unbroken.output_folder / "best"))
+    assert checkpoints(resumed) == checkpoints(unbroken)
+    assert [folder.name for folder in (resumed.output_folder / "states").iterdir()] == ["step-0000008"]
+
+
+def test_a_replacement_that_was_cut_off_is_undone(make_trainer):  # noqa: F811
+    trainer = make_trainer(max_steps=3)
+    trainer.train()
+    best = trainer.output_folder / "best"
+    expected = weights(best)
+    best.rename(best.with_name("best.replaced"))  # killed between the two renames
+    make_trainer(max_steps=3).resume()
+    assert_equal(weights(best), expected)
 
 
 def test_a_finished_run_has_nothing_left_to_do(make_trainer):  # noqa: F811

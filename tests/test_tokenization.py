@@ -14,15 +14,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import sentencepiece
 import transformers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 import lvnar_hf  # noqa: F401  # registers LvnarTokenizer
-from lvnar_hf.tokenization_lvnar import LvnarTokenizer, train_tokenizer
+from lvnar_hf import LvnarTokenizer, tokenizer_training, train_tokenizer
+from lvnar_hf.tokenizer_training import convert_sentencepiece, train_sentencepiece
+from tests.test_segmentation import JAPANESE_TEXTS, make_segmented_tokenizer
 from training.text import read_lines
-from training.tokenizer import main
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE_TEXTS = [
@@ -69,7 +71,12 @@ def separate() -> LvnarTokenizer:
     return train_tokenizer(SOURCE_TEXTS, TARGET_TEXTS, joint=False, **sizes)
 
 
-@pytest.fixture(params=["joint", "separate"])
+@pytest.fixture(scope="session")
+def unigram() -> LvnarTokenizer:
+    return make_unigram_tokenizer()
+
+
+@pytest.fixture(params=["joint", "separate", "unigram"])
 def tokenizer(request: pytest.FixtureRequest) -> LvnarTokenizer:
     return copy.deepcopy(request.getfixturevalue(request.param))
 
@@ -89,6 +96,7 @@ def answers(tokenizer: LvnarTokenizer) -> dict:
         ),
         "with_special": tokenizer.decode(encoded["labels"][0]),
         "padded": dict(tokenizer(texts[:2], padding=True, truncation=True, max_length=8)),
+        "fast": [tokenizer.encode_texts(texts), tokenizer.encode_texts(texts, target=True)],
     }
 
 
@@ -144,6 +152,19 @@ def test_decode_reads_target_ids_unless_told(separate):
     assert separate.decode(encoded["input_ids"][0], use_source_tokenizer=True) == SOURCE_TEXTS[0] + "</s>"
 
 
+def test_encode_texts_gives_the_ids_of_a_call(tokenizer):
+    texts = SOURCE_TEXTS + TARGET_TEXTS + ODD_TEXTS + ["long " * 100]
+    source, target = tokenizer(texts)["input_ids"], tokenizer(text_target=texts)["input_ids"]
+    tokenizer(texts, padding="max_length", truncation=True, max_length=5, split_special_tokens=False)
+    assert tokenizer.encode_texts(texts) == source
+    assert tokenizer.encode_texts(texts, target=True) == target
+    assert tokenizer.encode_texts([]) == []
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        tokenizer.encode_texts(["\ud800"])
+    with pytest.raises(ValueError, match="takes a list of texts; given was one text: 'cat'"):
+        tokenizer.encode_texts("cat")
+
+
 def test_a_failed_call_leaves_the_source_side(separate):
     with pytest.raises(ValueError):
         separate(text_target="\ud800")
@@ -156,7 +177,7 @@ def test_a_failed_call_leaves_the_source_side(separate):
 @settings(max_examples=300, deadline=None)
 @given(
     text=st.lists(st.one_of(st.text(), st.sampled_from(ODD_TEXTS + SOURCE_TEXTS + TARGET_TEXTS))).map("".join),
-    name=st.sampled_from(["joint", "separate"]),
+    name=st.sampled_from(["joint", "separate", "unigram"]),
 )
 @example(text="<0x41>", name="joint")
 @example(text="</s>", name="joint")
@@ -266,9 +287,9 @@ def probe(overlay: Path, folders: list[tuple[Path, Path]]) -> list[dict]:
 
 
 @pytest.mark.skipif(not overlays(), reason="LVNAR_OVERLAYS names no folder with transformers-* in it")
-def test_same_ids_on_every_version_in_every_direction(joint, separate, tmp_path):
+def test_same_ids_on_every_version_in_every_direction(joint, separate, unigram, tmp_path):
     here = f"transformers-{transformers.__version__}"
-    tokenizers = {"joint": joint, "separate": separate}
+    tokenizers = {"joint": joint, "separate": separate, "unigram": unigram, "segmented": make_segmented_tokenizer()}
     expected = json.loads(json.dumps([answers(tokenizer) for tokenizer in tokenizers.values()]))
     for name, tokenizer in tokenizers.items():
         tokenizer.save_pretrained(tmp_path / here / name)
@@ -290,18 +311,42 @@ def test_same_ids_on_every_version_in_every_direction(joint, separate, tmp_path)
 # training
 
 
-def test_training_is_deterministic(joint, tmp_path):
-    joint.save_pretrained(tmp_path / "a")
+def make_unigram_tokenizer() -> LvnarTokenizer:
+    texts = SOURCE_TEXTS + JAPANESE_TEXTS, TARGET_TEXTS
+    return train_tokenizer(*texts, vocab_size=380, min_character_count=1, max_length=64, algorithm="sentencepiece")
+
+
+def test_training_is_deterministic(joint, unigram, tmp_path):
+    joint.save_pretrained(tmp_path / "joint")
+    unigram.save_pretrained(tmp_path / "unigram")
     program = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from tests.test_tokenization import SOURCE_TEXTS, TARGET_TEXTS, train_tokenizer\n"
+        "from tests.test_tokenization import SOURCE_TEXTS, TARGET_TEXTS, make_unigram_tokenizer, train_tokenizer\n"
         "tokenizer = train_tokenizer(SOURCE_TEXTS, TARGET_TEXTS, vocab_size=330, max_length=64)\n"
-        f"tokenizer.save_pretrained({str(tmp_path / 'b')!r})"
+        f"tokenizer.save_pretrained({str(tmp_path / 'again' / 'joint')!r})\n"
+        f"make_unigram_tokenizer().save_pretrained({str(tmp_path / 'again' / 'unigram')!r})"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
-    assert (tmp_path / "a" / "tokenizer.json").exists()
-    for file in (tmp_path / "a").glob("*.json"):
-        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+    for name in ("joint", "unigram"):
+        assert (tmp_path / name / "tokenizer.json").exists()
+        for file in (tmp_path / name).glob("*.json"):
+            assert file.read_bytes() == (tmp_path / "again" / name / file.name).read_bytes()
+
+
+def test_a_large_corpus_is_sampled_for_sentencepiece(monkeypatch):
+    given = []
+    monkeypatch.setattr(tokenizer_training, "MAX_SENTENCEPIECE_SENTENCES", 40)
+    monkeypatch.setattr(
+        tokenizer_training,
+        "train_sentencepiece",
+        lambda texts, *sizes: given.append(texts) or train_sentencepiece(texts, *sizes),
+    )
+    for _ in range(2):
+        sources, targets = (f"number {i}" for i in range(100)), (f"Nummer {i}" for i in range(10))
+        train_tokenizer(sources, targets, vocab_size=285, min_character_count=1, algorithm="sentencepiece")
+    assert given[0] == given[1] and len(set(given[0])) == 30
+    assert [text.split()[0] for text in given[0]] == ["number"] * 20 + ["Nummer"] * 10
+    assert max(int(text.split()[1]) for text in given[0][:20]) > 50
 
 
 def test_rare_characters_get_no_id():
@@ -325,6 +370,7 @@ def test_text_too_small_warns_with_the_size():
     [
         ({"normalization": "nfd"}, "one of nfc, nfkc, none, not 'nfd'"),
         ({"target_vocab_size": 400}, "target_vocab_size=400 needs joint=False"),
+        ({"algorithm": "wordpiece"}, "algorithm is one of bpe, sentencepiece, not 'wordpiece'"),
     ],
 )
 def test_arguments_that_do_not_go_together(arguments, message):
@@ -332,7 +378,90 @@ def test_arguments_that_do_not_go_together(arguments, message):
         train_tokenizer(SOURCE_TEXTS, TARGET_TEXTS, vocab_size=400, **arguments)
 
 
+# sentencepiece
+
+# What Unigram in the tokenizers library, or its `Precompiled` normaliser, does otherwise than sentencepiece when left
+# to itself: special tokens and bytes in the text, graphemes, ties between pieces.
+HOSTILE_TEXTS = [
+    *ODD_TEXTS,
+    *JAPANESE_TEXTS,
+    "<0x4",
+    "x<0xFF>y<unk>z</s",
+    "aaaaaaaaaaaaaaaaaaaaaaa",
+    "eeeee " * 40,
+    "......-----!!!!!",
+    "e\u0301e\u0323\u0301",
+    "か\u3099ｶﾞｷﾞﾊﾟ",
+    "\u1100\u1161\u11a8각",
+    "１０〜２０～３０~４０",
+    "］\u0353①\u0301²\u0301",
+    "\u200b\u200d x\ufeffy\u0007z\u007f",
+    "㍿㋿ⅷﷺ",
+]
+
+
+def test_ids_and_text_are_those_of_sentencepiece(sample_texts):
+    texts = [*sample_texts[0], *sample_texts[1]]
+    model = train_sentencepiece(texts, vocab_size=700, min_character_count=3)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    backend = convert_sentencepiece(model)
+    assert processor.get_piece_size() == backend.get_vocab_size() == 700
+    for text in [*texts, *HOSTILE_TEXTS]:
+        ids = processor.encode(text)
+        assert backend.encode(text, add_special_tokens=False).ids == backend.encode(text).ids[:-1] == ids, text
+        assert backend.decode(ids, skip_special_tokens=False) == processor.decode(ids), text
+        assert backend.normalizer.normalize_str(text) == processor.normalize(text).replace("▁", " ").lstrip(" "), text
+    # The whole way, from texts to the tokenizer.
+    tokenizer = train_tokenizer(
+        *sample_texts, vocab_size=700, min_character_count=3, algorithm="sentencepiece", max_length=40
+    )
+    assert tokenizer.encode_texts(HOSTILE_TEXTS) == [[*processor.encode(text), 1] for text in HOSTILE_TEXTS]
+
+
+def test_sentencepiece_for_each_side():
+    tokenizer = train_tokenizer(
+        SOURCE_TEXTS, TARGET_TEXTS, 300, 305, joint=False, min_character_count=3, algorithm="sentencepiece"
+    )
+    assert not tokenizer.is_joint and (len(tokenizer), tokenizer.target_vocab_size) == (300, 305)
+    for backend in (tokenizer.backend_tokenizer, tokenizer.target_backend_tokenizer):
+        assert [backend.id_to_token(i) for i in (0, 1, 2, 3, 258)] == ["<pad>", "</s>", "<unk>", "<0x00>", "<0xFF>"]
+
+
+def test_sentencepiece_parts_special_tokens_where_no_piece_lies_across():
+    texts = ["</s> <pad> <0x41> x</s>y" for _ in range(20)]
+    model = train_sentencepiece(texts, vocab_size=300, min_character_count=1)
+    processor, backend = sentencepiece.SentencePieceProcessor(model_proto=model), convert_sentencepiece(model)
+    for text in ("</s>", "a</s>b <pad>", "<0x41><unk>"):
+        assert not {0, 1, 2, 3 + 0x41} & set(backend.encode(text, add_special_tokens=False).ids)
+        assert backend.decode(processor.encode(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("texts", "size", "message"),
+    [
+        (["", " "], 400, "There is no text"),
+        (["ab"] * 9, 100, "a vocabulary of 100 is too small: 262 ids"),
+    ],
+)
+def test_what_sentencepiece_cannot_be_trained_on(texts, size, message):
+    with pytest.raises(ValueError, match=message):
+        train_tokenizer(texts, [], vocab_size=size, algorithm="sentencepiece")
+
+
+def test_sentencepiece_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(ImportError, match=r"pip install 'lvnar-hf\[train\]', or .* pip install sentencepiece"):
+        train_tokenizer(SOURCE_TEXTS, TARGET_TEXTS, algorithm="sentencepiece")
+
+
 # the command
+
+
+def main(arguments: list[str]) -> LvnarTokenizer:
+    """The command; imported late, because `datasets` does not go with the other versions of transformers."""
+    from training.tokenizer import main
+
+    return main(arguments)
 
 
 @pytest.fixture
@@ -346,7 +475,7 @@ def text_files(tmp_path) -> tuple[Path, Path]:
 def test_command_with_flags(text_files, tmp_path, joint):
     source, target = text_files
     arguments = ["--train_source_files", str(source), "--train_target_files", str(target), "--vocab_size", "330"]
-    arguments += ["--max_position_embeddings", "64", "--tokenizer_folder", str(tmp_path / "out")]
+    arguments += ["--max_length", "64", "--tokenizer_folder", str(tmp_path / "out")]
     command = [sys.executable, str(ROOT / "training" / "tokenizer.py"), *arguments]
     result = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -361,15 +490,51 @@ def test_command_with_a_recipe(text_files, tmp_path, separate, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").touch()
     recipe = {
-        "data": {"train_source_files": [str(source)], "train_target_files": [str(target)]},
-        "tokenizer": {"vocab_size": 310, "target_vocab_size": 330, "joint": False, "overwrite": True},
-        "model": {"tokenizer_folder": str(tmp_path / "out"), "max_position_embeddings": 64},
+        "data": {
+            "train_source_files": [str(source)],
+            "train_target_files": [str(target)],
+            "tokenizer_folder": str(tmp_path / "out"),
+        },
+        "tokenizer": {
+            "vocab_size": 310,
+            "target_vocab_size": 330,
+            "joint": False,
+            "max_length": 64,
+            "overwrite": True,
+        },
         "training": {"max_steps": 1},
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
     tokenizer = main(["--config", str(tmp_path / "recipe.yaml"), "--target_vocab_size", "320"])
     assert answers(tokenizer) == answers(separate)
     assert "target: vocabulary 320" in capsys.readouterr().out
+
+
+def test_command_stores_segmenters_and_languages(tmp_path, capsys):
+    pairs = zip(SOURCE_TEXTS * 2, JAPANESE_TEXTS * 3, strict=True)
+    rows = [{"translation": {"en": english, "ja": japanese}} for english, japanese in pairs]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    recipe = {
+        "data": {
+            "train_files": [str(tmp_path / "train.jsonl")],
+            "source_language": "ja",
+            "target_language": "en",
+            "tokenizer_folder": str(tmp_path / "out"),
+        },
+        "tokenizer": {
+            "algorithm": "sentencepiece",
+            "vocab_size": 370,
+            "min_character_count": 2,
+            "source_segmenter": "fugashi",
+            "target_segmenter": "moses",
+        },
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    main(["--config", str(tmp_path / "recipe.yaml")])
+    assert "target: vocabulary 370" in capsys.readouterr().out
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (loaded.source_segmenter, loaded.target_segmenter) == ("fugashi", "moses")
+    assert (loaded.source_language, loaded.target_language, loaded.model_max_length) == ("ja", "en", 512)
 
 
 def test_command_refuses_unequal_sides(text_files, tmp_path):

@@ -21,16 +21,12 @@ from tests.conftest import ROOT, tiny_config
 from tests.digits import make_digit_pairs, write_digits
 from training import train
 from training import trainer as trainer_module
+from training.checkpoints import prepare_output_folder
 from training.data import tokenize_pairs
+from training.objectives import LvnarObjective
 from training.recipe import OptimizationArguments
-from training.trainer import (
-    PARTS,
-    LvnarTrainer,
-    NonFiniteLossError,
-    _LogWindow,
-    learning_rate_factor,
-    prepare_output_folder,
-)
+from training.run_log import LogWindow
+from training.trainer import NonFiniteLossError, TranslationTrainer, learning_rate_factor
 
 NUM_TRAIN, NUM_VALID = 96, 24
 
@@ -50,7 +46,7 @@ def digit_tokenizer() -> LvnarTokenizer:
 
 @pytest.fixture(scope="module")
 def digit_pairs(digit_tokenizer) -> tuple[Dataset, Dataset, tuple[list[str], list[str]]]:
-    """Training pairs, validation pairs and validation texts, as `LvnarTrainer` takes them."""
+    """Training pairs, validation pairs and validation texts, as `TranslationTrainer` takes them."""
     texts = make_digit_pairs(NUM_TRAIN + NUM_VALID, seed=2)
     datasets = []
     for part in (texts[:NUM_TRAIN], texts[NUM_TRAIN:]):
@@ -64,14 +60,14 @@ def digit_pairs(digit_tokenizer) -> tuple[Dataset, Dataset, tuple[list[str], lis
 def make_trainer(tmp_path, digit_tokenizer, digit_pairs):
     """A trainer of a tiny model; by default, 3 batches an epoch and 8 steps, without dropout."""
 
-    def make_trainer(folder: str = "run", dropout: float = 0.0, **changes) -> LvnarTrainer:
+    def make_trainer(folder: str = "run", dropout: float = 0.0, **changes) -> TranslationTrainer:
         defaults = {"max_steps": 8, "max_tokens_per_batch": 500, "warmup_steps": 2, "valid_bleu_sentences": 0}
         defaults |= {"output_folder": str(tmp_path / folder), "log_every_steps": 1}
         arguments = OptimizationArguments(**{**defaults, **changes})
         accelerator = Accelerator(cpu=True, mixed_precision=arguments.mixed_precision)
         set_seed(arguments.seed)
         model = LvnarForConditionalGeneration(tiny_config(vocab_size=len(digit_tokenizer), dropout=dropout))
-        return LvnarTrainer(accelerator, model, digit_tokenizer, *digit_pairs, arguments)
+        return TranslationTrainer(accelerator, model, digit_tokenizer, *digit_pairs, arguments)
 
     return make_trainer
 
@@ -87,12 +83,12 @@ def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
-def log_lines(trainer: LvnarTrainer, kind: str) -> list[dict]:
+def log_lines(trainer: TranslationTrainer, kind: str) -> list[dict]:
     lines = (trainer.output_folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return [line for line in map(json.loads, lines) if line["kind"] == kind]
 
 
-def checkpoints(trainer: LvnarTrainer) -> list[str]:
+def checkpoints(trainer: TranslationTrainer) -> list[str]:
     return sorted(folder.name for folder in (trainer.output_folder / "checkpoints").iterdir())
 
 
@@ -145,8 +141,8 @@ def test_a_batch_in_pieces_makes_the_same_step(make_trainer, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "normal_", lambda tensor, *_, **__: tensor.zero_())
     rows = [whole.train_pairs[index] for index in range(12)]
     parts = [rows[:2], rows[2:3], rows[3:]]
-    first = whole._optimizer_step([whole.collator(rows)])
-    second = pieces._optimizer_step([pieces.collator(part) for part in parts])
+    first, _ = whole._optimizer_step([whole.collator(rows)])
+    second, _ = pieces._optimizer_step([pieces.collator(part) for part in parts])
     assert second == pytest.approx(first, rel=1e-5)
     after = weights(whole.model)
     # Half the learning rate, in the first of two warm-up steps, times the norm that the gradient is clipped to.
@@ -158,12 +154,13 @@ def test_a_batch_in_pieces_makes_the_same_step(make_trainer, monkeypatch):
 
 
 def test_accumulation_takes_whole_groups_of_batches(make_trainer):
+    assert len(make_trainer().sampler) == 3
     trainer = make_trainer(gradient_accumulation_steps=2, max_steps=4)
-    assert len(trainer.sampler) == 3
+    assert len(trainer.sampler) == 2  # a third batch would be a group of one
     sizes, step = [], trainer._optimizer_step
     trainer._optimizer_step = lambda group: sizes.append(len(group)) or step(group)
     trainer.train()
-    assert sizes == [2, 1, 2, 1]
+    assert sizes == [2, 2, 2, 2] and trainer.progress.epoch == 4
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -198,6 +195,46 @@ def test_bf16_keeps_the_weights_in_float32(make_trainer):
     assert set(seen) == {torch.bfloat16}
     assert all(math.isfinite(value) for value in metrics.values())
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+
+
+def test_a_compiled_model_takes_the_same_steps(make_trainer, monkeypatch):
+    compiled_layers = []
+
+    def compile_without_a_compiler(module, dynamic):  # inductor needs one for C++; the graphs are the same
+        compiled_layers.append(type(module).__name__)
+        module._compiled_call_impl = torch.compile(module._call_impl, dynamic=dynamic, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_without_a_compiler)
+    eager, compiled = make_trainer("eager", max_steps=2), make_trainer("compiled", max_steps=2, torch_compile=True)
+    assert len(compiled_layers) == 7  # 2 + 1 + 2 + 2 layers, see tests/conftest.py
+    assert compiled.train() == pytest.approx(eager.train(), rel=1e-4)
+    first, second = weights(eager.output_folder / "best"), weights(compiled.output_folder / "best")
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_tensorboard_gets_the_log(make_trainer):
+    trainer = make_trainer(tensorboard=True, max_steps=4)
+    trainer.train()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trainer.output_folder / "tensorboard")).Reload()
+    logged = [(event.step, event.value) for event in events.Scalars("train/elbo")]
+    assert logged == [(line["step"], pytest.approx(line["elbo"])) for line in log_lines(trainer, "train")]
+    assert len(events.Scalars("valid/kl")) == len(log_lines(trainer, "valid"))
+
+
+def test_tensorboard_that_is_not_installed_is_named(make_trainer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match="pip install tensorboard"):
+        make_trainer(tensorboard=True)
+
+
+def test_epochs_decide_the_number_of_steps(make_trainer):
+    trainer = make_trainer(max_epochs=2, max_steps=99)
+    assert trainer.max_steps == 2 * len(trainer.sampler)
+    trainer.train()
+    assert trainer.step == 6 and trainer.progress.epoch == 2
 
 
 # a loss that is no number
@@ -243,7 +280,7 @@ def test_validation_is_the_same_each_time(make_trainer):
     first = make_trainer("first")
     metrics = first.validate()
     assert first.model.training
-    assert set(metrics) == {"token_nll", "kl", "length_nll", "elbo", "length_accuracy"}
+    assert set(metrics) == {"token_nll", "kl", "kl_per_source_position", "length_nll", "elbo", "length_accuracy"}
     assert metrics["elbo"] == pytest.approx(-metrics["token_nll"] - metrics["kl"] - metrics["length_nll"])
     torch.manual_seed(99)
     assert first.validate() == metrics
@@ -299,7 +336,7 @@ def test_validation_bleu_is_that_of_sentences_at_even_distances(make_trainer, mo
 
 def test_the_best_model_is_the_one_of_the_highest_elbo(make_trainer):
     trainer = make_trainer(max_steps=100, keep_last_checkpoints=9)
-    trainer.arguments.max_steps = 4 * len(trainer.sampler)
+    trainer.max_steps = 4 * len(trainer.sampler)
     elbos = iter([-3.0, -1.0, -2.0, -1.0])
     trainer.validate = lambda: {"elbo": next(elbos)}
     assert trainer.train() == {"elbo": -1.0}
@@ -316,7 +353,7 @@ def test_the_best_model_is_the_one_of_the_highest_elbo(make_trainer):
 def test_the_last_checkpoints_are_kept(make_trainer, keep, expected):
     trainer = make_trainer(keep_last_checkpoints=keep)
     num_batches = len(trainer.sampler)
-    trainer.arguments.max_steps = 3 * num_batches
+    trainer.max_steps = 3 * num_batches
     trainer.train()
     assert checkpoints(trainer) == [f"step-{epoch * num_batches:07d}" for epoch in expected]
     assert {path.name for path in trainer.output_folder.iterdir()} == {"log.jsonl", "checkpoints", "best", "states"}
@@ -342,13 +379,16 @@ def test_the_log_has_every_part_of_the_loss(make_trainer):
     train_lines, valid_lines = log_lines(trainer, "train"), log_lines(trainer, "valid")
     assert [line["step"] for line in train_lines] == [2, 4, 6, 8]
     for line in train_lines:
-        assert {*PARTS, "loss", "kl_per_source_position", "length_accuracy", "grad_norm"} <= set(line)
+        assert {*LvnarObjective.token_means, "loss", "kl_per_source_position", "length_accuracy", "grad_norm"} <= set(
+            line
+        )
         assert {"learning_rate", "kl_budget", "target_tokens_per_second", "loading_share", "epoch"} <= set(line)
         assert line["elbo"] == pytest.approx(-line["token_nll"] - line["kl"] - line["length_nll"])
         assert line["budgeted_kl"] >= line["kl"] and 0 <= line["loading_share"] < 1
         assert all(math.isfinite(value) for name, value in line.items() if name != "kind")
     assert valid_lines[-1]["step"] == 8
-    expected = {"token_nll", "kl", "length_nll", "elbo", "length_accuracy", "bleu_0_steps", "bleu_1_steps"}
+    expected = {"token_nll", "kl", "kl_per_source_position", "length_nll", "elbo", "length_accuracy"}
+    expected |= {"bleu_0_steps", "bleu_1_steps"}
     assert all(set(line) == {"kind", "epoch", "step", *expected} for line in valid_lines)
     assert metrics in [{name: line[name] for name in expected} for line in valid_lines]
 
@@ -382,18 +422,19 @@ def test_training_lowers_the_loss(make_trainer):
 
 def test_speeds_leave_out_pauses(monkeypatch):
     clock = iter([100.0, 101.0, 160.0, 161.0, 162.0, 164.0])
-    monkeypatch.setattr("training.trainer.time.perf_counter", lambda: next(clock))
-    names = (*PARTS, "loss", "length_accuracy", "source_tokens", "sentences", "grad_norm", "learning_rate", "kl_budget")
-    entry = {**dict.fromkeys(names, 1.0), "target_tokens": 10}
-    window = _LogWindow()  # 100
-    window.add(entry, seconds_loading=0.25)  # 101
+    monkeypatch.setattr("training.run_log.time.perf_counter", lambda: next(clock))
+    names = (*LvnarObjective.token_means, "length_accuracy", "source_tokens", "sentences", "loss", "grad_norm")
+    sums = {**dict.fromkeys(names, 1.0), "target_tokens": 10}
+    window = LogWindow()  # 100
+    window.add(sums, {"kl_budget": 1.0}, seconds_loading=0.25)  # 101
     window.leave_out_pause()  # 160: validation took 59 seconds
-    window.add(entry, seconds_loading=0.25)  # 161
-    line = window.summary()
+    window.add(sums, {"kl_budget": 0.5}, seconds_loading=0.25)  # 161
+    line = window.summary(LvnarObjective())
     assert (line["target_tokens_per_second"], line["loading_share"], line["loss"]) == (10.0, 0.25, 1.0)
-    window.add(entry, seconds_loading=0.0)  # 162
-    window.add(entry, seconds_loading=0.0)  # 164
-    assert window.summary()["target_tokens_per_second"] == pytest.approx(20 / 3)
+    assert (line["kl"], line["kl_per_source_position"], line["kl_budget"]) == (0.1, 1.0, 0.5)
+    window.add(sums, {}, seconds_loading=0.0)  # 162
+    window.add(sums, {}, seconds_loading=0.0)  # 164
+    assert window.summary(LvnarObjective())["target_tokens_per_second"] == pytest.approx(20 / 3)
 
 
 def test_data_that_cannot_be_trained_on_is_refused_at_the_start(make_trainer, digit_pairs):
@@ -402,7 +443,7 @@ def test_data_that_cannot_be_trained_on_is_refused_at_the_start(make_trainer, di
     trainer = make_trainer()
     parts = [trainer.accelerator, trainer.model, trainer.tokenizer]
     with pytest.raises(ValueError, match="0 training and 24 validation pairs"):
-        LvnarTrainer(*parts, digit_pairs[0].select([]), *digit_pairs[1:], trainer.arguments)
+        TranslationTrainer(*parts, digit_pairs[0].select([]), *digit_pairs[1:], trainer.arguments)
 
 
 # the command
@@ -435,7 +476,8 @@ def test_the_command_runs_twice_only_if_told(tmp_path, monkeypatch, digit_tokeni
     assert {"elbo", "bleu_0_steps", "bleu_1_steps"} <= set(metrics)
     output = capsys.readouterr()
     assert (
-        "training pairs: {'kept': 100, 'empty': 0" in output.out and "best model: runs/digits/model/best" in output.out
+        "training pairs: {'kept': 100, 'malformed': 0, 'empty': 0" in output.out
+        and "best model: runs/digits/model/best" in output.out
     )
     assert "Writing model shards" not in output.err
     log = tmp_path / "runs" / "digits" / "model" / "log.jsonl"

@@ -1,9 +1,10 @@
-"""Score a model on line-aligned text, with each number of refinement steps.
+"""Score a model on line-aligned text: this package's with each number of refinement steps, another with each beam.
 
     python training/evaluate.py --model model_cards/lvnar-tatoeba-en-de --source_file test.en --target_file test.de \
         --output_folder runs/evaluation
 
-Writes `hypotheses.N-steps.txt` for each number of steps N, and `metrics.json`.
+Writes `hypotheses.N-steps.txt` for each number of steps N (`hypotheses.beam-N.txt` for an autoregressive model), and
+`metrics.json`.
 """
 
 import json
@@ -37,7 +38,12 @@ class EvaluationArguments:
     target_file: str = field(metadata={"help": "reference translations, line-aligned"})
     output_folder: str = field(metadata={"help": "where hypotheses and metrics.json go"})
     test_set: str | None = field(default=None, metadata={"help": "name of the test set, for the record"})
-    num_refinement_steps: list[int] = field(default_factory=lambda: [0, 1, 3], metadata={"help": "each is scored"})
+    num_refinement_steps: list[int] = field(
+        default_factory=lambda: [0, 1, 3], metadata={"help": "each is scored; for this package's models"}
+    )
+    num_beams: list[int] = field(
+        default_factory=lambda: [1, 3], metadata={"help": "each is scored; for autoregressive models"}
+    )
     num_elbo_samples: int = field(default=20, metadata={"help": "latent samples a sentence"})
     batch_size: int = field(default=64, metadata={"help": "sentences translated at once"})
     seed: int = field(default=1, metadata={"help": "of the latent samples"})
@@ -64,39 +70,37 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     folder.mkdir(parents=True, exist_ok=True)
     results = []
-    for num_steps in arguments.num_refinement_steps:
+    is_lvnar = model.config.model_type == "lvnar"
+    option = "num_refinement_steps" if is_lvnar else "num_beams"
+    for value in getattr(arguments, option):
         start = time.perf_counter()
-        hypotheses = translate_texts(
-            model, tokenizer, sources, batch_size=arguments.batch_size, num_refinement_steps=num_steps
-        )
+        hypotheses = translate_texts(model, tokenizer, sources, batch_size=arguments.batch_size, **{option: value})
         seconds = time.perf_counter() - start
         hypotheses = [" ".join(hypothesis.split("\n")) for hypothesis in hypotheses]  # a line each
-        (folder / f"hypotheses.{num_steps}-steps.txt").write_text("".join(h + "\n" for h in hypotheses), "utf-8")
-        result = {
-            "num_refinement_steps": num_steps,
-            **corpus_scores(hypotheses, targets),
-            "elbo_of_translations": elbo_of_translations(
+        name = f"{value}-steps" if is_lvnar else f"beam-{value}"
+        (folder / f"hypotheses.{name}.txt").write_text("".join(h + "\n" for h in hypotheses), "utf-8")
+        result: dict[str, Any] = {option: value, **corpus_scores(hypotheses, targets), "seconds": seconds}
+        if is_lvnar:
+            result["elbo_of_translations"] = elbo_of_translations(
                 model,
                 tokenizer,
                 sources,
-                num_steps,
+                value,
                 num_samples=arguments.num_elbo_samples,
                 seed=arguments.seed,
                 batch_size=arguments.batch_size,
-            ),
-            "seconds": seconds,
-        }
+            )
         results.append(result)
-        print(f"{num_steps} steps: {json.dumps(result)}", flush=True)
+        print(f"{name}: {json.dumps(result)}", flush=True)
     metrics = {
         "model": arguments.model,
         "num_parameters": model.num_parameters(),
         "test_set": arguments.test_set or Path(arguments.source_file).name,
         "num_sentences": len(sources),
-        "num_elbo_samples": arguments.num_elbo_samples,
+        "num_elbo_samples": arguments.num_elbo_samples if is_lvnar else None,
         "seed": arguments.seed,
         "batch_size": arguments.batch_size,
-        "remove_repetitions": model.generation_config.remove_repetitions,
+        "remove_repetitions": getattr(model.generation_config, "remove_repetitions", None),
         "results": results,
         "versions": {
             "lvnar_hf": lvnar_hf.__version__,

@@ -1,4 +1,4 @@
-"""A recipe: one YAML file that describes an experiment, in the sections data, tokenizer, model and training.
+"""A recipe: one YAML file that describes an experiment, section by section, in the order of its stages.
 
 Each entry script reads the sections it needs; a flag on the command line goes before the file.
 """
@@ -12,43 +12,163 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, MarianConfig
 
 from lvnar_hf import LvnarConfig
 
 
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be {', '.join(allowed[:-1])} or {allowed[-1]}.")
+
+
 @dataclass
 class DataArguments:
-    """Section `data`: line-aligned text files, plain or .gz; several files of one side are read one after another."""
+    """Section `data`: the parallel text, from one of four kinds of source, and what is kept of it.
 
-    train_source_files: list[str] = field(default_factory=list, metadata={"help": "training text, source side"})
+    Text files (`train_source_files` and its three companions), rows with a `translation` column in JSON lines or
+    parquet (`train_files`, `valid_files`), a dataset of the Hub or a local mirror of one (`dataset`), or ASPEC as it is
+    distributed (`aspec_folder`).
+    """
+
+    source_language: str | None = field(default=None, metadata={"help": "code, for example en: key of `translation`"})
+    target_language: str | None = field(default=None, metadata={"help": "code, for example de: key of `translation`"})
+    train_source_files: list[str] = field(
+        default_factory=list, metadata={"help": "training text, source side: line-aligned files, plain or .gz"}
+    )
     train_target_files: list[str] = field(default_factory=list, metadata={"help": "training text, target side"})
     valid_source_files: list[str] = field(default_factory=list, metadata={"help": "validation text, source side"})
     valid_target_files: list[str] = field(default_factory=list, metadata={"help": "validation text, target side"})
+    train_files: list[str] = field(
+        default_factory=list, metadata={"help": "JSON lines or parquet with a translation column, for training"}
+    )
+    valid_files: list[str] = field(default_factory=list, metadata={"help": "the same, for validation"})
+    dataset: str | None = field(
+        default=None, metadata={"help": "dataset of the Hub, or a folder that mirrors one, with a translation column"}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "its configuration, for example de-en"})
+    dataset_revision: str | None = field(default=None, metadata={"help": "its revision: branch, tag or commit"})
+    train_split: str = field(default="train", metadata={"help": "its split for training"})
+    valid_split: str = field(default="validation", metadata={"help": "its split for validation"})
+    streaming: bool = field(default=False, metadata={"help": "read a dataset of the Hub without a copy on disk"})
+    aspec_folder: str | None = field(default=None, metadata={"help": "ASPEC-JE: the folder with train, dev and test"})
+    aspec_parts: list[int] = field(
+        default_factory=lambda: [1, 2, 3], metadata={"help": "which of ASPEC's training files, best aligned first"}
+    )
+    max_train_rows: int | None = field(default=None, metadata={"help": "training pairs read at most; null: all"})
     max_sentence_length: int = field(
         default=60, metadata={"help": "longest side of a training pair, in tokens; longer pairs are left out"}
     )
+    max_length_ratio: float = field(
+        default=0.0, metadata={"help": "largest ratio of the longer to the shorter side, in tokens; 0: any"}
+    )
+    remove_duplicates: bool = field(
+        default=False, metadata={"help": "leave out pairs seen before in the training text"}
+    )
+    tokenizer_folder: str | None = field(
+        default=None, metadata={"help": "the tokenizer: tokenizer.py writes it, everything after reads it"}
+    )
+    distilled_folder: str | None = field(
+        default=None, metadata={"help": "the teacher's translations: distil.py writes them, train.py reads them"}
+    )
+    cache_folder: str | None = field(
+        default=None,
+        metadata={"help": "tokenised pairs are kept here; null: beside the cache of `datasets`"},
+    )
+    num_workers: int = field(default=2, metadata={"help": "processes that tokenise"})
 
 
 @dataclass
 class TokenizerArguments:
-    """Section `tokenizer`: how the vocabulary is made; it goes to `tokenizer_folder` of section `model`."""
+    """Section `tokenizer`: how the vocabulary is made; it goes to `tokenizer_folder` of section `data`."""
 
+    algorithm: str = field(default="bpe", metadata={"help": "bpe, or sentencepiece (unigram, NMT-NFKC)"})
     vocab_size: int = field(default=8000, metadata={"help": "ids of the joint, or else of the source vocabulary"})
     target_vocab_size: int | None = field(
         default=None, metadata={"help": "ids of the target vocabulary with --joint false; vocab_size if not given"}
     )
     joint: bool = field(default=True, metadata={"help": "one vocabulary for both sides"})
-    normalization: str = field(default="nfc", metadata={"help": "Unicode form: nfc, nfkc or none"})
+    normalization: str = field(default="nfc", metadata={"help": "Unicode form, for bpe: nfc, nfkc or none"})
     min_character_count: int = field(default=5, metadata={"help": "rarer characters are spelt in bytes"})
+    source_segmenter: str = field(
+        default="none", metadata={"help": "words of the source before subwords: none, moses, fugashi or kytea"}
+    )
+    target_segmenter: str = field(default="none", metadata={"help": "the same for the target"})
+    kytea_model: str | None = field(default=None, metadata={"help": "KyTea's model file, for the segmenter kytea"})
+    max_length: int = field(default=512, metadata={"help": "stored with the tokenizer: longest sequence in tokens"})
     overwrite: bool = field(default=False, metadata={"help": "write into a tokenizer folder that is not empty"})
 
 
 @dataclass
-class ModelArguments:
-    """Section `model`: where the tokenizer is, and the sizes of `LvnarConfig`; the defaults are the paper's."""
+class TeacherArguments:
+    """Section `teacher`: sizes of the autoregressive Transformer, `MarianMTModel`; by default the base model's."""
 
-    tokenizer_folder: str | None = field(default=None, metadata={"help": "folder of a trained tokenizer"})
+    hidden_size: int = field(default=512, metadata={"help": "width of every layer"})
+    intermediate_size: int = field(default=2048, metadata={"help": "width of the feed-forward blocks"})
+    num_attention_heads: int = field(default=8, metadata={"help": "heads of every attention"})
+    num_encoder_layers: int = field(default=6, metadata={"help": "layers over the source; 12 for a deep encoder"})
+    num_decoder_layers: int = field(default=6, metadata={"help": "layers over the target; 1 for a shallow decoder"})
+    max_position_embeddings: int = field(default=512, metadata={"help": "longest source or target in tokens"})
+    dropout: float = field(default=0.1, metadata={"help": "dropout probability"})
+    attention_dropout: float = field(default=0.0, metadata={"help": "dropout probability of attention weights"})
+
+    def to_config(self, vocab_size: int, target_vocab_size: int | None) -> MarianConfig:
+        """The teacher's configuration, for a tokenizer of these sizes and this package's special ids."""
+        return MarianConfig(
+            vocab_size=vocab_size,
+            decoder_vocab_size=target_vocab_size or vocab_size,
+            share_encoder_decoder_embeddings=target_vocab_size is None,
+            d_model=self.hidden_size,
+            encoder_layers=self.num_encoder_layers,
+            decoder_layers=self.num_decoder_layers,
+            encoder_attention_heads=self.num_attention_heads,
+            decoder_attention_heads=self.num_attention_heads,
+            encoder_ffn_dim=self.intermediate_size,
+            decoder_ffn_dim=self.intermediate_size,
+            max_position_embeddings=self.max_position_embeddings,
+            activation_function="relu",
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            activation_dropout=0.0,
+            scale_embedding=True,
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=None,
+            decoder_start_token_id=0,
+            forced_eos_token_id=None,
+        )
+
+
+@dataclass
+class DistillationArguments:
+    """Section `distillation`: how the teacher translates the training text, into section data's `distilled_folder`."""
+
+    teacher: str | None = field(default=None, metadata={"help": "sequence-to-sequence model, folder or Hub id"})
+    teacher_revision: str | None = field(default=None, metadata={"help": "its revision: branch, tag or commit"})
+    engine: str = field(
+        default="auto", metadata={"help": "ctranslate2, transformers, or auto: the first if it is installed"}
+    )
+    compute_type: str = field(default="default", metadata={"help": "of CTranslate2: default, float32, int8, float16"})
+    num_beams: int = field(default=4, metadata={"help": "hypotheses of the beam search"})
+    length_penalty: float = field(default=1.0, metadata={"help": "exponent of the length that scores are divided by"})
+    max_target_length: int = field(default=100, metadata={"help": "tokens at which a translation is cut"})
+    max_batch_tokens: int = field(default=4096, metadata={"help": "padded source tokens translated at once"})
+    shard_size: int = field(default=8192, metadata={"help": "sentences a file: what is lost at most when killed"})
+    on_degenerate: str = field(
+        default="reference",
+        metadata={"help": "for an empty, looping or cut translation: reference (take the text's own), drop or keep"},
+    )
+    overwrite: bool = field(default=False, metadata={"help": "throw away what another distillation left there"})
+
+    def __post_init__(self) -> None:
+        _check_choice("engine", self.engine, ("auto", "ctranslate2", "transformers"))
+        _check_choice("on_degenerate", self.on_degenerate, ("reference", "drop", "keep"))
+
+
+@dataclass
+class ModelArguments:
+    """Section `model`: the sizes of `LvnarConfig`; the defaults are the paper's."""
+
     hidden_size: int = field(default=512, metadata={"help": "width of every layer"})
     intermediate_size: int = field(default=2048, metadata={"help": "width of the feed-forward blocks"})
     num_attention_heads: int = field(default=8, metadata={"help": "heads of every attention"})
@@ -65,14 +185,17 @@ class ModelArguments:
 
     def to_config(self, vocab_size: int, target_vocab_size: int | None) -> LvnarConfig:
         """The model's configuration, for a tokenizer of these sizes."""
-        sizes = {k: v for k, v in dataclasses.asdict(self).items() if k != "tokenizer_folder"}
-        return LvnarConfig(vocab_size=vocab_size, target_vocab_size=target_vocab_size, **sizes)
+        return LvnarConfig(vocab_size=vocab_size, target_vocab_size=target_vocab_size, **dataclasses.asdict(self))
 
 
 @dataclass
 class OptimizationArguments:
-    """Section `training`: one run."""
+    """Sections `teacher_training`, `training` and `finetuning`: one run each."""
 
+    train_on: str = field(default="raw", metadata={"help": "raw (the text of section data) or distilled"})
+    initial_model: str | None = field(
+        default=None, metadata={"help": "model folder to start from; null: random weights of section model's sizes"}
+    )
     output_folder: str | None = field(default=None, metadata={"help": "checkpoints, best model and log go here"})
     overwrite: bool = field(default=False, metadata={"help": "write into an output folder that is not empty"})
     resume: bool = field(default=False, metadata={"help": "go on with the run in the output folder, if it has begun"})
@@ -80,6 +203,9 @@ class OptimizationArguments:
         default=0, metadata={"help": "steps between states to resume from; there is one after each epoch in any case"}
     )
     max_steps: int = field(default=100_000, metadata={"help": "M: optimizer steps of the whole run"})
+    max_epochs: int | None = field(
+        default=None, metadata={"help": "passes over the data; if given, M is their number of steps"}
+    )
     max_tokens_per_batch: int = field(
         default=8192, metadata={"help": "padded tokens a side in the batch of one process"}
     )
@@ -94,15 +220,21 @@ class OptimizationArguments:
     label_smoothing: float = field(default=0.1, metadata={"help": "weight of the uniform distribution"})
     initial_kl_budget: float = field(default=1.0, metadata={"help": "b while s < M/2, nats a source position"})
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
+    torch_compile: bool = field(default=False, metadata={"help": "compile the model, for inputs of any length"})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "recompute layers to save memory"})
     seed: int = field(default=1, metadata={"help": "of initial weights, data order, dropout and latent noise"})
     keep_last_checkpoints: int = field(default=3, metadata={"help": "checkpoints kept, one an epoch; best is apart"})
     log_every_steps: int = field(default=50, metadata={"help": "steps between lines of log.jsonl"})
+    tensorboard: bool = field(default=False, metadata={"help": "write the log for TensorBoard too"})
     valid_bleu_sentences: int = field(
         default=500, metadata={"help": "about as many validation sentences are translated each epoch; 0: none"}
     )
 
     def __post_init__(self) -> None:
+        _check_choice("train_on", self.train_on, ("raw", "distilled"))
+        _check_choice("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
+        if self.max_epochs is not None and self.max_epochs < 1:
+            raise ValueError(f"max_epochs is {self.max_epochs}; it must be at least 1, or null.")
         at_least_one = ("max_steps", "max_tokens_per_batch", "gradient_accumulation_steps", "log_every_steps")
         for name, least in (
             *((name, 1) for name in at_least_one),
@@ -117,8 +249,12 @@ class OptimizationArguments:
 SECTIONS: dict[str, type] = {
     "data": DataArguments,
     "tokenizer": TokenizerArguments,
+    "teacher": TeacherArguments,
+    "teacher_training": OptimizationArguments,
+    "distillation": DistillationArguments,
     "model": ModelArguments,
     "training": OptimizationArguments,
+    "finetuning": OptimizationArguments,
 }
 
 
@@ -173,7 +309,8 @@ def _check_type(value: Any, expected: Any, where: str) -> Any:
     alternatives = get_args(expected) if get_origin(expected) in (Union, UnionType) else (expected,)
     for alternative in alternatives:
         if get_origin(alternative) is list:
-            if isinstance(value, list) and all(isinstance(item, get_args(alternative)) for item in value):
+            (item_type,) = get_args(alternative)
+            if isinstance(value, list) and all(type(item) is item_type for item in value):
                 return value
         elif alternative is float:
             # YAML 1.1 reads 7e-4, without a point, as text.
@@ -184,5 +321,6 @@ def _check_type(value: Any, expected: Any, where: str) -> Any:
             return value
     names = {str: 'text (in quotes, if YAML takes it for something else, as it does "no" and 1)', int: "a whole number"}
     names |= {float: "a number", bool: "true or false", NoneType: "null", list[str]: "a list of texts, [a, b]"}
+    names |= {list[int]: "a list of whole numbers, [1, 2]"}
     allowed = " or ".join(names.get(alternative, str(alternative)) for alternative in alternatives)
     raise ValueError(f"{where} is {value!r}; it must be {allowed}.")

@@ -90,11 +90,62 @@ def training_step_table() -> str:
     )
 
 
+def teacher_table() -> str:
+    """The teacher on the test set, beside what the shipped student reaches there."""
+    teacher = json.loads((CARD_FOLDER / "results" / "teacher_test.json").read_text("utf-8"))
+    student = json.loads((CARD_FOLDER / "results" / "test.json").read_text("utf-8"))
+    rows = ["| model | decoding | BLEU | chrF |", "|---|---|---|---|"]
+    rows += [
+        f"| teacher, {teacher['num_parameters'] / 1e6:.1f} M parameters | beam {result['num_beams']} "
+        f"| {result['bleu']['score']:.1f} | {result['chrf']['score']:.1f} |"
+        for result in teacher["results"]
+    ]
+    rows += [
+        f"| student on raw text, {student['num_parameters'] / 1e6:.1f} M parameters | "
+        f"{result['num_refinement_steps']} steps | {result['bleu']['score']:.1f} | {result['chrf']['score']:.1f} |"
+        for result in student["results"]
+    ]
+    signatures = teacher["results"][0]
+    return "\n".join(rows) + (
+        f"\n\n{teacher['num_sentences']:,} test sentences. BLEU: `{signatures['bleu']['signature']}`; chrF: "
+        f"`{signatures['chrf']['signature']}`."
+    )
+
+
+def teacher_training_table() -> str:
+    """The teacher's validation after each epoch."""
+    lines = [json.loads(s) for s in (CARD_FOLDER / "results" / "teacher_log.jsonl").read_text("utf-8").splitlines()]
+    rows = ["| epoch | step | nats a token | token accuracy | BLEU, beam 1 |", "|---|---|---|---|---|"]
+    rows += [
+        f"| {line['epoch'] + 1} | {line['step']} | {line['token_nll']:.3f} | {line['token_accuracy']:.3f} "
+        f"| {line['bleu_beam_1']:.1f} |"
+        for line in lines
+        if line["kind"] == "valid"
+    ]
+    return "\n".join(rows) + "\n\nBLEU (13a, cased) on 500 validation sentences at even distances."
+
+
+def distillation_table() -> str:
+    """What the teacher made of the training text."""
+    result = json.loads((CARD_FOLDER / "results" / "distillation.json").read_text("utf-8"))
+    (engine,), counts = result["engines"], result["counts"]
+    degenerate = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in counts["degenerate"].items() if count)
+    return (
+        f"{counts['pairs']:,} sentences by {engine['engine']} {engine['version']} ({engine['compute_type']}), beam "
+        f"{result['num_beams']}, length penalty {result['length_penalty']}: {result['seconds'] / 60:.0f} minutes, "
+        f"{result['sentences_per_second']:.0f} sentences/s. Degenerate: {degenerate}; on_degenerate: "
+        f"{result['on_degenerate']}."
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "quality": quality_table,
     "latency": latency_table,
     "training": training_table,
     "training_step": training_step_table,
+    "teacher": teacher_table,
+    "teacher_training": teacher_training_table,
+    "distillation": distillation_table,
 }
 DOCUMENTS = (ROOT / "README.md", CARD_FOLDER / "README.md", ROOT / "EXPERIMENTS.md")
 

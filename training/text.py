@@ -1,6 +1,8 @@
 """Reading line-aligned text: one sentence a line, UTF-8, plain or gzip."""
 
+import codecs
 import gzip
+import zlib
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -10,23 +12,36 @@ def read_lines(path: str | Path) -> Iterator[str]:
     r"""Yield the lines of a text file without their line ends, in order.
 
     Only "\n" ends a line, so that files stay aligned when a sentence holds U+2028, U+0085 or a form feed; a "\r" before
-    it goes too. A file name that ends in ".gz" is read as gzip.
+    it goes too, and so does a byte order mark at the start of the file. A file name that ends in ".gz" is read as gzip.
 
     Raises:
-        ValueError: a line is not valid UTF-8; names the file and the line, counted from 1.
+        ValueError: a line is not valid UTF-8; names the file and the line, counted from 1. Or a gzip file is cut off or
+            damaged.
     """
     path = Path(path)
+    number = 0
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
+        try:
+            for number, line in enumerate(file, start=1):
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not valid UTF-8 ({error})") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not valid UTF-8 ({error})") from error
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path}, after line {number}: not a whole gzip file ({error})") from error
 
 
 def read_files(paths: Sequence[str]) -> Iterator[str]:
     """Yield the lines of several files, one file after another."""
     return chain.from_iterable(map(read_lines, paths))
+
+
+def check_files(paths: Sequence[str | Path]) -> None:
+    """Raise FileNotFoundError for the first of the files that is not there."""
+    for path in paths:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"There is no text file {path}.")
 
 
 def check_parallel(source_files: Sequence[str], target_files: Sequence[str]) -> int:
@@ -39,9 +54,7 @@ def check_parallel(source_files: Sequence[str], target_files: Sequence[str]) -> 
     """
     if not source_files or not target_files:
         raise ValueError(f"Both sides need text files; given source {source_files}, target {target_files}.")
-    for path in (*source_files, *target_files):
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"There is no text file {path}.")
+    check_files([*source_files, *target_files])
     num_source_lines, num_target_lines = (sum(1 for _ in read_files(files)) for files in (source_files, target_files))
     if num_source_lines != num_target_lines:
         raise ValueError(

@@ -2,54 +2,62 @@
 
     python training/tokenizer.py --config training/configs/tatoeba_en_de.yaml
 
-It reads the sections data, tokenizer and model of the recipe that `training/train.py` then reads; or flags:
+It reads the sections data and tokenizer of the recipe that the later stages then read; or flags:
 
     python training/tokenizer.py --train_source_files train.en --train_target_files train.de --vocab_size 8000 \
         --tokenizer_folder runs/tokenizer
 """
 
 import sys
+from itertools import islice
 from pathlib import Path
 
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from lvnar_hf.tokenization_lvnar import LvnarTokenizer, train_tokenizer
+from lvnar_hf import LvnarTokenizer, train_tokenizer
+from training.corpora import load_pairs
 from training.outputs import refuse_existing
-from training.recipe import DataArguments, ModelArguments, TokenizerArguments, parse_recipe
-from training.text import check_parallel, read_files
+from training.recipe import DataArguments, TokenizerArguments, parse_recipe
+
+COUNTED_PAIRS = 10_000
 
 
 def main(argv: list[str] | None = None) -> LvnarTokenizer:
-    """Train, save, and print the vocabulary sizes and the tokens per sentence.
+    """Train, save, and print the vocabulary sizes and the tokens per sentence, over the first `COUNTED_PAIRS`.
 
     Raises:
         FileExistsError: the tokenizer folder is not empty and `--overwrite` is not given.
-        ValueError: what `parse_recipe`, `check_parallel` and `train_tokenizer` refuse; no tokenizer folder.
+        ValueError: what `parse_recipe`, `load_pairs` and `train_tokenizer` refuse; no tokenizer folder.
+        FileNotFoundError: text, or KyTea's model, is not there.
+        ImportError: a segmenter or sentencepiece is not installed.
     """
-    sections = {"data": DataArguments, "tokenizer": TokenizerArguments, "model": ModelArguments}
-    data, arguments, model = parse_recipe(sections, argv)
-    if model.tokenizer_folder is None:
-        raise ValueError("Give --tokenizer_folder, or name it in section model of the recipe.")
-    folder = refuse_existing(model.tokenizer_folder, arguments.overwrite, "--tokenizer_folder")
-    check_parallel(data.train_source_files, data.train_target_files)
-    source_texts, target_texts = list(read_files(data.train_source_files)), list(read_files(data.train_target_files))
+    data, arguments = parse_recipe({"data": DataArguments, "tokenizer": TokenizerArguments}, argv)
+    if data.tokenizer_folder is None:
+        raise ValueError("Give --tokenizer_folder, or name it in section data of the recipe.")
+    folder = refuse_existing(data.tokenizer_folder, arguments.overwrite, "--tokenizer_folder")
+    pairs = load_pairs(data, "train")
     tokenizer = train_tokenizer(
-        source_texts,
-        target_texts,
+        (row["source"] for row in pairs),
+        (row["target"] for row in pairs),
         vocab_size=arguments.vocab_size,
         target_vocab_size=arguments.target_vocab_size,
         joint=arguments.joint,
         normalization=arguments.normalization,
         min_character_count=arguments.min_character_count,
-        max_length=model.max_position_embeddings,
+        max_length=arguments.max_length,
+        algorithm=arguments.algorithm,
+        source_segmenter=arguments.source_segmenter,
+        target_segmenter=arguments.target_segmenter,
+        # Stored with the tokenizer, for the segmenter alone.
+        source_language=None if arguments.source_segmenter == "none" else data.source_language,
+        target_language=None if arguments.target_segmenter == "none" else data.target_language,
+        kytea_model=arguments.kytea_model,
     )
     tokenizer.save_pretrained(folder)
-    encoded = tokenizer(source_texts[:10000], text_target=target_texts[:10000])
-    for side, size, ids in (
-        ("source", len(tokenizer), encoded["input_ids"]),
-        ("target", tokenizer.target_vocab_size, encoded["labels"]),
-    ):
+    rows = list(islice(pairs, COUNTED_PAIRS))
+    for side, size in (("source", len(tokenizer)), ("target", tokenizer.target_vocab_size)):
+        ids = tokenizer.encode_texts([row[side] for row in rows], target=side == "target")
         print(f"{side}: vocabulary {size}, {sum(map(len, ids)) / max(len(ids), 1):.2f} tokens a sentence with </s>")
     return tokenizer
 

@@ -1,0 +1,70 @@
+"""Files that are there whole or not at all, and locks that end with the process that holds them."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def map_file(file: Path) -> mmap.mmap:
+    """A file's bytes, read as they are asked for."""
+    with file.open("rb") as opened:
+        return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+@contextlib.contextmanager
+def claim(file: Path) -> Iterator[bool]:
+    """Whether this process has the lock on a file, for the time of the block; the system frees it at death."""
+    descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def appearing(file: Path) -> Iterator[Path]:
+    """A name to write to; if the block ends well, the file is brought to disk and gets its own name."""
+    unfinished = file.with_name(f".{file.name}.unfinished")
+    yield unfinished
+    _sync(unfinished)
+    os.replace(unfinished, file)
+    _sync(file.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(file: Path, value: dict[str, Any]) -> None:
+    """Write JSON that is there whole or not at all."""
+    with appearing(file) as unfinished:
+        unfinished.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """What a file holds, or None if there is none."""
+    return json.loads(file.read_text("utf-8")) if file.exists() else None
+
+
+def hash_file(file: Path) -> str:
+    """SHA-256 of a file, as 64 hex digits."""
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,98 @@
+"""One training run, from a recipe's sections to the best model: what `train.py` and `teacher.py` have in common."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import datasets
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from transformers import PreTrainedModel
+
+from lvnar_hf import LvnarTokenizer
+from training.checkpoints import check_same_run, prepare_output_folder
+from training.corpora import load_distilled_pairs, load_pairs
+from training.data import tokenize_pairs
+from training.recipe import DataArguments, ModelArguments, OptimizationArguments, TeacherArguments
+from training.trainer import TranslationTrainer
+
+# Settings that a resumed run may change: they say where, how often and how fast, not what.
+CHANGEABLE = (
+    "output_folder",
+    "overwrite",
+    "resume",
+    "save_every_steps",
+    "log_every_steps",
+    "keep_last_checkpoints",
+    "tensorboard",
+    "cache_folder",
+    "num_workers",
+)
+
+
+def run_training(
+    data: DataArguments,
+    sizes: ModelArguments | TeacherArguments,
+    arguments: OptimizationArguments,
+    make_model: Callable[[LvnarTokenizer], PreTrainedModel],
+) -> dict[str, float]:
+    """Load, tokenise, train; or resume. Returns the figures of the best validation.
+
+    Args:
+        data, sizes, arguments: sections of the recipe; kept in `run.json`, and compared when a run is resumed.
+        make_model: the model to begin with, for the tokenizer; called after the seed is set.
+
+    Raises:
+        FileExistsError: the output folder is not empty, and neither `overwrite` nor `resume` is given.
+        ValueError: for arguments that are missing or cannot be combined, or differ from those of the run to resume.
+    """
+    if arguments.output_folder is None or data.tokenizer_folder is None:
+        raise ValueError("Give --output_folder and --tokenizer_folder, or name them in the recipe.")
+    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    folder = Path(arguments.output_folder)
+    settings = {**asdict(data), **asdict(sizes), **asdict(arguments), "num_processes": accelerator.num_processes}
+    settings = {name: value for name, value in settings.items() if name not in CHANGEABLE}
+    is_resumed = arguments.resume and (folder / "run.json").exists()
+    accelerator.wait_for_everyone()  # before the main process writes what the others look for
+    if is_resumed:
+        check_same_run(folder, settings)
+    elif accelerator.is_main_process:
+        prepare_output_folder(folder, arguments.overwrite)
+        (folder / "run.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    if not accelerator.is_main_process:
+        datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()  # else a bar for each file of each checkpoint
+    accelerator.wait_for_everyone()
+
+    tokenizer = LvnarTokenizer.from_pretrained(data.tokenizer_folder)
+    set_seed(arguments.seed)
+    model = make_model(tokenizer)
+    set_seed(arguments.seed, device_specific=True)
+    tokenizer.model_max_length = limit = model.config.max_position_embeddings
+    max_length_offset = getattr(model.config, "max_length_offset", limit)
+    train_texts = load_distilled_pairs(data) if arguments.train_on == "distilled" else load_pairs(data, "train")
+    valid_texts = load_pairs(data, "valid")
+    storage: dict[str, Any] = {"num_workers": data.num_workers, "cache_folder": data.cache_folder}
+    with accelerator.main_process_first():
+        train_pairs, train_counts = tokenize_pairs(
+            train_texts,
+            tokenizer,
+            min(data.max_sentence_length, limit),
+            max_length_offset,
+            max_length_ratio=data.max_length_ratio,
+            remove_duplicates=data.remove_duplicates,
+            **storage,
+        )
+        valid_pairs, valid_counts = tokenize_pairs(valid_texts, tokenizer, limit, max_length_offset, **storage)
+    accelerator.print(f"training pairs: {train_counts}; validation pairs: {valid_counts}")
+    accelerator.print(f"{model.num_parameters():,} parameters; processes: {accelerator.num_processes}")
+    texts = (valid_texts["source"], valid_texts["target"])
+    trainer = TranslationTrainer(accelerator, model, tokenizer, train_pairs, valid_pairs, texts, arguments)
+    if is_resumed and trainer.has_state():
+        accelerator.print(f"resumed at step {trainer.resume()}")
+    metrics = trainer.train()
+    accelerator.print(f"best model: {folder / 'best'}, " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+    return metrics

@@ -1,0 +1,44 @@
+"""Train the autoregressive teacher, transformers' own `MarianMTModel`, by the same loop on the same pairs.
+
+    accelerate launch training/teacher.py --config training/configs/tatoeba_en_de.yaml
+
+It reads the sections data, teacher and teacher_training of the recipe. The teacher is also the baseline that the
+student is compared with.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script: import from the repository, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from transformers import AutoModelForSeq2SeqLM, MarianMTModel, PreTrainedModel
+
+from lvnar_hf import LvnarTokenizer
+from training.recipe import DataArguments, OptimizationArguments, TeacherArguments, parse_recipe
+from training.runs import run_training
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Train; return the figures of the best validation.
+
+    Raises:
+        FileExistsError, ValueError: what `run_training` refuses.
+    """
+    sections = {"data": DataArguments, "teacher": TeacherArguments, "teacher_training": OptimizationArguments}
+    data, sizes, arguments = parse_recipe(sections, argv)
+
+    def make_model(tokenizer: LvnarTokenizer) -> PreTrainedModel:
+        if arguments.initial_model is not None:
+            return AutoModelForSeq2SeqLM.from_pretrained(arguments.initial_model, dtype="float32")
+        target_vocab_size = None if tokenizer.is_joint else tokenizer.target_vocab_size
+        model = MarianMTModel(sizes.to_config(len(tokenizer), target_vocab_size))
+        # transformers 4.57 gives 20 where nothing is said.
+        model.generation_config.max_length = sizes.max_position_embeddings
+        return model
+
+    return run_training(data, sizes, arguments, make_model)
+
+
+if __name__ == "__main__":
+    main()
