@@ -410,6 +410,16 @@ def test_ctranslate2_equals_transformers(sample_tokenizer, model, num_beams):
     assert max(len(output.ids) for output in outputs) == 12
 
 
+def test_ctranslate2_leaves_the_number_of_threads_to_torch(sample_tokenizer):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        CTranslate2Engine(Teacher("tiny", make_teacher_model(100), sample_tokenizer, ""), SEARCH)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_forbidden_tokens_are_forbidden_in_both(sample_tokenizer):
     teacher = Teacher("tiny", MODELS["joint"](), sample_tokenizer, "")
     sources = [[*range(3, 3 + n), 1] for n in range(30, 1, -1)]

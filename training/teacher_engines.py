@@ -309,6 +309,8 @@ class CTranslate2Engine:
                 inter_threads=num_threads,
                 intra_threads=1,
             )
+        if device.type == "cpu":
+            torch.set_num_threads(num_threads)  # the translator has set its own number for torch too
         self.description = {
             "engine": self.name,
             "version": ctranslate2.__version__,
