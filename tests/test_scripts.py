@@ -7,79 +7,11 @@ import sys
 
 import pytest
 import torch
-from sacrebleu.metrics import BLEU
 from safetensors import safe_open
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from tests.conftest import ROOT, SAMPLE, make_batch, make_model, tiny_config
-from training import average, benchmark, evaluate, report, time_step
-from training.scoring import corpus_scores, estimate_elbo, translate_texts
-
-
-def test_scores_carry_their_signatures_and_are_sacrebleus(sample_texts):
-    _, references = sample_texts
-    hypotheses = [text.replace("nicht", "kein").lower() for text in references]
-    scores = corpus_scores(hypotheses, references)
-    assert scores["bleu"]["score"] == BLEU().corpus_score(hypotheses, [references]).score
-    assert "tok:13a" in scores["bleu"]["signature"] and "case:mixed" in scores["bleu"]["signature"]
-    assert "tok:intl" in scores["bleu_intl_lowercased"]["signature"]
-    assert "case:lc" in scores["bleu_intl_lowercased"]["signature"]
-    assert scores["bleu_intl_lowercased"]["score"] > scores["bleu"]["score"]
-    assert scores["chrf"]["signature"].startswith("nrefs:1")
-    with pytest.raises(ValueError, match="300 hypotheses, but 299 references"):
-        corpus_scores(hypotheses, references[1:])
-
-
-def test_bleu_is_that_of_the_sacrebleu_command(sample_texts, tmp_path):
-    sources, references = sample_texts
-    for name, texts in (("hypotheses", sources), ("references", references)):
-        (tmp_path / name).write_text("\n".join(texts) + "\n", encoding="utf-8")
-    command = [sys.executable, "-m", "sacrebleu", str(tmp_path / "references"), "-i", str(tmp_path / "hypotheses")]
-    output = subprocess.run([*command, "-b", "-w", "6"], capture_output=True, text=True, check=True).stdout
-    assert float(output) == pytest.approx(corpus_scores(sources, references)["bleu"]["score"], abs=1e-6)
-
-
-def test_translations_keep_their_order_and_empty_texts_stay_empty(tiny_repository, sample_texts):
-    model = AutoModelForSeq2SeqLM.from_pretrained(tiny_repository).eval()
-    tokenizer = AutoTokenizer.from_pretrained(tiny_repository)
-    texts = [*sample_texts[0][:9], "", "  ", "very long " * 40]
-    together = translate_texts(model, tokenizer, texts, batch_size=4, num_refinement_steps=1)
-    assert together == [translate_texts(model, tokenizer, [t], num_refinement_steps=1)[0] for t in texts]
-    assert together[9:11] == ["", ""] and all(together[:9]) and translate_texts(model, tokenizer, []) == []
-
-
-def test_elbo_is_the_mean_over_samples(tiny_model):
-    batch = make_batch(tiny_model.config, [(7, 9), (3, 4)])
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        draws = [tiny_model(**batch, generator=generator).elbo.double() for _ in range(3)]
-    estimate = estimate_elbo(tiny_model, batch, 3, torch.Generator().manual_seed(5))
-    torch.testing.assert_close(estimate["elbo"], torch.stack(draws).mean(0))
-    parts = -(estimate["token_nll"] + estimate["kl"] + estimate["length_nll"])
-    torch.testing.assert_close(estimate["elbo"], parts, atol=1e-4, rtol=1e-5)
-
-
-def test_evaluation_writes_what_it_scored(tiny_repository, tmp_path):
-    files = {side: tmp_path / f"test.{side}" for side in ("en", "de")}
-    for side, path in files.items():
-        path.write_text("\n".join((SAMPLE / f"test.{side}").read_text("utf-8").split("\n")[:20]) + "\n", "utf-8")
-    arguments = ["--model", str(tiny_repository), "--source_file", str(files["en"]), "--output_folder"]
-    arguments += [str(tmp_path / "out"), "--num_elbo_samples", "2", "--num_refinement_steps", "0", "2"]
-    metrics = evaluate.main([*arguments, "--target_file", str(files["de"])])
-    assert metrics == json.loads((tmp_path / "out" / "metrics.json").read_text())
-    for result in metrics["results"]:
-        path = tmp_path / "out" / f"hypotheses.{result['num_refinement_steps']}-steps.txt"
-        hypotheses = path.read_text("utf-8").split("\n")[:-1]
-        references = files["de"].read_text("utf-8").split("\n")[:-1]
-        assert result["bleu"]["score"] == BLEU().corpus_score(hypotheses, [references]).score
-    assert metrics["results"][0]["elbo_of_translations"]["mean_steps_taken"] == 0
-    before = (tmp_path / "out" / "metrics.json").read_text()
-    with pytest.raises(FileExistsError, match="--output_folder, or give --overwrite"):
-        evaluate.main([*arguments, "--target_file", str(files["de"])])
-    assert (tmp_path / "out" / "metrics.json").read_text() == before
-    arguments.append("--overwrite")
-    with pytest.raises(ValueError, match=r"20 lines in .*test\.en, 300 in"):
-        evaluate.main([*arguments, "--target_file", str(SAMPLE / "test.de")])
+from tests.conftest import ROOT, make_model, tiny_config
+from training import average, benchmark, report, time_step
 
 
 def test_benchmark_times_every_system_on_the_same_length(monkeypatch, tmp_path, capsys):

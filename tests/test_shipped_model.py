@@ -8,7 +8,8 @@ from safetensors import safe_open
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from tests.conftest import ROOT, overlay_versions, run_with_transformers
-from training.scoring import corpus_scores, elbo_of_translations, translate_texts
+from training.analysis import analyse_refinement
+from training.translation import translate_texts
 
 FOLDER = ROOT / "model_cards" / "lvnar-tatoeba-en-de"
 
@@ -61,12 +62,9 @@ def test_other_versions_of_transformers_translate_the_same(shipped, sample_texts
 def test_refinement_raises_bleu_and_elbo_on_the_sample(shipped, sample_texts):
     model, tokenizer = shipped
     sources, references = sample_texts
-    bleu, elbo = [], []
-    for num_steps in (0, 1):
-        elbo.append(elbo_of_translations(model, tokenizer, sources, num_steps, num_samples=2, seed=0)["elbo"])
-        hypotheses = translate_texts(model, tokenizer, sources, num_refinement_steps=num_steps)
-        bleu.append(corpus_scores(hypotheses, references)["bleu"]["score"])
-    assert elbo[1] > elbo[0] and bleu[1] > bleu[0]
+    data, _, _ = analyse_refinement(model, tokenizer, sources, references, max_steps=1, num_samples=2, seed=0)
+    before, after = data["steps"]
+    assert after["elbo"] > before["elbo"] and after["bleu"] > before["bleu"]
 
 
 @pytest.mark.parametrize("name", ["test", "valid"])

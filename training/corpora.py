@@ -68,8 +68,8 @@ class TextPairs:
         return [row[column] for row in self]
 
 
-def load_pairs(data: DataArguments, split: Literal["train", "valid"]) -> TextPairs:
-    """The parallel text of a recipe, from the one kind of source that its section `data` names.
+def load_pairs(data: DataArguments, split: Literal["train", "valid", "test"]) -> TextPairs:
+    """The parallel text of a recipe, from the one kind of source that its section `data` names; ASPEC alone has "test".
 
     Raises:
         ValueError: no kind of source is named or several; a language is missing, or is no key of `translation`; a file
@@ -242,14 +242,14 @@ def _pick(translation: Any, languages: tuple[str, str], where: str) -> Pair:
 
 
 def _load_aspec(data: DataArguments, split: str, max_rows: int | None) -> TextPairs:
-    """ASPEC-JE's training parts one after another, or its dev set."""
+    """ASPEC-JE's training parts one after another, its dev set, or its test set."""
     folder, direction = Path(str(data.aspec_folder)), (data.source_language, data.target_language)
     if sorted(map(str, direction)) != ["en", "ja"]:
         raise ValueError(f"ASPEC is ja to en or en to ja; source_language, target_language are {direction}.")
     if not data.aspec_parts or not set(data.aspec_parts) <= {1, 2, 3}:
         raise ValueError(f"aspec_parts is {data.aspec_parts}; it must name some of 1, 2 and 3.")
-    if split == "valid":
-        files = [folder / "dev" / "dev.txt"]
+    if split != "train":
+        files = [folder / ("dev/dev.txt" if split == "valid" else "test/test.txt")]
         check_files(files)
     else:
         files = [_find_aspec_part(folder, part) for part in data.aspec_parts]

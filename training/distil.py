@@ -23,10 +23,10 @@ import transformers
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from training.atomic_files import write_json
-from training.benchmark import describe_processor
 from training.corpora import load_pairs
 from training.distillation import Distillation, settings_of
 from training.engine_benchmark import compare_engines
+from training.environment import describe_processor
 from training.recipe import DataArguments, DistillationArguments, parse_recipe
 from training.teacher_engines import SearchSettings, Teacher, choose_engine, load_teacher, make_engine
 

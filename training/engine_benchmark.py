@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from training.corpora import TextPairs
-from training.scoring import corpus_scores
 from training.teacher_engines import SearchSettings, Teacher, TeacherEngine, TeacherOutput, make_engine
+from training.translation_quality.measures import corpus_scores
 
 WARM_UP_SENTENCES = 16
 

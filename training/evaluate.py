@@ -1,17 +1,17 @@
-"""Score a model on line-aligned text: this package's with each number of refinement steps, another with each beam.
+"""Score a model on a test set: this package's with each number of refinement steps, another with each beam.
 
     python training/evaluate.py --model model_cards/lvnar-tatoeba-en-de --source_file test.en --target_file test.de \
         --output_folder runs/evaluation
 
 Writes `hypotheses.N-steps.txt` for each number of steps N (`hypotheses.beam-N.txt` for an autoregressive model), and
-`metrics.json`.
+`metrics.json`. Speed is not measured here: see benchmark.py. What an ELBO is of, the references or the model's own
+translations, makes the difference; here it is of the references, and analyse.py has the other.
 """
 
 import json
-import platform
 import sys
-import time
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +19,40 @@ if not __package__:  # run as a script: import from the repository, not from thi
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-import transformers
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    HfArgumentParser,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-import lvnar_hf
-from training.benchmark import describe_processor
+import lvnar_hf  # noqa: F401  (registers model and tokenizer)
+from training.elbo import ELBO_PARTS, can_be_scored, elbo_of_sequences
+from training.environment import describe_machine, describe_versions
 from training.outputs import refuse_existing
-from training.scoring import corpus_scores, elbo_of_translations, translate_texts
-from training.text import read_lines
+from training.test_sets import TestSet, TestSetArguments, load_test_set
+from training.translation import refine_texts, removes_repetitions, translate_texts
+from training.translation_quality.measures import bleu_by_length, corpus_scores, repeated_share, words
 
 
 @dataclass
 class EvaluationArguments:
-    """What to score, on what, and where the results go."""
+    """What to score, and where the results go."""
 
     model: str = field(metadata={"help": "model folder or Hub id"})
-    source_file: str = field(metadata={"help": "source text, a sentence a line"})
-    target_file: str = field(metadata={"help": "reference translations, line-aligned"})
     output_folder: str = field(metadata={"help": "where hypotheses and metrics.json go"})
-    test_set: str | None = field(default=None, metadata={"help": "name of the test set, for the record"})
     num_refinement_steps: list[int] = field(
         default_factory=lambda: [0, 1, 3], metadata={"help": "each is scored; for this package's models"}
     )
     num_beams: list[int] = field(
         default_factory=lambda: [1, 3], metadata={"help": "each is scored; for autoregressive models"}
     )
-    num_elbo_samples: int = field(default=20, metadata={"help": "latent samples a sentence"})
+    num_elbo_samples: int = field(default=20, metadata={"help": "latent samples a sentence; 0: no ELBO"})
+    num_bootstrap: int = field(default=1000, metadata={"help": "resamples for the scores' 95 % intervals; 0: none"})
     batch_size: int = field(default=64, metadata={"help": "sentences translated at once"})
     seed: int = field(default=1, metadata={"help": "of the latent samples"})
+    revision: str | None = field(default=None, metadata={"help": "the model's revision on the Hub"})
     overwrite: bool = field(default=False, metadata={"help": "write into an output folder that is not empty"})
 
 
@@ -55,68 +61,134 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     Raises:
         FileExistsError: the output folder is not empty and `--overwrite` is not given.
-        ValueError: if the files have different numbers of lines.
+        ValueError, FileNotFoundError, OSError: what `load_test_set` refuses.
     """
-    (arguments,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses(argv)
+    parser = HfArgumentParser([EvaluationArguments, TestSetArguments])  # type: ignore[list-item]
+    arguments, test_set_arguments = parser.parse_args_into_dataclasses(argv)
     folder = refuse_existing(arguments.output_folder, arguments.overwrite, "--output_folder")
-    sources, targets = (list(read_lines(p)) for p in (arguments.source_file, arguments.target_file))
-    if len(sources) != len(targets) or not sources:
-        raise ValueError(
-            f"{len(sources)} lines in {arguments.source_file}, {len(targets)} in {arguments.target_file}; they must be "
-            "equal, and not 0."
-        )
-    model = AutoModelForSeq2SeqLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    test_set = load_test_set(test_set_arguments)
+    where = {} if arguments.revision is None else {"revision": arguments.revision}
+    model = AutoModelForSeq2SeqLM.from_pretrained(arguments.model, dtype=torch.float32, **where).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model, **where)
     folder.mkdir(parents=True, exist_ok=True)
-    results = []
     is_lvnar = model.config.model_type == "lvnar"
     option = "num_refinement_steps" if is_lvnar else "num_beams"
+    results = []
     for value in getattr(arguments, option):
-        start = time.perf_counter()
-        hypotheses = translate_texts(model, tokenizer, sources, batch_size=arguments.batch_size, **{option: value})
-        seconds = time.perf_counter() - start
-        hypotheses = [" ".join(hypothesis.split("\n")) for hypothesis in hypotheses]  # a line each
-        name = f"{value}-steps" if is_lvnar else f"beam-{value}"
-        (folder / f"hypotheses.{name}.txt").write_text("".join(h + "\n" for h in hypotheses), "utf-8")
-        result: dict[str, Any] = {option: value, **corpus_scores(hypotheses, targets), "seconds": seconds}
-        if is_lvnar:
-            result["elbo_of_translations"] = elbo_of_translations(
-                model,
-                tokenizer,
-                sources,
-                value,
-                num_samples=arguments.num_elbo_samples,
-                seed=arguments.seed,
-                batch_size=arguments.batch_size,
-            )
-        results.append(result)
-        print(f"{name}: {json.dumps(result)}", flush=True)
+        result = {option: value, "hypotheses": f"hypotheses.{f'{value}-steps' if is_lvnar else f'beam-{value}'}.txt"}
+        score = score_refined if is_lvnar else score_searched
+        hypotheses, scores = score(model, tokenizer, test_set, value, arguments.batch_size, arguments.num_bootstrap)
+        (folder / result["hypotheses"]).write_text("".join(h + "\n" for h in hypotheses), "utf-8")
+        results.append(result | scores)
+        print(f"{result['hypotheses']}: {json.dumps(scores)}", flush=True)
     metrics = {
         "model": arguments.model,
         "num_parameters": model.num_parameters(),
-        "test_set": arguments.test_set or Path(arguments.source_file).name,
-        "num_sentences": len(sources),
-        "num_elbo_samples": arguments.num_elbo_samples if is_lvnar else None,
-        "seed": arguments.seed,
+        "test_set": test_set.name,
+        "source_language": test_set.source_language,
+        "target_language": test_set.target_language,
+        "num_sentences": len(test_set.source_texts),
         "batch_size": arguments.batch_size,
-        "remove_repetitions": getattr(model.generation_config, "remove_repetitions", None),
+        "remove_repetitions": removes_repetitions(model) if is_lvnar else None,
         "results": results,
-        "versions": {
-            "lvnar_hf": lvnar_hf.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-        "machine": {
-            "processor": describe_processor(),
-            "threads": torch.get_num_threads(),
-            "device": str(model.device),
-            "dtype": str(model.dtype),
-        },
+        "elbo_of_references": None,
+        "versions": describe_versions(),
+        "machine": describe_machine(model.device),
     }
+    if is_lvnar and arguments.num_elbo_samples:
+        metrics["elbo_of_references"] = elbo_of_references(
+            model, tokenizer, test_set, arguments.num_elbo_samples, arguments.seed, arguments.batch_size
+        )
+        print(f"ELBO of the references: {json.dumps(metrics['elbo_of_references'])}", flush=True)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
     return metrics
+
+
+def score_refined(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    test_set: TestSet,
+    num_steps: int,
+    batch_size: int,
+    num_bootstrap: int,
+) -> tuple[list[str], dict[str, Any]]:
+    """Hypotheses, a line each, and scores of this package's model."""
+    texts = [text for text in test_set.source_texts if text.strip()]
+    refinements = refine_texts(model, tokenizer, texts, num_steps, batch_size)
+    of_texts = iter(refinements)
+    hypotheses = [next(of_texts).texts[-1] if text.strip() else "" for text in test_set.source_texts]
+    before = [refinement.target_ids[-1] for refinement in refinements]
+    after = [[token for token, _ in groupby(ids)] if removes_repetitions(model) else ids for ids in before]
+    return hypotheses, {
+        "mean_steps_taken": sum(refinement.num_steps_taken for refinement in refinements) / len(refinements),
+        **_text_scores(hypotheses, tokenizer, test_set, num_bootstrap),
+        "repeated_tokens": {
+            "before_removal": {
+                "subwords": repeated_share(before),
+                "words": repeated_share(words(tokenizer.batch_decode(before, skip_special_tokens=True))),
+            },
+            "after_removal": {
+                "subwords": repeated_share(after),
+                "words": repeated_share(words(hypotheses)),
+            },
+        },
+    }
+
+
+def score_searched(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    test_set: TestSet,
+    num_beams: int,
+    batch_size: int,
+    num_bootstrap: int,
+) -> tuple[list[str], dict[str, Any]]:
+    """Hypotheses, a line each, and scores of a model that searches token by token."""
+    texts = translate_texts(model, tokenizer, test_set.source_texts, batch_size, num_beams=num_beams)
+    hypotheses = [_one_line(text) for text in texts]
+    scores = _text_scores(hypotheses, tokenizer, test_set, num_bootstrap)
+    return hypotheses, scores | {"repeated_tokens": {"words": repeated_share(words(hypotheses))}}
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ")
+
+
+def _text_scores(
+    hypotheses: list[str], tokenizer: PreTrainedTokenizerBase, test_set: TestSet, num_bootstrap: int
+) -> dict[str, Any]:
+    languages = (test_set.source_language, test_set.target_language)
+    # without </s>
+    source_lengths = [len(ids) for ids in tokenizer(test_set.source_texts, add_special_tokens=False)["input_ids"]]
+    references = test_set.target_texts
+    return {
+        **corpus_scores(hypotheses, references, *languages, num_bootstrap),
+        "repeated_words_in_references": repeated_share(words(references)),
+        "bleu_by_source_length": bleu_by_length(hypotheses, references, source_lengths, test_set.target_language),
+    }
+
+
+def elbo_of_references(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    test_set: TestSet,
+    num_samples: int,
+    seed: int,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Nats a target token, with the parts, over the pairs that the model gives a probability; how many those are."""
+    source_ids = tokenizer(test_set.source_texts, verbose=False)["input_ids"]
+    target_ids = tokenizer(text_target=test_set.target_texts, verbose=False)["input_ids"]
+    scored = [ids for ids in zip(source_ids, target_ids, strict=True) if can_be_scored(model, *ids)]
+    counts = {"num_samples": num_samples, "seed": seed, "num_sentences": len(scored)}
+    if not scored:
+        return counts
+    sources, targets = map(list, zip(*scored, strict=True))
+    bounds = elbo_of_sequences(model, sources, targets, num_samples, seed, batch_size)
+    num_tokens = sum(map(len, targets))
+    per_token = {name: float(bounds[name].sum()) / num_tokens for name in (*ELBO_PARTS, "importance_weighted")}
+    return per_token | counts
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ if not __package__:  # run as a script: import from the repository, not from thi
 
 from lvnar_hf import LvnarTokenizer
 from training.batching import TokenBudgetBatchSampler, TranslationCollator
-from training.benchmark import describe_processor
 from training.data import load_pairs, pair_lengths, tokenize_pairs
+from training.environment import describe_processor
 from training.outputs import refuse_existing
 from training.recipe import DataArguments, ModelArguments, OptimizationArguments, parse_recipe
 

@@ -20,7 +20,7 @@ if not __package__:  # run as a script: import from the repository, not from thi
 import torch
 
 from lvnar_hf import LvnarForConditionalGeneration
-from training.benchmark import describe_processor
+from training.environment import describe_processor
 from training.outputs import refuse_existing
 from training.recipe import ModelArguments, OptimizationArguments, parse_recipe
 

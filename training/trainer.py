@@ -33,7 +33,8 @@ from training.data import pair_lengths
 from training.objectives import objective_for
 from training.recipe import OptimizationArguments
 from training.run_log import LogWindow, RunLog
-from training.scoring import corpus_scores, translate_texts
+from training.translation import translate_texts
+from training.translation_quality.measures import corpus_scores
 
 STEP_FOLDERS = "step-" + "[0-9]" * 7  # those that are whole
 

@@ -1,0 +1,117 @@
+"""Draw what refinement does to a test set: the paper's Fig. 3 and 4 and its Table 3, for any model of this package.
+
+    python training/analyse.py --model model_cards/lvnar-tatoeba-en-de --source_file test.en --target_file test.de \
+        --output_folder runs/analysis
+
+Writes `elbo_and_bleu.png`, `stopping.png`, `examples.md`, `examples.html`, and `analysis.json`, from which all of them
+are drawn.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a script: import from the repository, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser
+
+import lvnar_hf  # noqa: F401  registers the model
+from training.analysis import analyse_refinement
+from training.atomic_files import write_json
+from training.environment import describe_machine, describe_versions
+from training.figures import plot_elbo_and_bleu, plot_stopping, save_figure
+from training.outputs import refuse_existing
+from training.refinement_examples import choose_examples, describe_example, is_unspaced, render_html, render_markdown
+from training.test_sets import TestSetArguments, load_test_set
+
+
+@dataclass
+class AnalysisArguments:
+    """Which model, on what, and where the results go."""
+
+    model: str = field(metadata={"help": "folder or Hub id of a model of this package"})
+    output_folder: str = field(metadata={"help": "where figures, examples and analysis.json go"})
+    max_steps: int = field(default=10, metadata={"help": "refinement steps allowed"})
+    num_examples: int = field(default=10, metadata={"help": "sentences shown step by step"})
+    num_elbo_samples: int = field(default=20, metadata={"help": "latent samples a sentence"})
+    batch_size: int = field(default=64, metadata={"help": "sentences translated at once"})
+    seed: int = field(default=1, metadata={"help": "of the latent samples"})
+    overwrite: bool = field(default=False, metadata={"help": "write into an output folder that is not empty"})
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "num_examples", "num_elbo_samples", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+
+
+def load_lvnar(name: str) -> tuple[Any, Any]:
+    """The model, in evaluation mode, on the GPU if there is one; and its tokenizer.
+
+    Raises:
+        ValueError: the model is not of this package.
+    """
+    model_type = AutoConfig.from_pretrained(name).model_type
+    if model_type != "lvnar":
+        raise ValueError(f"{name} is a model of type {model_type!r}; only models of type 'lvnar' refine by steps.")
+    model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32).eval()
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(name)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Translate, measure, draw, write; return what is in analysis.json.
+
+    Raises:
+        FileExistsError: the output folder is not empty and `--overwrite` is not given.
+        ValueError, FileNotFoundError, OSError: what `load_test_set` refuses; or all sources are blank, a number is too
+            small, or the model is not of this package.
+    """
+    parser = HfArgumentParser([AnalysisArguments, TestSetArguments])  # type: ignore[list-item]
+    arguments, test_set_arguments = parser.parse_args_into_dataclasses(argv)
+    folder = refuse_existing(arguments.output_folder, arguments.overwrite, "--output_folder")
+    test_set = load_test_set(test_set_arguments)
+    sources, references = test_set.source_texts, test_set.target_texts
+    model, tokenizer = load_lvnar(arguments.model)
+    measured, refinements, elbos = analyse_refinement(
+        *(model, tokenizer, sources, references),
+        *(arguments.max_steps, arguments.num_elbo_samples, arguments.seed, arguments.batch_size),
+    )
+    unspaced = is_unspaced(references)
+    data = {
+        "model": arguments.model,
+        "num_parameters": model.num_parameters(),
+        "test_set": test_set.name,
+        "max_steps": arguments.max_steps,
+        "num_elbo_samples": arguments.num_elbo_samples,
+        "seed": arguments.seed,
+        "batch_size": arguments.batch_size,
+        **measured,
+        "examples_by_subword": unspaced,
+        "examples": [
+            {
+                "line": test_set.line_numbers[i],
+                "source": sources[i],
+                "reference": references[i],
+                **describe_example(tokenizer, refinements[i], elbos.get(i), unspaced),
+            }
+            for i in choose_examples(refinements, arguments.num_examples)
+        ],
+        "versions": describe_versions(),
+        "machine": describe_machine(model.device),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "analysis.json", data)
+    save_figure(plot_elbo_and_bleu(data), folder / "elbo_and_bleu.png")
+    save_figure(plot_stopping(data), folder / "stopping.png")
+    (folder / "examples.md").write_text(render_markdown(data), "utf-8")
+    (folder / "examples.html").write_text(render_html(data), "utf-8")
+    for row in data["steps"]:
+        print(f"step {row['step']}: ELBO {row['elbo']:.4f} nats a target token, BLEU {row['bleu']:.2f}")
+    print(f"BLEU {data['bleu_signature']}; written to {folder}")
+    return data
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What a result was measured on and with: processor, threads, device, memory, versions."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lvnar_hf
+
+
+def describe_processor() -> str:
+    """The processor's name, as the system gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().split("\n") if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def describe_machine(device: torch.device | str) -> dict[str, Any]:
+    """Processor, its cores, torch's threads, the machine's memory in GiB, the device and, if it is one, the GPU."""
+    device = torch.device(device)
+    gpu: dict[str, Any] = {}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        gpu = {"gpu": properties.name, "gpu_memory_gib": round(properties.total_memory / 2**30, 1)}
+    return {
+        "processor": describe_processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "device": str(device),
+        **gpu,
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """Of this package, Python, torch and transformers; of CTranslate2 and sacreBLEU where they are installed."""
+    versions = {"lvnar_hf": lvnar_hf.__version__, "python": platform.python_version(), "torch": torch.__version__}
+    for name in ("transformers", "ctranslate2", "sacrebleu"):
+        if importlib.util.find_spec(name) is not None:
+            versions[name] = importlib.metadata.version(name)
+    return versions

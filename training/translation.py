@@ -1,0 +1,130 @@
+"""Texts to translations, in batches of sentences alike in length; with every refinement step, or by any model.
+
+What is unusual: a sentence is translated once, not once per step. `generate` gives the translations of all steps, and a
+sentence that has stopped keeps its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS, remove_repeated_tokens
+
+
+def translate_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    batch_size: int = 64,
+    **generate_arguments: Any,
+) -> list[str]:
+    """Translations by any sequence-to-sequence model, in the order of the texts; empty texts stay empty.
+
+    A text longer than the model takes is cut at its limit.
+
+    Args:
+        generate_arguments: go to `generate`, for example `num_refinement_steps`.
+    """
+    limit = model.config.max_position_embeddings
+    encoded = tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"] if texts else []
+    order = sorted((i for i in range(len(texts)) if texts[i].strip()), key=lambda i: len(encoded[i]))
+    hypotheses = [""] * len(texts)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = tokenizer.pad({"input_ids": [encoded[i] for i in rows]}, return_tensors="pt").to(model.device)
+        sequences = model.generate(**batch, **generate_arguments)
+        for row, text in zip(rows, tokenizer.batch_decode(sequences, skip_special_tokens=True), strict=True):
+            hypotheses[row] = text
+    return hypotheses
+
+
+@dataclass
+class Refinement:
+    """The translations of one sentence.
+
+    Attributes:
+        source_ids: (source_length,), with `</s>`.
+        target_ids: num_steps_taken + 1 translations, from step 0 on: as the decoder gave them, without padding.
+        texts: num_steps_taken + 1 texts as `generate` gives them at this step: without repetitions, if the model's
+            generation config says so.
+        has_converged: whether the last step changed nothing.
+    """
+
+    source_ids: list[int]
+    target_ids: list[list[int]]
+    texts: list[str]
+    has_converged: bool
+
+    @property
+    def num_steps_taken(self) -> int:
+        """Refinement steps, the one that changed nothing included."""
+        return len(self.target_ids) - 1
+
+    @property
+    def num_changes(self) -> int:
+        """Steps that changed the translation."""
+        return self.num_steps_taken - self.has_converged
+
+    def ids_at(self, step: int) -> list[int]:
+        """The translation after a step, as the decoder gave it."""
+        return self.target_ids[min(step, self.num_steps_taken)]
+
+    def text_at(self, step: int) -> str:
+        """The text after a step."""
+        return self.texts[min(step, self.num_steps_taken)]
+
+
+def removes_repetitions(model: PreTrainedModel) -> bool:
+    """Whether `generate` removes repeated tokens when it is not told."""
+    return bool(getattr(model.generation_config, "remove_repetitions", GENERATION_DEFAULTS["remove_repetitions"]))
+
+
+def refine_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    max_steps: int,
+    batch_size: int = 64,
+) -> list[Refinement]:
+    """Translate each text, and refine it until it stops or `max_steps` are taken; the order is kept.
+
+    A text longer than the model takes is cut at its limit.
+
+    Args:
+        texts: none of them blank.
+        batch_size: sentences translated at once.
+    """
+    limit = model.config.max_position_embeddings
+    encoded = tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
+    order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
+    refinements: dict[int, Refinement] = {}
+    with tqdm(total=len(texts), desc="translating", unit="sentence") as progress:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            of_batch = _refine_batch(model, tokenizer, [encoded[i] for i in rows], max_steps)
+            refinements.update(zip(rows, of_batch, strict=True))
+            progress.update(len(rows))
+    return [refinements[i] for i in range(len(texts))]
+
+
+def _refine_batch(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source_ids: list[list[int]], max_steps: int
+) -> list[Refinement]:
+    batch = tokenizer.pad({"input_ids": source_ids}, return_tensors="pt").to(model.device)
+    output: Any = model.generate(**batch, num_refinement_steps=max_steps, return_dict_in_generate=True)
+    pad_token_id = model.config.pad_token_id
+    refinements = [Refinement(ids, [], [], has_converged=False) for ids in source_ids]
+    for step, sequences in enumerate(output.sequences_per_step):
+        rows = (output.num_steps_taken >= step).nonzero()[:, 0]  # sentences that had not stopped before this step
+        sequences = sequences[rows]
+        kept = remove_repeated_tokens(sequences, pad_token_id) if removes_repetitions(model) else sequences
+        texts = tokenizer.batch_decode(kept, skip_special_tokens=True)
+        for row, ids, text in zip(rows.tolist(), sequences.tolist(), texts, strict=True):
+            refinements[row].target_ids.append([i for i in ids if i != pad_token_id])
+            refinements[row].texts.append(" ".join(text.split("\n")))  # a line each, as evaluate.py writes them
+    for refinement in refinements:
+        refinement.has_converged = refinement.target_ids[-1] in refinement.target_ids[-2:-1]
+    return refinements
