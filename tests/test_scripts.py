@@ -11,25 +11,7 @@ from safetensors import safe_open
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from tests.conftest import ROOT, make_model, tiny_config
-from training import average, benchmark, report, time_step
-
-
-def test_benchmark_times_every_system_on_the_same_length(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(benchmark, "LvnarConfig", lambda: tiny_config(vocab_size=100))
-    file = tmp_path / "out" / "benchmark.json"
-    result = benchmark.main(["--num_repeats", "2", "--length", "6", "--num_threads", "1", "--output_file", str(file)])
-    output = capsys.readouterr().out
-    assert json.loads(file.read_text()) == result
-    assert set(result["systems"]) == {
-        *(f"lvnar, eager, {steps}" for steps in ("0 steps", "1 step", "3 steps")),
-        *(f"marian 6-6, cache, beam {beams}" for beams in (1, 3)),
-    }
-    assert result["systems"][result["baseline"]]["speed_up_over_baseline"] == 1.0
-    with pytest.raises(FileExistsError, match="--output_file"):
-        benchmark.main(["--output_file", str(file)])
-    with pytest.raises(ValueError, match="at least 2"):
-        benchmark.main(["--num_repeats", "1"])
-    assert json.loads(output.strip().split("\n")[-1]).keys() == result["systems"].keys()
+from training import average, report, time_step
 
 
 def test_a_training_step_is_timed(tmp_path):

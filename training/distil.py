@@ -8,7 +8,6 @@ Killed at any moment and started again, with any number of processes, it goes on
 """
 
 import json
-import os
 import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,7 +17,6 @@ from typing import Any
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
 import transformers
 from accelerate import Accelerator, InitProcessGroupKwargs
 
@@ -26,7 +24,7 @@ from training.atomic_files import write_json
 from training.corpora import load_pairs
 from training.distillation import Distillation, settings_of
 from training.engine_benchmark import compare_engines
-from training.environment import describe_processor
+from training.environment import describe_machine
 from training.recipe import DataArguments, DistillationArguments, parse_recipe
 from training.teacher_engines import SearchSettings, Teacher, choose_engine, load_teacher, make_engine
 
@@ -50,13 +48,6 @@ def describe_tokenizer(teacher: Teacher) -> dict[str, Any]:
         "vocab_size": len(tokenizer),
         "target_vocab_size": getattr(tokenizer, "target_vocab_size", len(tokenizer)),
     }
-
-
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Processor, cores and threads; the GPU if that is what translates."""
-    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
-    threads = {"cores": os.cpu_count(), "threads_per_process": torch.get_num_threads()}
-    return {"processor": describe_processor(), **threads, **gpu}
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any] | None:

@@ -389,8 +389,10 @@ class _IdTokenizer:
         return str(token_id)
 
 
-def convert_to_ctranslate2(model: PreTrainedModel, folder: str) -> None:
+def convert_to_ctranslate2(model: PreTrainedModel, folder: str, quantization: str | None = None) -> None:
     """Write a model in CTranslate2's format whose tokens are its ids as strings: "0", "1", ...
+
+    With `quantization`, for example "int8", the weights are stored so; else as they are.
 
     CTranslate2's own converter of Marian takes the last row of the vocabulary for <pad> and starts decoding from zeros.
     Here the start is the embedding of `decoder_start_token_id`, wherever it is and whatever training made of it.
@@ -419,7 +421,7 @@ def convert_to_ctranslate2(model: PreTrainedModel, folder: str) -> None:
     spec.register_source_vocabulary([str(index) for index in range(source_size)])
     spec.register_target_vocabulary([str(index) for index in range(spec.get_target_vocabulary_size())])
     spec.validate()
-    spec.optimize()
+    spec.optimize(quantization=quantization)
     spec.save(folder)
 
 

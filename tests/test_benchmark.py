@@ -1,0 +1,502 @@
+"""The benchmark: forced lengths, fair turns, statistics, and tables and plots that hold what the JSON holds."""
+
+import copy
+import json
+import statistics
+
+import pytest
+import torch
+from matplotlib.colors import same_color
+from sacrebleu.metrics import BLEU
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from lvnar_hf import LvnarConfig
+from tests.conftest import SAMPLE
+from tests.test_teacher_engines import make_teacher_model
+from training import benchmark, benchmark_systems, benchmark_timing
+from training.benchmark_modes import RANDOM_LAYERS, TimingArguments, _convert, check_lengths, translate_all
+from training.benchmark_plots import draw_quality, draw_throughput
+from training.benchmark_systems import SystemSpec, lvnar_specs, marian_specs, select_systems
+from training.benchmark_tables import render_crossovers, render_document, render_paper, render_speed, render_summary
+from training.benchmark_timing import (
+    find_crossovers,
+    harness_share,
+    interleave,
+    play_rounds,
+    quantile,
+    summarise_latency,
+    summarise_throughput,
+)
+from training.benchmark_weights import TokenCode, make_lvnar, make_marian, read_lengths, sample_batches, shift_codes
+from training.benchmark_workers import SystemPlayer, Turn, TurnResult, Worker, time_calls
+from training.translation import translate_texts
+
+LENGTHS = [(3, 4), (5, 5), (6, 12), (9, 9), (10, 4), (12, 10)]
+CODE = TokenCode(vocab_size=500, max_target_length=12, min_offset=-6, max_offset=6)
+
+
+def small_config(**changes) -> LvnarConfig:
+    sizes: dict = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_prior_layers": 2}
+    sizes |= {"num_posterior_encoder_layers": 1, "num_posterior_decoder_layers": 2, "num_decoder_layers": 1}
+    sizes |= {"latent_dim": 4, "max_length_offset": 20, "max_position_embeddings": 40}
+    return LvnarConfig(**{"vocab_size": CODE.vocab_size, **sizes, **changes})
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def random_specs(tmp_path_factory) -> list[SystemSpec]:
+    """All systems, their random models saved and converted."""
+    folder = tmp_path_factory.mktemp("random")
+    make_lvnar(small_config(), CODE).save_pretrained(folder / "lvnar")
+    specs = lvnar_specs(str(folder / "lvnar"), remove_repetitions=False)
+    for encoder_layers, decoder_layers in RANDOM_LAYERS:
+        marian = make_marian(small_config(), (encoder_layers, decoder_layers), CODE)
+        name = folder / f"{encoder_layers}-{decoder_layers}"
+        marian.save_pretrained(name)
+        specs += marian_specs(str(name), folder / f"{name}-converted", marian)
+        _convert(marian, folder / f"{name}-converted", specs)
+    return specs
+
+
+def test_every_system_does_the_forced_lengths_and_every_refinement_step(random_specs, threads):
+    assert len(random_specs) == 3 + 2 * 6
+    sources = CODE.make_sources(LENGTHS, torch.Generator().manual_seed(1))
+    assert [len(source) for source in sources] == [source for source, _ in LENGTHS]
+    targets = [target for _, target in LENGTHS]
+    for spec in random_specs:
+        result = SystemPlayer(spec).play(Turn([sources, sources[:1]], warm_up=sources[:2]))
+        assert [len(row) for row in result.outputs[0]] == targets, spec.name
+        assert [len(row) for row in result.outputs[1]] == targets[:1], spec.name
+        steps = spec.setting if spec.family == "lvnar" else 0
+        assert result.num_refinements == steps * (len(LENGTHS) + 1)
+        assert len(result.seconds) == 2 and min(result.seconds) > 0 and result.peak_memory_mib > 50
+        if spec.family == "autoregressive":
+            assert all(row[-1] == 1 and 1 not in row[:-1] for row in result.outputs[0])
+
+
+def test_a_system_that_does_other_lengths_stops_the_benchmark(random_specs):
+    own, other = random_specs[1], random_specs[-1]
+    check_lengths(own, [4, 5], [4, 5], num_refinements=2)
+    check_lengths(other, [4, 5], [4, 5], num_refinements=0)
+    with pytest.raises(RuntimeError, match="lvnar, eager, 1 step: 6 tokens instead of 5 for sentence 1 of its turn"):
+        check_lengths(own, [4, 6], [4, 5], num_refinements=2)
+    with pytest.raises(RuntimeError, match="1 step: 1 refinement steps instead of 2"):
+        check_lengths(own, [4, 5], [4, 5], num_refinements=1)
+
+
+def test_ctranslate2_gets_the_faster_of_two_ways(random_specs, threads, monkeypatch):
+    spec = copy.copy(next(spec for spec in random_specs if spec.engine == "ctranslate2 int8"))
+    object.__setattr__(spec, "num_threads", 2)
+    system = benchmark_systems.build_system(spec)
+    now = [0.0]
+    cost = {1: 2.0, 2: 1.0}  # by number of workers
+    translate = type(system).translate
+
+    def slow(self, batch):
+        now[0] += cost[self.num_workers]
+        return translate(self, batch)
+
+    monkeypatch.setattr(type(system), "translate", slow)
+    monkeypatch.setattr(benchmark_systems.time, "perf_counter", lambda: now[0])
+    sources = CODE.make_sources(LENGTHS[:4], torch.Generator())
+    system.prepare(sources[:1])
+    assert system.num_workers == 1
+    system.prepare(sources)
+    assert system.num_workers == 2
+    cost[2] = 3.0
+    system.prepare(sources[:3])
+    assert system.num_workers == 1
+    system.prepare(sources)
+    assert system.description == {"inter_threads": {"1": 1, "4": 2, "3": 1}}
+    assert [len(row) for row in system.translate(sources)] == [target for _, target in LENGTHS[:4]]
+
+
+def test_a_code_that_does_not_fit_is_refused():
+    codes = shift_codes(64, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(codes @ codes.T, torch.eye(64), atol=0.02, rtol=0)
+    torch.testing.assert_close(codes[5], codes[4].roll(1))
+    with pytest.raises(ValueError, match="vocabulary of 300 ids is too small for targets of up to 12 tokens"):
+        TokenCode(300, 12, -6, 6)
+    with pytest.raises(ValueError, match="14 codes are needed, but there are 8"):
+        make_lvnar(small_config(hidden_size=8), CODE)
+    with pytest.raises(ValueError, match="intermediate_size is 64; the code takes at least 128"):
+        make_marian(small_config(intermediate_size=64), (1, 1), CODE)
+
+
+def test_the_lengths_of_newstest2014_are_all_there():
+    lengths = read_lengths()
+    assert len(lengths) == 3003 and min(map(min, lengths)) >= 2
+    assert 25 < statistics.mean(source for source, _ in lengths) < 35
+    assert sum(abs(target - source) > LvnarConfig().max_length_offset for source, target in lengths) == 1
+
+
+def test_batches_are_neighbours_at_even_distances():
+    assert sample_batches(range(100), 1, 4).batches == [[12], [37], [62], [87]]
+    sample = sample_batches(range(100), 8, 23)
+    assert sample.batches == [list(range(21, 29)), list(range(71, 79))]
+    assert sample.indices == [*range(21, 29), *range(71, 79)]
+    assert sample_batches(range(10), 10, 1).batches == [list(range(10))]
+    with pytest.raises(ValueError, match="10 sentences do not fill a batch of 11"):
+        sample_batches(range(10), 11, 1)
+
+
+# timing
+
+
+def test_statistics_of_known_times():
+    rounds = [[0.010, 0.020, 0.060], [0.030, 0.020, 0.070], [0.020, 0.050, 0.080]]  # medians 20, 20, 70 ms
+    latency = summarise_latency(rounds)
+    assert latency == pytest.approx(
+        {"mean": 110 / 3, "std": 28.8675, "p50": 20, "p95": 65, "lowest_mean": 30, "highest_mean": 50}, abs=1e-3
+    )
+    assert summarise_latency([[0.5], [0.7]])["std"] == 0.0
+    speed = summarise_throughput([[1.0, 1.0], [4.0, 1.0], [2.0, 2.0]], num_sentences=20)
+    assert speed == {"median": 5.0, "lowest": 4.0, "highest": 10.0}
+    assert quantile([1.0, 2.0, 3.0, 4.0, 5.0], 0.25) == 2.0
+
+
+def test_crossovers_of_known_speeds():
+    speeds = {
+        "0 steps": {1: 50.0, 8: 60.0, 32: 60.0},
+        "1 step": {1: 20.0, 8: 30.0, 32: 31.0},
+        "greedy": {1: 10.0, 8: 30.0, 32: 80.0},
+        "slow": {1: 1.0, 8: 8.0, 32: 16.0},
+        "fast": {1: 60.0, 8: 10.0, 32: 90.0},
+    }
+    families = {name: "lvnar" if "step" in name else "autoregressive" for name in speeds}
+    assert find_crossovers(speeds, families) == {
+        "0 steps": {"greedy": 32, "slow": None, "fast": 1},
+        "1 step": {"greedy": 8, "slow": None, "fast": 1},
+    }
+
+
+def test_the_order_moves_on_from_round_to_round():
+    assert list(interleave(["a", "b", "c"], 4)) == [
+        (0, ["a", "b", "c"]),
+        (1, ["b", "c", "a"]),
+        (2, ["c", "a", "b"]),
+        (3, ["a", "b", "c"]),
+    ]
+
+
+class FakePlayer:
+    """Takes turns and notes them; the clock goes on by `seconds` in each."""
+
+    def __init__(self, name, notes, clock, seconds=1.0):
+        self.spec = SystemSpec(name, "lvnar", "lvnar", "eager", "", 0, 0)
+        self.notes, self.clock, self.seconds = notes, clock, seconds
+
+    def play(self, turn):
+        self.notes.append((self.spec.name, len(turn.batches[0])))
+        self.clock[0] += self.seconds
+        outputs = [[text.upper() for text in batch] for batch in turn.batches]
+        return TurnResult([self.seconds] * len(turn.batches), outputs, 2, 100.0 + len(self.notes))
+
+
+@pytest.mark.parametrize(("max_seconds", "last_round"), [(100, [1, 8]), (12.5, [1, 8]), (11, [1]), (0, [])])
+def test_systems_take_turns_until_time_is_up(monkeypatch, max_seconds, last_round):
+    notes, clock, checked = [], [0.0], []
+    monkeypatch.setattr(benchmark_timing.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(benchmark_timing.time, "sleep", lambda seconds: None)
+    players = {name: FakePlayer(name, notes, clock) for name in ("a", "b")}
+    turns = {("model", 1): Turn([["x"], ["y"]]), ("model", 8): Turn([["x"] * 8])}
+    played = play_rounds(
+        players, turns, 3, max_seconds, lambda player, key, result: checked.append((player.spec.name, key[1])), ""
+    )
+    order = [(name, size) for size in (1, 8) for name in "ab"] + [(name, size) for size in (1, 8) for name in "ba"]
+    assert notes == order + [(name, size) for size in last_round for name in "ab"] == checked
+    assert played.times["b"]["model", 8] == [[1.0]] * (2 + (8 in last_round))
+    assert played.times["b"]["model", 1] == [[1.0, 1.0]] * (2 + (1 in last_round))
+    assert played.peak_memory_mib["a"] == {("model", 1): 101.0, ("model", 8): 103.0}, "of the first round"
+    assert len(played.calls) == sum(2 if size == 1 else 1 for _, size in notes)
+
+
+def test_the_device_is_waited_for_before_each_timestamp(monkeypatch):
+    events = []
+    monkeypatch.setattr("training.benchmark_workers.time.perf_counter", lambda: events.append("time") or len(events))
+    seconds, outputs = time_calls(
+        lambda batch: events.append(batch) or batch * 2, ["x", "y"], lambda: events.append("wait")
+    )
+    assert events == ["wait", "time", "x", "wait", "time", "wait", "time", "y", "wait", "time"]
+    assert seconds == [3, 3] and outputs == ["xx", "yy"]
+
+
+def test_the_share_of_the_harness_is_of_what_was_measured():
+    assert 0 < harness_share(1000, 1.0) < 0.01
+    assert harness_share(1000, 1e-6) > 1
+
+
+def test_all_texts_are_translated_in_their_order():
+    player = FakePlayer("a", [], [0.0])
+    texts = [f"text {number}" for number in range(70)]
+    hypotheses, num_refinements = translate_all(player, texts, list(reversed(range(70))))
+    assert hypotheses == [text.upper() for text in texts]
+    assert num_refinements == 3 * 2 and [size for _, size in player.notes] == [32, 32, 6]
+
+
+def test_what_fails_in_a_process_is_said_with_the_system(random_specs, tmp_path):
+    worker = Worker(SystemSpec("lost", "lvnar", "lvnar", "eager", str(tmp_path / "none"), 0, 0))
+    try:
+        with pytest.raises(RuntimeError, match=r"(?s)lost: Traceback.*none"):
+            worker.wait()
+    finally:
+        worker.close()
+    worker = Worker(random_specs[0])
+    try:
+        worker.wait()
+        assert 50 < worker.library_memory_mib <= worker.loaded_memory_mib
+        worker._process.kill()
+        with pytest.raises(RuntimeError, match=r"0 steps: its process ended with code -9"):
+            worker.play(Turn([[[3, 1]]]))
+    finally:
+        worker.close()
+
+
+# the whole command
+
+
+def write_lines(path, lines) -> str:
+    path.write_text("".join(line + "\n" for line in lines), "utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def small_teacher(tmp_path_factory, sample_tokenizer):
+    folder = tmp_path_factory.mktemp("teacher")
+    make_teacher_model(len(sample_tokenizer)).save_pretrained(folder)
+    sample_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_one_command_runs_both_modes(monkeypatch, capsys, tmp_path, tiny_repository, small_teacher, threads):
+    monkeypatch.setattr(benchmark, "LvnarConfig", small_config)
+    monkeypatch.setattr(benchmark, "read_lengths", lambda: [*LENGTHS, (1, 30)])
+    sources, references = ((SAMPLE / f"test.{side}").read_text("utf-8").split("\n")[:12] for side in ("en", "de"))
+    folder = tmp_path / "out"
+    argv = ["--output_folder", str(folder), "--batch_sizes", "4", "1", "--num_timed_sentences", "2"]
+    argv += ["--num_repeats", "2", "--num_threads", "1", "--device", "cpu"]
+    argv += [
+        "--systems",
+        "3 steps",
+        "6-6, transformers, beam 3",
+        "12-1, ctranslate2 int8, beam 1",
+        "2-2, transformers, beam 1",
+    ]
+    argv += ["--model", str(tiny_repository), "--teacher", str(small_teacher)]
+    argv += ["--source_file", write_lines(tmp_path / "en", sources)]
+    argv += ["--target_file", write_lines(tmp_path / "de", references)]
+    result = benchmark.main(argv)
+    last_line = json.loads(capsys.readouterr().out.strip().split("\n")[-1])
+    assert result == json.loads((folder / "benchmark.json").read_text())
+    assert (folder / "benchmark.md").read_text("utf-8") == render_document(result)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        *("benchmark.json", "benchmark.md", "throughput.random.png", "throughput.trained.png", "quality.trained.png")
+    }
+
+    by_random, by_trained = result["modes"]["random"], result["modes"]["trained"]
+    assert list(by_random["systems"]) == [
+        *("lvnar, eager, 3 steps", "marian 6-6, transformers, beam 3", "marian 12-1, ctranslate2 int8, beam 1")
+    ]
+    assert list(by_trained["systems"]) == ["lvnar, eager, 3 steps", "marian 2-2, transformers, beam 1"]
+    assert by_random["num_left_out"] == 1 and by_random["baseline"] == "marian 6-6, transformers, beam 3"
+    assert by_random["systems"][by_random["baseline"]]["model"]["speed_up"] == 1.0
+    for mode in (by_random, by_trained):
+        assert list(mode["sentences"]) == ["1", "4"] and mode["harness_share"] < 0.01
+        assert mode["sentences"]["4"]["num_sentences"] == 4 and mode["sentences"]["1"]["num_sentences"] == 2
+        for system in mode["systems"].values():
+            assert [len(seconds) for seconds in system["model"]["times_s"]["1"]] == [2, 2]
+            expected = summarise_latency(system["model"]["times_s"]["1"])
+            assert system["model"]["latency_ms"] == expected and set(system["memory_mib"]["peak"]) == {"1", "4"}
+    assert last_line["random"].keys() == by_random["systems"].keys()
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_repository)
+    model = AutoModelForSeq2SeqLM.from_pretrained(tiny_repository).eval()
+    teacher = AutoModelForSeq2SeqLM.from_pretrained(small_teacher).eval()
+    for system, options in (
+        ("lvnar, eager, 3 steps", {"num_refinement_steps": 3}),
+        ("marian 2-2, transformers, beam 1", {"num_beams": 1, "max_new_tokens": 40, "max_length": None}),
+    ):
+        translator = model if "lvnar" in system else teacher
+        hypotheses = translate_texts(translator, tokenizer, sources, **options)
+        bleu = by_trained["systems"][system]["quality"]["bleu"]
+        assert bleu["score"] == pytest.approx(BLEU().corpus_score(hypotheses, [references]).score)
+        assert bleu["signature"].startswith("nrefs:1|case:mixed")
+    assert 1 < by_trained["systems"]["lvnar, eager, 3 steps"]["mean_steps_taken"] <= 3
+    assert all("end_to_end" in system for system in by_trained["systems"].values())
+
+    with pytest.raises(FileExistsError, match="--output_folder, or give --overwrite"):
+        benchmark.main(argv)
+    write_lines(tmp_path / "de", references[1:])
+    with pytest.raises(ValueError, match=r"12.*11"):
+        benchmark.main([*argv, "--overwrite"])
+
+
+def test_what_cannot_be_run_is_refused_with_what_to_do(monkeypatch, tmp_path, random_specs):
+    assert [spec.name for spec in select_systems(random_specs, ["0 steps", "12-1, ctranslate2 int8, beam 3"])] == [
+        *("lvnar, eager, 0 steps", "marian 12-1, ctranslate2 int8, beam 3")
+    ]
+    with pytest.raises(ValueError, match="No system has 'onnx' in its name; there are: lvnar, eager, 0 steps; "):
+        select_systems(random_specs, ["onnx"])
+    with pytest.raises(ValueError, match="Two systems have the name lvnar, eager, 0 steps"):
+        select_systems([*random_specs, random_specs[0]], [])
+    folder = ["--output_folder", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="The mode trained and --model belong together"):
+        benchmark.main([*folder, "--modes", "trained"])
+    with pytest.raises(ValueError, match="modes holds fast; there are random, trained"):
+        benchmark.main([*folder, "--modes", "fast"])
+    with pytest.raises(ValueError, match="Named are no sentences; name one of: --source_file"):
+        benchmark.main([*folder, "--model", "x"])
+    with pytest.raises(ValueError, match="num_repeats is 1; a spread needs at least 2"):
+        TimingArguments(num_repeats=1)
+    with pytest.raises(ValueError, match=r"batch_sizes are \[0, 1\]"):
+        TimingArguments(batch_sizes=[0, 1])
+    with pytest.raises(ValueError, match="dtype is 'int8'; it must be one of float32, bfloat16, float16"):
+        TimingArguments(dtype="int8")
+
+    found = benchmark.importlib.util.find_spec
+    monkeypatch.setattr(
+        benchmark.importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name in ("ctranslate2", "matplotlib") else found(name, *rest),
+    )
+    with pytest.raises(ImportError, match=r"pip install 'lvnar-hf\[distil\]'. To go without it: --systems lvnar"):
+        select_systems(random_specs, [])
+    assert len(select_systems(random_specs, ["lvnar", "transformers"])) == 3 + 4
+    with pytest.raises(ImportError, match=r"pip install 'lvnar-hf\[eval\]'"):
+        benchmark.main(folder)
+
+
+# tables and plots
+
+
+def system_row(family: str, engine: str, speeds: tuple[float, float], bleu: float | None = None) -> dict:
+    """What the JSON says of a system of these sentences a second at batch 1 and 8."""
+    row: dict = {"family": family, "engine": engine}
+    row["model"] = {
+        "latency_ms": {"mean": 1000 / speeds[0], "std": 1.5, "p50": 2.0, "p95": 3.25} | {"lowest_mean": 9.0},
+        "sentences_per_second": {
+            size: {"median": speed, "lowest": speed / 2, "highest": speed * 3}
+            for size, speed in zip(("1", "8"), speeds, strict=True)
+        },
+        "speed_up": speeds[0] / 10,
+    }
+    row["model"]["latency_ms"]["highest_mean"] = 200.0
+    row["memory_mib"] = {"libraries": 300.0, "loading": 500.0, "peak": {"1": 340.0, "8": 450.5}}
+    if bleu is not None:
+        row["quality"] = {
+            "bleu": {"score": bleu, "signature": "tok:13a"},
+            "chrf": {"score": 2 * bleu, "signature": "nc:6"},
+        }
+    if family == "lvnar":
+        row["mean_steps_taken"] = 0.5
+    return row
+
+
+@pytest.fixture
+def known() -> dict:
+    """A benchmark's JSON with numbers made by hand."""
+    systems = {
+        "lvnar, eager, 1 step": system_row("lvnar", "eager", (100.0, 200.0), 20.0),
+        "marian 6-6, transformers, beam 3": system_row("autoregressive", "transformers", (10.0, 50.0), 25.04),
+        "marian 6-6, ctranslate2 int8, beam 1": system_row("autoregressive", "ctranslate2 int8", (50.0, 400.0), 24.0),
+    }
+    sentences = {"mean_source_tokens": 9.5, "mean_target_tokens": 10.25, "num_rounds": {"model": 3}, "num_batches": 1}
+    trained = {
+        "what": "What was timed.",
+        "settings": {"device": "cpu", "dtype": "float32", "threads": 2},
+        "sentences": {size: {"num_sentences": int(size), **sentences} for size in ("1", "8")},
+        "baseline": "marian 6-6, transformers, beam 3",
+        "systems": systems,
+        "crossovers": {"lvnar, eager, 1 step": dict(zip(list(systems)[1:], (None, 8), strict=True))},
+        "harness_share": 0.00001,
+        "test_set": {"name": "test.en", "num_sentences": 1000},
+    }
+    random = copy.deepcopy(trained)
+    del random["test_set"]
+    for system in random["systems"].values():
+        del system["quality"]
+    machine = {"processor": "Abacus", "threads": 2, "cores": 2, "memory_gib": 4.0, "device": "cpu"}
+    modes = {"random": random, "trained": trained}
+    return {"machine": machine, "versions": {"torch": "9.9"}, "modes": modes, "seconds": 60.0}
+
+
+def test_tables_hold_what_the_json_holds(known):
+    table = render_speed(known["modes"]["trained"]).split("\n")
+    assert table[0] == (
+        "| system | BLEU | chrF | mean steps | ms a sentence: mean (std) | p50 | p95 | speed-up | sentences/s, batch 1 "
+        "| sentences/s, batch 8 | peak MiB, batch 1 | peak MiB, batch 8 |"
+    )
+    assert table[2:] == [
+        "| lvnar, eager, 1 step | 20.0 | 40.0 | 0.50 | 10.0 (1.50) | 2.00 | 3.25 | 10.0x | 100 | 200 | 40.0 | 150 |",
+        "| marian 6-6, transformers, beam 3 | 25.0 | 50.1 |  | 100 (1.50) | 2.00 | 3.25 | 1.0x | 10.0 | 50.0 | 40.0 "
+        "| 150 |",
+        "| marian 6-6, ctranslate2 int8, beam 1 | 24.0 | 48.0 |  | 20.0 (1.50) | 2.00 | 3.25 | 5.0x | 50.0 | 400 "
+        "| 40.0 | 150 |",
+    ]
+    crossovers = render_crossovers(known["modes"]["trained"])
+    assert "| marian 6-6, transformers, beam 3 | not up to 8 |" in crossovers
+    assert "| marian 6-6, ctranslate2 int8, beam 1 | 8 |" in crossovers
+    assert "1 step is overtaken by marian 6-6, ctranslate2 int8, beam 1 (from batch 8)." in crossovers
+    document = render_document(known)
+    for part in (
+        *("What was timed. 2 threads of Abacus, 4.0 GiB; float32", "torch 9.9", "Speed-up: over marian 6-6"),
+        *("(300 MiB, the same for all)", "BLEU: `tok:13a`; chrF: `nc:6`", "all 1,000 sentences of test.en"),
+        *("| 100 [50.0, 300] | 200 [100, 600] |", "10.0 [9.00, 200]", "0.0010% of the time"),
+        *("There is no plot of speed against quality", "`quality.trained.png`", "3 repeats; batch 8: 8 sentences"),
+    ):
+        assert part in document, part
+    assert document.count("BLEU: `tok:13a`") == 1 and render_paper() in document
+    assert "| + 1 refinement step | 27.5 | 7.8x | 24.1 | 12.5x | 53 (2) | 48 (8) |" in render_paper()
+    assert "Quoted from Shu et al. (2020), Tables 1, 2 and 4; not measured here" in render_paper()
+    summary = render_summary(known, "random")
+    assert "BLEU" not in summary and "lvnar, eager, 1 step | 10.0 (1.50)" in summary
+
+
+def test_tables_without_batch_1_a_baseline_or_a_known_memory(known):
+    result = known["modes"]["random"]
+    del result["sentences"]["1"]
+    for system in result["systems"].values():
+        del system["model"]["latency_ms"], system["model"]["speed_up"]
+        system["memory_mib"]["peak"]["8"] = None
+    assert render_speed(result).split("\n")[2] == "| lvnar, eager, 1 step | 200 | – |"
+    result["crossovers"] = {"lvnar, eager, 1 step": {}}
+    assert render_crossovers(result).startswith("Nothing to compare")
+    result["settings"]["device"] = "cuda"
+    known["machine"] |= {"gpu": "Slide rule", "gpu_memory_gib": 80.0}
+    assert "Slide rule, 80.0 GiB" in render_document(known) and "CTranslate2's is not known" in render_document(known)
+
+
+def test_plots_hold_what_the_json_holds(known):
+    result = known["modes"]["trained"]
+    panels = draw_throughput(result).axes
+    assert [axes.get_title() for axes in panels] == ["transformers", "ctranslate2 int8"]
+    others = list(result["systems"])[1:]
+    for axes, other in zip(panels, others, strict=True):
+        names = axes.get_legend_handles_labels()[1]
+        assert names == ["lvnar, eager, 1 step", other] and axes.get_xlabel() == "batch size (sentences)"
+        for container, name in zip(axes.containers, names, strict=True):
+            line, _, (bars,) = container.lines
+            speeds = result["systems"][name]["model"]["sentences_per_second"]
+            assert list(line.get_xdata()) == [1, 8]
+            assert list(line.get_ydata()) == [row["median"] for row in speeds.values()]
+            ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
+            assert ends == [[row["lowest"], row["highest"]] for row in speeds.values()]
+        first, second = (container.lines[0] for container in axes.containers)
+        assert first.get_marker() != second.get_marker() and first.get_linestyle() != second.get_linestyle()
+        assert not same_color(first.get_color(), second.get_color())
+    assert panels[0].get_ylabel() == "throughput (sentences/s)"
+
+    (axes,) = draw_quality(result).axes
+    assert len(axes.lines) == 3 and "BLEU" in axes.get_ylabel() and "milliseconds a sentence" in axes.get_xlabel()
+    for line, (name, system) in zip(axes.lines, result["systems"].items(), strict=True):
+        assert line.get_label() == name
+        assert line.get_xdata() == pytest.approx([system["model"]["latency_ms"]["mean"]])
+        assert list(line.get_ydata()) == [system["quality"]["bleu"]["score"]]
+    assert len({line.get_marker() for line in axes.lines}) == 3

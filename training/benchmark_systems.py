@@ -1,0 +1,306 @@
+"""What is timed: every system behind one interface, token ids to token ids.
+
+What is unusual: a system is described (`SystemSpec`) apart from being built (`build_system`), since each is built in a
+process of its own. A new engine is a class with the interface `System`, a line in `ENGINES`, and its specs in
+`lvnar_specs` or `marian_specs`.
+
+The autoregressive baselines are as fast as their users would make them: key-value cache, no gradient, all threads;
+CTranslate2 with the threads on one batch, or shared out among parts of it, whichever was faster; beam search that ends
+when `num_beams` translations are finished, CTranslate2's rule, in transformers too.
+"""
+
+import importlib.util
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+
+import lvnar_hf  # noqa: F401  (registers the model)
+from training.teacher_engines import end_ids
+
+REFINEMENT_STEPS = (0, 1, 3)
+NUM_BEAMS = (1, 3)
+CTRANSLATE2_TYPES = ("float32", "int8")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CALIBRATION_SENTENCES = 32  # at most, of a batch on which CTranslate2's two ways are compared
+
+
+@dataclass(frozen=True)
+class SystemSpec:
+    """What a process needs in order to build a system.
+
+    Attributes:
+        name: as in the tables; each system has its own.
+        family: "lvnar" or "autoregressive".
+        model: what the weights are, for example "marian 12-1".
+        engine: a key of `ENGINES`, with CTranslate2's number type behind it: the rows of one plot.
+        folder: the model, in the engine's format.
+        setting: refinement steps, or beams.
+        max_target_length: tokens at which an autoregressive translation is cut, `</s>` included.
+        end_ids: what ends an autoregressive translation.
+        forbidden: sequences of ids that an autoregressive translation must not have (`bad_words_ids`).
+        remove_repetitions: as in `generate`; None: as the model's generation config says.
+        tokenizer_folder: for texts; None where there are none.
+        device, dtype, num_threads: of torch; CTranslate2's number type is its own.
+    """
+
+    name: str
+    family: str
+    model: str
+    engine: str
+    folder: str
+    setting: int
+    max_target_length: int
+    end_ids: tuple[int, ...] = ()
+    forbidden: tuple[tuple[int, ...], ...] = ()
+    remove_repetitions: bool | None = None
+    tokenizer_folder: str | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    num_threads: int = 1
+
+
+class System(Protocol):
+    """Translates token ids.
+
+    Attributes:
+        num_refinements: refinement steps taken so far, summed over sentences; 0 for an autoregressive model.
+        description: what it has chosen by itself, for the record.
+    """
+
+    num_refinements: int
+    description: dict[str, Any]
+
+    def prepare(self, batch: list[list[int]]) -> None:
+        """What a user would set up once for batches of this size; it is not timed."""
+        ...
+
+    def translate(self, batch: list[list[int]]) -> list[list[int]]:
+        """Sources with `</s>`, sorted by length, to translations with `</s>`, without padding.
+
+        An autoregressive translation that was cut has no `</s>`.
+        """
+        ...
+
+
+def _pad(batch: list[list[int]], padding: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask (batch, longest), int64."""
+    longest = max(map(len, batch))
+    ids = torch.tensor([[*row, *[padding] * (longest - len(row))] for row in batch])
+    lengths = torch.tensor([[len(row)] for row in batch])
+    mask = (torch.arange(longest) < lengths).long()
+    return ids.to(device), mask.to(device)
+
+
+def _load(spec: SystemSpec) -> PreTrainedModel:
+    return AutoModelForSeq2SeqLM.from_pretrained(spec.folder, dtype=DTYPES[spec.dtype]).eval().to(spec.device)
+
+
+class EagerLvnar:
+    """This package's `generate`."""
+
+    def __init__(self, spec: SystemSpec):
+        self.model = _load(spec)
+        self.options: dict[str, Any] = {"num_refinement_steps": spec.setting}
+        if spec.remove_repetitions is not None:
+            self.options["remove_repetitions"] = spec.remove_repetitions
+        self.num_refinements = 0
+        self.description: dict[str, Any] = {}
+        self.model.posterior.register_forward_hook(self._count)
+
+    def _count(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
+        self.num_refinements += len(inputs[0])
+
+    def prepare(self, batch: list[list[int]]) -> None:
+        pass
+
+    def translate(self, batch: list[list[int]]) -> list[list[int]]:
+        padding = self.model.config.pad_token_id
+        input_ids, attention_mask = _pad(batch, padding, self.model.device)
+        rows = self.model.generate(input_ids, attention_mask=attention_mask, **self.options).tolist()
+        return [[token for token in row if token != padding] for row in rows]
+
+
+def _up_to_end(row: list[int], ends: Sequence[int]) -> list[int]:
+    """A translation up to its `</s>`, or all of it."""
+    return row[: next((index + 1 for index, token in enumerate(row) if token in ends), len(row))]
+
+
+class TransformersMarian:
+    """transformers' `generate`, with the key-value cache."""
+
+    num_refinements = 0
+
+    def __init__(self, spec: SystemSpec):
+        self.model, self.ends = _load(spec), spec.end_ids
+        self.description: dict[str, Any] = {}
+        self.model.generation_config.update(
+            num_beams=spec.setting,
+            early_stopping=spec.setting > 1,
+            max_new_tokens=spec.max_target_length,
+            max_length=None,
+            forced_eos_token_id=None,
+            do_sample=False,
+            use_cache=True,
+        )
+
+    def prepare(self, batch: list[list[int]]) -> None:
+        pass
+
+    def translate(self, batch: list[list[int]]) -> list[list[int]]:
+        input_ids, attention_mask = _pad(batch, self.model.config.pad_token_id, self.model.device)
+        rows = self.model.generate(input_ids, attention_mask=attention_mask).tolist()
+        return [_up_to_end(row[1:], self.ends) for row in rows]
+
+
+class CTranslate2Marian:
+    """CTranslate2, float32 or int8.
+
+    One sentence has all threads (`intra_threads`). A larger batch either has them too, or is cut into as many parts as
+    there are threads, each translated on one (`inter_threads`): whichever way is faster on the first 32 sentences of
+    the first batch of its size. Only the translator in use is held.
+    """
+
+    num_refinements = 0
+
+    def __init__(self, spec: SystemSpec):
+        self.spec, self.compute_type = spec, spec.engine.split()[1]
+        self.device = torch.device(spec.device)
+        self.num_workers = 0  # of the translator that is held
+        self.fastest: dict[int, int] = {1: 1}  # batch size, up to CALIBRATION_SENTENCES, to workers
+        self.description: dict[str, Any] = {"inter_threads": {"1": 1}}
+        self._hold(1)
+
+    def _hold(self, num_workers: int) -> None:
+        """Have a translator with so many workers, each with its share of the threads."""
+        import ctranslate2
+
+        if num_workers == self.num_workers:
+            return
+        self.translator: Any = None  # the old one goes before the new one comes
+        is_cpu = self.device.type == "cpu"
+        self.translator = ctranslate2.Translator(
+            self.spec.folder,
+            device=self.device.type,
+            device_index=self.device.index or 0,
+            compute_type=self.compute_type,
+            inter_threads=num_workers,
+            intra_threads=max(1, self.spec.num_threads // num_workers) if is_cpu else 0,
+        )
+        self.num_workers = num_workers
+
+    def prepare(self, batch: list[list[int]]) -> None:
+        key = min(len(batch), CALIBRATION_SENTENCES)
+        ways = (1, self.spec.num_threads) if self.device.type == "cpu" and self.spec.num_threads > 1 else (1,)
+        if key not in self.fastest and len(ways) > 1:
+            seconds = {}
+            for num_workers in ways:
+                self._hold(num_workers)
+                self.translate(batch[:1])
+                start = time.perf_counter()
+                self.translate(batch[:key])
+                seconds[num_workers] = time.perf_counter() - start
+            self.fastest[key] = min(ways, key=lambda way: seconds[way])
+        self._hold(self.fastest.get(key, 1))
+        self.description["inter_threads"][str(len(batch))] = self.num_workers
+
+    def translate(self, batch: list[list[int]]) -> list[list[int]]:
+        results = self.translator.translate_batch(
+            [[str(token) for token in row] for row in batch],
+            max_batch_size=-(-len(batch) // self.num_workers),
+            beam_size=self.spec.setting,
+            max_input_length=0,
+            max_decoding_length=self.spec.max_target_length,
+            end_token=list(self.spec.end_ids),
+            suppress_sequences=[[str(token) for token in sequence] for sequence in self.spec.forbidden] or None,
+            return_end_token=True,
+        )
+        return [[int(token) for token in result.hypotheses[0]] for result in results]
+
+
+ENGINES: dict[str, Callable[[SystemSpec], System]] = {
+    "eager": EagerLvnar,
+    "transformers": TransformersMarian,
+    "ctranslate2": CTranslate2Marian,
+}
+
+
+def build_system(spec: SystemSpec) -> System:
+    """The system itself, on its device."""
+    return ENGINES[spec.engine.split()[0]](spec)
+
+
+def lvnar_specs(folder: str, **common: Any) -> list[SystemSpec]:
+    """This model in every engine the package has, with each number of refinement steps."""
+    return [
+        SystemSpec(
+            name=f"lvnar, eager, {steps} step{'s' * (steps != 1)}",
+            family="lvnar",
+            model="lvnar",
+            engine="eager",
+            folder=folder,
+            setting=steps,
+            max_target_length=0,
+            **common,
+        )
+        for steps in REFINEMENT_STEPS
+    ]
+
+
+def marian_name(model: PreTrainedModel) -> str:
+    """For example "marian 12-1": encoder and decoder layers."""
+    return f"{model.config.model_type} {model.config.encoder_layers}-{model.config.decoder_layers}"
+
+
+def marian_specs(folder: str, converted: Path, model: PreTrainedModel, **common: Any) -> list[SystemSpec]:
+    """An autoregressive model in every engine, greedy and with three beams.
+
+    Args:
+        folder: the model.
+        converted: where its conversions to CTranslate2 are, or will be, by number type.
+        model: the same model, for its number of layers and its limits.
+    """
+    name = marian_name(model)
+    folders = {"transformers": folder} | {f"ctranslate2 {kind}": str(converted / kind) for kind in CTRANSLATE2_TYPES}
+    return [
+        SystemSpec(
+            name=f"{name}, {engine}, beam {num_beams}",
+            family="autoregressive",
+            model=name,
+            engine=engine,
+            folder=engine_folder,
+            setting=num_beams,
+            max_target_length=model.config.max_position_embeddings,
+            forbidden=tuple(map(tuple, getattr(model.generation_config, "bad_words_ids", None) or [])),
+            end_ids=tuple(sorted(end_ids(model.generation_config))),
+            **common,
+        )
+        for engine, engine_folder in folders.items()
+        for num_beams in NUM_BEAMS
+    ]
+
+
+def select_systems(specs: Sequence[SystemSpec], parts: Sequence[str]) -> list[SystemSpec]:
+    """The systems whose name has one of the given parts; all, if none is given.
+
+    Raises:
+        ValueError: no system has any of them, or two systems have one name.
+        ImportError: CTranslate2 is missing, and a system needs it.
+    """
+    names = [spec.name for spec in specs]
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"Two systems have the name {duplicates[0]}: give teachers of different sizes, or one.")
+    chosen = [spec for spec in specs if not parts or any(part in spec.name for part in parts)]
+    if not chosen:
+        raise ValueError(f"No system has {' or '.join(map(repr, parts))} in its name; there are: {'; '.join(names)}.")
+    needs_ctranslate2 = any(spec.engine.startswith("ctranslate2") for spec in chosen)
+    if needs_ctranslate2 and importlib.util.find_spec("ctranslate2") is None:
+        raise ImportError(
+            "CTranslate2 is not installed: pip install 'lvnar-hf[distil]'. To go without it: "
+            "--systems lvnar transformers"
+        )
+    return chosen

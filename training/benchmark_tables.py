@@ -1,0 +1,196 @@
+"""Markdown from the benchmark's JSON; nothing is measured here, and no number is typed by hand but the paper's own."""
+
+from typing import Any
+
+ROWS = dict[str, dict[str, Any]]
+
+TITLES = {"random": "Random weights at the paper's sizes", "trained": "Trained models"}
+# As the paper prints them: ASPEC Ja-En BLEU and speed-up, WMT14 En-De the same, ms a sentence (std) Ja-En and En-De.
+PAPER_ROWS = (
+    ("base Transformer, beam 3", "27.1", "1x", "26.1", "1x", "415 (159)", "602 (274)"),
+    ("base Transformer, beam 1", "24.6", "1.1x", "25.6", "1.3x", "375 (150)", "461 (219)"),
+    ("latent-variable NAR", "13.3", "18.0x", "11.8", "22.2x", "23 (2)", "27 (1)"),
+    ("+ distillation", "25.2", "", "22.2", "", "", ""),
+    ("+ 1 refinement step", "27.5", "7.8x", "24.1", "12.5x", "53 (2)", "48 (8)"),
+    ("+ 3 refinement steps", "27.5", "5.1x", "24.2", "6.8x", "81 (24)", "88 (23)"),
+    ("+ 5 refinement steps", "", "", "", "", "93 (36)", "90 (32)"),
+)
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _number(value: float | None) -> str:
+    """Three digits that mean something."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _sizes(result: dict[str, Any]) -> list[str]:
+    return list(result["sentences"])
+
+
+def _libraries(result: dict[str, Any], system: dict[str, Any]) -> float | None:
+    """MiB in the system's peak that are not its own: on a GPU none."""
+    return system["memory_mib"]["libraries"] if result["settings"]["device"] == "cpu" else 0.0
+
+
+def render_speed(result: dict[str, Any]) -> str:
+    """One row a system: quality if it is known, latency, speed-up, sentences a second by batch size, memory.
+
+    Args:
+        result: one mode of the JSON.
+    """
+    systems: ROWS = result["systems"]
+    sizes = _sizes(result)
+    has_quality = any("quality" in system for system in systems.values())
+    header = ["system", *(["BLEU", "chrF", "mean steps"] if has_quality else [])]
+    header += ["ms a sentence: mean (std)", "p50", "p95", "speed-up"] if "1" in sizes else []
+    header += [f"sentences/s, batch {size}" for size in sizes] + [f"peak MiB, batch {size}" for size in sizes]
+    rows = []
+    for name, system in systems.items():
+        row = [name]
+        if has_quality:
+            steps = system.get("mean_steps_taken")
+            row += [f"{system['quality'][metric]['score']:.1f}" for metric in ("bleu", "chrf")]
+            row.append("" if steps is None else f"{steps:.2f}")
+        timed = system["model"]
+        if "1" in sizes:
+            latency = timed["latency_ms"]
+            row += [f"{_number(latency['mean'])} ({_number(latency['std'])})"]
+            row += [_number(latency["p50"]), _number(latency["p95"])]
+            row.append(f"{timed['speed_up']:.1f}x" if "speed_up" in timed else "–")
+        row += [_number(timed["sentences_per_second"][size]["median"]) for size in sizes]
+        libraries = _libraries(result, system)
+        for size in sizes:
+            peak = system["memory_mib"]["peak"][size]
+            row.append(_number(None if peak is None or libraries is None else peak - libraries))
+        rows.append(row)
+    return _table(header, rows)
+
+
+def render_crossovers(result: dict[str, Any]) -> str:
+    """The batch size at which each autoregressive system overtakes each row of this model."""
+    crossovers: dict[str, dict[str, int | None]] = result["crossovers"]
+    others = list(next(iter(crossovers.values()), {}))
+    if not others:
+        return "Nothing to compare: only one kind of system was timed."
+    largest = _sizes(result)[-1]
+    rows = []
+    for other in others:
+        sizes = [row[other] for row in crossovers.values()]
+        rows.append([other, *(f"not up to {largest}" if size is None else str(size) for size in sizes)])
+    table = _table(["at least as fast from batch size", *(f"than {own}" for own in crossovers)], rows)
+    lines = []
+    for own, row in crossovers.items():
+        won = [f"{other} (from batch {size})" for other, size in row.items() if size is not None]
+        lines.append(f"- {own} is overtaken by {'; '.join(won) or 'none'}.")
+    return "\n".join([table, "", *lines])
+
+
+def render_spread(result: dict[str, Any]) -> str:
+    """Lowest and highest repeat of each figure, model only and, where it was timed, end to end."""
+    sizes, parts = _sizes(result), []
+    kinds = {"model": "Model only", "end_to_end": "End to end"}
+    for kind, title in kinds.items():
+        if not all(kind in system for system in result["systems"].values()):
+            continue
+        header = ["system", *(["ms a sentence: mean [repeats]"] if "1" in sizes else [])]
+        header += [f"sentences/s [repeats], batch {size}" for size in sizes]
+        rows = []
+        for name, system in result["systems"].items():
+            row, timed = [name], system[kind]
+            if "1" in sizes:
+                latency = timed["latency_ms"]
+                row.append(_range(latency["mean"], latency["lowest_mean"], latency["highest_mean"]))
+            for size in sizes:
+                speed = timed["sentences_per_second"][size]
+                row.append(_range(speed["median"], speed["lowest"], speed["highest"]))
+            rows.append(row)
+        parts.append(f"{title}; in brackets the lowest and the highest repeat.\n\n{_table(header, rows)}")
+    return "\n\n".join(parts)
+
+
+def _range(value: float, lowest: float, highest: float) -> str:
+    return f"{_number(value)} [{_number(lowest)}, {_number(highest)}]"
+
+
+def render_conditions(benchmark: dict[str, Any], mode: str) -> str:
+    """What was timed, on what, with what, and how: a paragraph."""
+    result, machine = benchmark["modes"][mode], benchmark["machine"]
+    settings = result["settings"]
+    threads = f"{settings['threads']} thread{'s' * (settings['threads'] != 1)} of {machine['processor']}"
+    where = f"{machine.get('gpu') or threads}, {machine.get('gpu_memory_gib') or machine['memory_gib']} GiB"
+    versions = ", ".join(f"{name} {version}" for name, version in benchmark["versions"].items())
+    sentences = "; ".join(
+        f"batch {size}: {row['num_sentences']} sentences in {row['num_batches']} batches, on average "
+        f"{row['mean_source_tokens']:.1f} source and {row['mean_target_tokens']:.1f} reference tokens, "
+        f"{min(row['num_rounds'].values())} repeats"
+        for size, row in result["sentences"].items()
+    )
+    lines = [
+        result["what"],
+        f"{where}; {settings['dtype']} where the name says no other number type; {versions}.",
+        "Every system has a process of its own and takes its turn; figures are medians of the repeats.",
+        f"Batches are neighbours in the test set sorted by source length. {sentences[0].upper()}{sentences[1:]}.",
+    ]
+    if "1" in result["sentences"]:
+        over = result["baseline"]
+        lines.append(
+            "The mean (std) of milliseconds a sentence is over sentences, one at a time."
+            + ("" if over is None else f" Speed-up: over {over}, from these means.")
+        )
+    if settings["device"] == "cpu":
+        libraries = max(_libraries(result, system) or 0.0 for system in result["systems"].values())
+        lines.append(
+            "Peak memory: the most that is resident while a system translates at this batch size, less what Python and "
+            f"the libraries take before the model is loaded ({_number(libraries)} MiB, the same for all)."
+        )
+    else:
+        lines.append("Peak memory: of torch's tensors on the GPU; CTranslate2's is not known (–).")
+    if "test_set" in result:
+        scores = next(iter(result["systems"].values()))["quality"]
+        signatures = f"BLEU: `{scores['bleu']['signature']}`; chrF: `{scores['chrf']['signature']}`"
+        lines.append(
+            f"Quality is of all {result['test_set']['num_sentences']:,} sentences of {result['test_set']['name']}. "
+            f"{signatures}."
+        )
+    return " ".join(lines)
+
+
+def render_paper() -> str:
+    """The rows of the paper's Tables 1, 2 and 4, marked as quoted."""
+    header = ["quoted from the paper", "BLEU, ASPEC Ja-En", "speed-up", "BLEU, WMT14 En-De", "speed-up"]
+    header += ["ms a sentence (std), Ja-En", "En-De"]
+    return (
+        "Quoted from Shu et al. (2020), Tables 1, 2 and 4; not measured here. Their time is on a P100, one sentence at "
+        "a time, and their base Transformer has no key-value cache, which flatters the speed-up.\n\n"
+        + _table(header, [list(row) for row in PAPER_ROWS])
+    )
+
+
+def render_summary(benchmark: dict[str, Any], mode: str) -> str:
+    """What a README needs of one mode: the table, what it is of, and the crossovers."""
+    result = benchmark["modes"][mode]
+    return "\n\n".join([render_speed(result), render_conditions(benchmark, mode), render_crossovers(result)])
+
+
+def render_document(benchmark: dict[str, Any]) -> str:
+    """The whole of benchmark.md."""
+    parts = ["# Benchmark"]
+    for mode, result in benchmark["modes"].items():
+        parts += [f"## {TITLES[mode]}", render_conditions(benchmark, mode), render_speed(result)]
+        parts += ["### Which overtakes, and when", render_crossovers(result)]
+        parts += ["### Spread", render_spread(result)]
+        parts.append(
+            f"The benchmark's own loop takes {result['harness_share']:.4%} of the time that was measured; sentences/s "
+            f"against batch size: `throughput.{mode}.png`."
+        )
+        if mode == "random":
+            parts.append("There is no plot of speed against quality: random weights have none.")
+        else:
+            parts.append(f"Speed against quality: `quality.{mode}.png`.")
+    return "\n\n".join([*parts, "## The paper", render_paper()]) + "\n"
