@@ -10,7 +10,12 @@ CONSTRAINTS = $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sy
 # Other versions of transformers, laid over the virtual environment by PYTHONPATH for single tests.
 OVERLAYS = $(patsubst tests/overlays/%.txt,.overlays/%/.installed,$(wildcard tests/overlays/*.txt))
 
-.PHONY: help demo test lint train-tools clean
+# The loading tests, on the installed transformers or on another; they check that it is the one that was asked for.
+LOADING_TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_loading.py
+ON_VERSION = PYTHONPATH=$(CURDIR)/.overlays/$(1) LVNAR_TRANSFORMERS=$(1:transformers-%=%) $(LOADING_TESTS)
+VERSIONS = $(sort $(patsubst tests/overlays/%.txt,%,$(wildcard tests/overlays/*.txt)))
+
+.PHONY: help demo test matrix lint train-tools clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -20,6 +25,10 @@ demo: $(VENV)/.demo  ## translate with the model that ships: 0 and 1 refinement 
 
 test: $(VENV)/.dev $(OVERLAYS)  ## run the tests, on the oldest supported transformers too
 	LVNAR_OVERLAYS=$(CURDIR)/.overlays OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	$(call ON_VERSION,$(firstword $(VERSIONS)))
+
+matrix: $(VENV)/.dev $(OVERLAYS)  ## run the loading tests on each supported transformers
+	$(foreach version,$(VERSIONS),$(call ON_VERSION,$(version)) &&) $(LOADING_TESTS)
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -6,10 +6,16 @@ This module travels to the Hub with the model: it imports nothing but transforme
 import copy
 from typing import Any
 
-from transformers import PretrainedConfig
+from transformers import GenerationConfig, PretrainedConfig
 
 # True in the copy of this module that transformers imports from a model repository.
 _RUNS_AS_REMOTE_CODE = __name__.startswith("transformers_modules.")
+
+# Fields that transformers and its companions write into configurations, beside those that the base class lists.
+_WRITTEN_BY_OTHERS = (
+    *("auto_map", "custom_pipelines", "distributed_config", "model_type", "quantization_config", "use_cache"),
+    *("attn_implementation", "experts_implementation", "loss_type"),
+)
 
 # What `pipeline("translation")` needs to find the pipeline class inside a model repository.
 CUSTOM_PIPELINES = {
@@ -49,7 +55,8 @@ class LvnarConfig(PretrainedConfig):
         pad_token_id, eos_token_id, unk_token_id: the same ids on both sides.
 
     Raises:
-        ValueError: for sizes that cannot be combined; the message names both numbers.
+        ValueError: for sizes that cannot be combined, and for fields that neither this class nor transformers knows;
+            the message names them.
     """
 
     model_type = "lvnar"
@@ -94,13 +101,17 @@ class LvnarConfig(PretrainedConfig):
         self.dropout = dropout
         self.attention_dropout = attention_dropout
         self.unk_token_id = unk_token_id
-        super().__init__(
-            pad_token_id=pad_token_id,
-            eos_token_id=eos_token_id,
-            tie_word_embeddings=tie_word_embeddings,
-            is_encoder_decoder=is_encoder_decoder,
-            **kwargs,
-        )
+        self._refuse_unknown(kwargs)
+        try:
+            super().__init__(
+                pad_token_id=pad_token_id,
+                eos_token_id=eos_token_id,
+                tie_word_embeddings=tie_word_embeddings,
+                is_encoder_decoder=is_encoder_decoder,
+                **kwargs,
+            )
+        except Exception as error:  # of many kinds, for a field of the wrong type
+            raise ValueError(f"The configuration has a field that transformers cannot take: {error}") from error
         # As an attribute, the key would make `pipeline()` ask for `trust_remote_code` although the package is there.
         # So it is an attribute only where this module itself is remote code, and `to_dict` writes it in any case.
         if _RUNS_AS_REMOTE_CODE:
@@ -112,6 +123,23 @@ class LvnarConfig(PretrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """The configuration as written to config.json, with the key that names the pipeline class."""
         return {**super().to_dict(), "custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES)}
+
+    def _refuse_unknown(self, fields: dict[str, Any]) -> None:
+        """Refuse fields that would be kept and mean nothing: misspelt, or of a newer version of this model."""
+        known = {*vars(PretrainedConfig()), *GenerationConfig().to_dict(), *self.attribute_map, *_WRITTEN_BY_OTHERS}
+        known.update(name for name in dir(PretrainedConfig) if isinstance(getattr(PretrainedConfig, name), property))
+        unknown = [
+            name
+            for name in sorted(fields)
+            if (name not in known and not name.startswith("_"))
+            or name.startswith("__")
+            or callable(getattr(type(self), name, None))  # a method
+        ]
+        if unknown:
+            raise ValueError(
+                f"LvnarConfig does not know {', '.join(unknown)}. If the model is newer than this code, bring the code "
+                "up to date; else correct the name."
+            )
 
     def _check_sizes(self) -> None:
         at_least_one = (

@@ -126,19 +126,22 @@ class LvnarGenerationMixin:
     eval: Callable[..., Any]
 
     def likeliest_lengths(
-        self, length_logits: torch.Tensor, attention_mask: torch.Tensor, max_length: int | None = None
+        self, length_logits: torch.Tensor, attention_mask: torch.Tensor, max_length: int | torch.Tensor | None = None
     ) -> torch.Tensor:
         """argmax p(l_y | z, x) over the lengths 1 to `max_length`, by default `max_position_embeddings`: (batch,).
 
-        Where the predictor has no such length, it is the one nearest to its classes.
+        Where the predictor has no such length, it is the one nearest to its classes. A tensor () is for graphs.
         """
-        max_length = min(max_length or self.config.max_position_embeddings, self.config.max_position_embeddings)
+        limit = self.config.max_position_embeddings
+        if not isinstance(max_length, torch.Tensor):
+            max_length = min(max_length or limit, limit)
         num_classes = length_logits.shape[-1]
         shortest = attention_mask.sum(-1) - self.config.max_length_offset  # the length of class 0, (batch,)
         lengths = shortest[:, None] + torch.arange(num_classes, device=length_logits.device)
         allowed = (lengths >= 1) & (lengths <= max_length)
         best = length_logits.masked_fill(~allowed, float("-inf")).argmax(-1)
-        return (shortest + best).clamp(1, max_length)
+        lengths = (shortest + best).clamp(min=1)
+        return torch.where(lengths > max_length, max_length, lengths)
 
     @torch.no_grad()
     def generate(

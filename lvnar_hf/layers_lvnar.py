@@ -6,12 +6,16 @@ This module travels to the Hub with the model: it imports nothing but torch and 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from .configuration_lvnar import LvnarConfig
+
+# What queries attend to, each (batch, heads, key_length, head_dim).
+KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
 def sinusoidal_positions(length: int, hidden_size: int, device: torch.device) -> torch.Tensor:
@@ -35,7 +39,8 @@ class LvnarEmbedding(nn.Embedding):
         """Ids (...) to embeddings (..., hidden_size); or states (..., hidden_size) to logits (..., vocab_size)."""
         if not project:
             return super().forward(inputs)
-        if inputs.device.type == "cpu" and not torch.is_grad_enabled() and inputs[..., 0].numel() <= 64:
+        is_eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        if is_eager and inputs.device.type == "cpu" and inputs[..., 0].numel() <= 64:
             # The same product the other way round and in parts that fit the cache: faster where the states are few.
             states = inputs.flatten(0, -2)
             columns = nn.functional.pad(states, (0, 0, 0, -len(states) % 8)).t()
@@ -45,7 +50,7 @@ class LvnarEmbedding(nn.Embedding):
 
 
 class LvnarAttention(nn.Module):
-    """Multi-head scaled dot-product attention; self-attention if no `key_value_states` are given."""
+    """Multi-head scaled dot-product attention; self-attention unless keys and values are given."""
 
     def __init__(self, config: LvnarConfig):
         super().__init__()
@@ -55,16 +60,19 @@ class LvnarAttention(nn.Module):
         self.key_value_proj = nn.Linear(config.hidden_size, 2 * config.hidden_size)
         self.output_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
+    def project_keys_values(self, states: torch.Tensor) -> KeysValues:
+        """States (batch, key_length, hidden_size) to what queries attend to."""
+        keys, values = map(self._split_heads, self.key_value_proj(states).chunk(2, dim=-1))
+        return keys, values
+
     def forward(
         self,
         hidden_states: torch.Tensor,  # (batch, query_length, hidden_size)
         attention_mask: torch.Tensor | None,  # (batch, 1, 1, key_length), True at valid keys; None if all are
-        key_value_states: torch.Tensor | None = None,  # (batch, key_length, hidden_size)
+        keys_values: KeysValues | None = None,
     ) -> torch.Tensor:
-        if key_value_states is None:
-            key_value_states = hidden_states
         queries = self._split_heads(self.query_proj(hidden_states))
-        keys, values = map(self._split_heads, self.key_value_proj(key_value_states).chunk(2, dim=-1))
+        keys, values = self.project_keys_values(hidden_states) if keys_values is None else keys_values
         context = nn.functional.scaled_dot_product_attention(
             queries, keys, values, attn_mask=attention_mask, dropout_p=self.dropout if self.training else 0.0
         )
@@ -99,14 +107,15 @@ class LvnarLayer(nn.Module):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        cross_states: torch.Tensor | None = None,
+        cross_keys: torch.Tensor | None = None,  # (batch, heads, key_length, head_dim)
+        cross_values: torch.Tensor | None = None,
         cross_attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         attended = self.self_attention(self.self_attention_norm(hidden_states), attention_mask)
         hidden_states = hidden_states + self.dropout(attended)
-        if cross_states is not None:
+        if cross_keys is not None and cross_values is not None:
             attended = self.cross_attention(
-                self.cross_attention_norm(hidden_states), cross_attention_mask, key_value_states=cross_states
+                self.cross_attention_norm(hidden_states), cross_attention_mask, (cross_keys, cross_values)
             )
             hidden_states = hidden_states + self.dropout(attended)
         return hidden_states + self.dropout(self.feed_forward(self.feed_forward_norm(hidden_states)))
@@ -125,6 +134,7 @@ def _key_mask(mask: torch.Tensor) -> torch.Tensor | None:
 class LvnarStack(nn.Module):
     """Layers, none of them causal, and a final norm. Masks are (batch, length), 1 at valid positions."""
 
+    layers: Iterable[Any]  # LvnarLayer
     _gradient_checkpointing_func: Callable[..., torch.Tensor]  # set by `gradient_checkpointing_enable`
 
     def __init__(self, config: LvnarConfig, num_layers: int, has_cross_attention: bool = False):
@@ -133,17 +143,22 @@ class LvnarStack(nn.Module):
         self.final_norm = nn.LayerNorm(config.hidden_size)
         self.gradient_checkpointing = False
 
+    def project_cross_states(self, cross_states: torch.Tensor) -> tuple[KeysValues, ...]:
+        """States (batch, cross_length, hidden_size) to each layer's keys and values of them."""
+        return tuple(layer.cross_attention.project_keys_values(cross_states) for layer in self.layers)
+
     def forward(
         self,
         hidden_states: torch.Tensor,  # (batch, length, hidden_size)
         mask: torch.Tensor,
-        cross_states: torch.Tensor | None = None,  # (batch, cross_length, hidden_size)
+        cross_keys_values: Sequence[KeysValues] | None = None,  # of `project_cross_states`
         cross_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         attention_mask = _key_mask(mask)
         cross_attention_mask = None if cross_mask is None else _key_mask(cross_mask)
-        for layer in self.layers:
-            arguments = (hidden_states, attention_mask, cross_states, cross_attention_mask)
+        for index, layer in enumerate(self.layers):
+            keys, values = (None, None) if cross_keys_values is None else cross_keys_values[index]
+            arguments = (hidden_states, attention_mask, keys, values, cross_attention_mask)
             if self.gradient_checkpointing and self.training:
                 hidden_states = self._gradient_checkpointing_func(layer.__call__, *arguments)
             else:

@@ -13,6 +13,7 @@ source and every target.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_lvnar import LvnarConfig
 from .generation_lvnar import GENERATION_DEFAULTS, LvnarGenerationMixin, lengths_to_mask
-from .layers_lvnar import LvnarEmbedding, LvnarStack, sinusoidal_positions
+from .layers_lvnar import KeysValues, LvnarEmbedding, LvnarStack, sinusoidal_positions
 from .losses_lvnar import IGNORED_LABEL, budgeted_kl, gaussian_kl, length_nll, token_nll
 from .pipeline_lvnar import LvnarTranslationPipeline  # noqa: F401  (so that it is saved beside this module)
 
@@ -75,6 +76,7 @@ class EncodedSource(NamedTuple):
         embeddings: (batch, source_length, hidden_size).
         hidden_states: (batch, source_length, hidden_size), the states of the prior.
         prior_means, prior_stds: (batch, source_length, latent_dim).
+        decoder_keys_values: of the states, for the cross-attention of each layer of the decoder.
     """
 
     attention_mask: torch.Tensor
@@ -82,10 +84,18 @@ class EncodedSource(NamedTuple):
     hidden_states: torch.Tensor
     prior_means: torch.Tensor
     prior_stds: torch.Tensor
+    decoder_keys_values: tuple[KeysValues, ...] = ()
 
     def select(self, rows: torch.Tensor) -> "EncodedSource":
         """The sentences `rows` (indices or a boolean mask over the batch)."""
-        return EncodedSource(*(value[rows] for value in self))
+        return EncodedSource(
+            attention_mask=self.attention_mask[rows],
+            embeddings=self.embeddings[rows],
+            hidden_states=self.hidden_states[rows],
+            prior_means=self.prior_means[rows],
+            prior_stds=self.prior_stds[rows],
+            decoder_keys_values=tuple((keys[rows], values[rows]) for keys, values in self.decoder_keys_values),
+        )
 
 
 class LvnarGaussianHead(nn.Linear):
@@ -133,7 +143,8 @@ class LvnarPosterior(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Means and standard deviations, each (batch, source_length, latent_dim)."""
         target_states = self.target_encoder(target_embeddings, target_mask)
-        hidden_states = self.source_decoder(source_embeddings, source_mask, target_states, target_mask)
+        keys_values = self.source_decoder.project_cross_states(target_states)
+        hidden_states = self.source_decoder(source_embeddings, source_mask, keys_values, target_mask)
         return self.gaussian_head(hidden_states)
 
 
@@ -200,17 +211,17 @@ class LvnarDecoder(nn.Module):
     def forward(
         self,
         latents: torch.Tensor,  # (batch, source_length, latent_dim)
-        source_states: torch.Tensor,  # (batch, source_length, hidden_size)
+        source_keys_values: Sequence[KeysValues],  # of the prior's states, a layer each
         source_mask: torch.Tensor,
         target_mask: torch.Tensor,  # (batch, target_length)
     ) -> torch.Tensor:
         """(batch, target_length, hidden_size)."""
         target_length = target_mask.shape[1]
         aligned_latents = self.length_transform(latents, source_mask, target_mask.sum(-1), target_length)
-        hidden_states = self.latent_proj(aligned_latents.to(source_states.dtype))
+        hidden_states = self.latent_proj(aligned_latents.to(source_keys_values[0][0].dtype))
         positions = sinusoidal_positions(target_length, hidden_states.shape[-1], hidden_states.device)
         hidden_states = self.dropout(hidden_states + positions.to(hidden_states.dtype))
-        return self.stack(hidden_states, target_mask, source_states, source_mask)
+        return self.stack(hidden_states, target_mask, source_keys_values, source_mask)
 
 
 class LvnarPreTrainedModel(PreTrainedModel):
@@ -304,7 +315,8 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         """Prior over a source: ids and mask (batch, source_length) to all that later parts need of x."""
         embeddings = self._embed(self.source_embedding, input_ids)
         hidden_states, prior_means, prior_stds = self.prior(embeddings, attention_mask)
-        return EncodedSource(attention_mask, embeddings, hidden_states, prior_means, prior_stds)
+        keys_values = self.decoder.stack.project_cross_states(hidden_states)
+        return EncodedSource(attention_mask, embeddings, hidden_states, prior_means, prior_stds, keys_values)
 
     def infer_posterior(
         self, source: EncodedSource, target_ids: torch.Tensor, target_mask: torch.Tensor
@@ -319,7 +331,7 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
 
     def decode(self, source: EncodedSource, latents: torch.Tensor, target_mask: torch.Tensor) -> torch.Tensor:
         """p(y | x, z, l_y), with l_y given by the mask: (batch, target_length, target_vocab_size) logits."""
-        hidden_states = self.decoder(latents, source.hidden_states, source.attention_mask, target_mask)
+        hidden_states = self.decoder(latents, source.decoder_keys_values, source.attention_mask, target_mask)
         if self.config.tie_word_embeddings:
             return self._target_embedding(hidden_states, project=True)
         return self.output_proj(hidden_states)

@@ -31,23 +31,43 @@ class LvnarTranslationPipeline(Pipeline):
         an empty translation. A generator or dataset gives an iterator over such lists of one.
 
     Raises:
-        ValueError: for a text that is too long (if `truncation` is not given) or not a string, and for what
-            `generate` refuses.
+        ValueError: for a text that is too long (if `truncation` is not given) or not a string, for what `generate`
+            refuses, and for a tokenizer of another vocabulary than the model's.
     """
 
     # transformers' own class, where it has one (4.x): it goes on serving other models, with its own defaults.
     native_class: type[Pipeline] | None = None
-
-    def __new__(cls, model: Any = None, **kwargs: Any) -> Any:
-        if cls.native_class is not None and model is not None and model.config.model_type != "lvnar":
-            return cls.native_class(model=model, **kwargs)
-        return super().__new__(cls)
 
     _load_tokenizer = True
     _load_processor = False
     _load_image_processor = False
     _load_feature_extractor = False
     _pipeline_calls_generate = False  # the base class would prepare options for an autoregressive search
+
+    def __new__(cls, model: Any = None, **kwargs: Any) -> Any:
+        if cls.native_class is not None and model is not None and model.config.model_type != "lvnar":
+            return cls.native_class(model=model, **kwargs)
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.model.config.model_type == "lvnar" and self.tokenizer is not None:
+            self._check_vocabularies()
+
+    def _check_vocabularies(self) -> None:
+        """Refuse a tokenizer that has not one id for each row of the model's embeddings."""
+        config, num_ids = self.model.config, len(self.tokenizer)
+        num_target_ids = getattr(self.tokenizer, "target_vocab_size", num_ids)
+        sides = {
+            "source": (num_ids, config.vocab_size),
+            "target": (num_target_ids, config.target_vocab_size or config.vocab_size),
+        }
+        for side, (size, num_rows) in sides.items():
+            if size != num_rows:
+                raise ValueError(
+                    f"The tokenizer has {size} {side} ids, and the model's {side} embedding {num_rows} rows: they do "
+                    "not belong together."
+                )
 
     def _sanitize_parameters(
         self,

@@ -55,7 +55,8 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
             vocabulary, `model_max_length` in tokens.
 
     Raises:
-        ValueError: a vocabulary that has not `<pad>`, `</s>` and `<unk>` at ids 0, 1 and 2; an unknown segmenter.
+        ValueError: a vocabulary that has not `<pad>`, `</s>` and `<unk>` at ids 0, 1 and 2; an unknown segmenter; a
+            `model_max_length` that is no number.
     """
 
     vocab_files_names = {"tokenizer_file": "tokenizer.json", "target_tokenizer_file": "target_tokenizer.json"}
@@ -90,6 +91,8 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
         options = {"source_language": source_language, "target_language": target_language, "kytea_model": kytea_model}
         kwargs.update({name: value for name, value in options.items() if value is not None})
         super().__init__(**kwargs)
+        if not isinstance(self.model_max_length, (int, float)):
+            raise ValueError(f"model_max_length is {self.model_max_length!r}; it must be a number of tokens.")
         self.source_language, self.target_language, self.kytea_model = source_language, target_language, kytea_model
         self._is_target_side = False
         self._source_tokenizer: Tokenizer = self.backend_tokenizer
@@ -107,6 +110,24 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
                     "make it with train_tokenizer"
                 )
             backend.encode_special_tokens = self.split_special_tokens
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> "LvnarTokenizer":
+        """As in transformers; files that cannot be read, or not be used, raise ValueError."""
+        try:
+            tokenizer = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            for backend in (tokenizer._source_tokenizer, tokenizer._target_tokenizer):
+                backend.decode(backend.encode("a").ids)
+        except (ImportError, OSError, ValueError):
+            raise
+        except BaseException as error:
+            # The tokenizers library raises Exception itself, or panics, which is no Exception.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise ValueError(
+                f"The tokenizer's files in {pretrained_model_name_or_path} are unsound: {error}"
+            ) from error
+        return tokenizer
 
     @classmethod
     def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from training import analyse, analysis
 from training.analysis import summarise_stopping
 from training.elbo import elbo_of_sequences
 from training.figures import plot_elbo_and_bleu, plot_stopping, save_figure
+from training.oracles import oracle_scores
 from training.refinement_examples import (
     align,
     choose_examples,
@@ -330,3 +331,27 @@ def test_a_translation_that_cannot_be_scored_is_left_out_of_the_elbo_alone(loade
             analysis.analyse_refinement(model, tokenizer, texts[1:], texts[1:], 1, NUM_SAMPLES, SEED)
     finally:
         model.generation_config.max_length = None
+
+
+def test_oracles_are_told_what_they_are_told(tiny_repository, sample_texts):
+    """Without a hint it is `generate`'s first pass; with the length, every translation has the reference's."""
+    model, tokenizer = (auto.from_pretrained(tiny_repository) for auto in (AutoModelForSeq2SeqLM, AutoTokenizer))
+    model.eval().generation_config.remove_repetitions = False
+    pairs = [pair for pair in zip(*sample_texts, strict=True) if max(map(len, pair)) < 30][:20]
+    sources, references = map(list, zip(*pairs, strict=True))
+    lengths: list[list[int]] = []
+    decode = model.decode
+    model.decode = lambda source, z, mask: lengths.append(sorted(mask.sum(-1).tolist())) or decode(source, z, mask)
+    scores = oracle_scores(model, tokenizer, sources, references)
+    wanted = [len(ids) for ids in tokenizer(text_target=references)["input_ids"]]
+    assert lengths[1] == lengths[3] == sorted(wanted)
+    model.decode = decode
+    hypotheses = translate_texts(model, tokenizer, sources, num_refinement_steps=0)
+    assert scores["bleu"]["nothing"] == corpus_scores(hypotheses, references)["bleu"]["score"]
+    batch = tokenizer(sources, padding=True, return_tensors="pt")
+    predicted = (model.generate(**batch, num_refinement_steps=0) != model.config.pad_token_id).sum(-1)
+    assert scores["length_accuracy"] == sum(map(int.__eq__, predicted.tolist(), wanted)) / 20
+    assert scores["mean_length_difference"] == pytest.approx((int(predicted.sum()) - sum(wanted)) / 20)
+    assert list(scores["bleu"]) == ["nothing", "length", "latents", "length and latents"]
+    with pytest.raises(ValueError, match="none of the references a probability"):
+        oracle_scores(model, tokenizer, ["x"], ["word " * 80])

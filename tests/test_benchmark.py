@@ -14,7 +14,7 @@ from lvnar_hf import LvnarConfig
 from tests.conftest import SAMPLE
 from tests.test_teacher_engines import make_teacher_model
 from training import benchmark, benchmark_systems, benchmark_timing
-from training.benchmark_modes import RANDOM_LAYERS, TimingArguments, _convert, check_lengths, translate_all
+from training.benchmark_modes import RANDOM_LAYERS, TimingArguments, _convert, _export, check_lengths, translate_all
 from training.benchmark_plots import draw_quality, draw_throughput
 from training.benchmark_systems import SystemSpec, lvnar_specs, marian_specs, select_systems
 from training.benchmark_tables import render_crossovers, render_document, render_paper, render_speed, render_summary
@@ -53,8 +53,10 @@ def threads():
 def random_specs(tmp_path_factory) -> list[SystemSpec]:
     """All systems, their random models saved and converted."""
     folder = tmp_path_factory.mktemp("random")
-    make_lvnar(small_config(), CODE).save_pretrained(folder / "lvnar")
-    specs = lvnar_specs(str(folder / "lvnar"), remove_repetitions=False)
+    lvnar = make_lvnar(small_config(), CODE)
+    lvnar.save_pretrained(folder / "lvnar")
+    specs = lvnar_specs(str(folder / "lvnar"), str(folder / "lvnar-onnx"), remove_repetitions=False)
+    _export(lvnar, folder / "lvnar-onnx", specs)
     for encoder_layers, decoder_layers in RANDOM_LAYERS:
         marian = make_marian(small_config(), (encoder_layers, decoder_layers), CODE)
         name = folder / f"{encoder_layers}-{decoder_layers}"
@@ -65,7 +67,7 @@ def random_specs(tmp_path_factory) -> list[SystemSpec]:
 
 
 def test_every_system_does_the_forced_lengths_and_every_refinement_step(random_specs, threads):
-    assert len(random_specs) == 3 + 2 * 6
+    assert len(random_specs) == 3 * 3 + 2 * 6
     sources = CODE.make_sources(LENGTHS, torch.Generator().manual_seed(1))
     assert [len(source) for source in sources] == [source for source, _ in LENGTHS]
     targets = [target for _, target in LENGTHS]
@@ -340,10 +342,11 @@ def test_one_command_runs_both_modes(monkeypatch, capsys, tmp_path, tiny_reposit
 
 def test_what_cannot_be_run_is_refused_with_what_to_do(monkeypatch, tmp_path, random_specs):
     assert [spec.name for spec in select_systems(random_specs, ["0 steps", "12-1, ctranslate2 int8, beam 3"])] == [
-        *("lvnar, eager, 0 steps", "marian 12-1, ctranslate2 int8, beam 3")
+        *("lvnar, eager, 0 steps", "lvnar, onnx float32, 0 steps", "lvnar, onnx int8, 0 steps"),
+        "marian 12-1, ctranslate2 int8, beam 3",
     ]
-    with pytest.raises(ValueError, match="No system has 'onnx' in its name; there are: lvnar, eager, 0 steps; "):
-        select_systems(random_specs, ["onnx"])
+    with pytest.raises(ValueError, match="No system has 'openvino' in its name; there are: lvnar, eager, 0 steps; "):
+        select_systems(random_specs, ["openvino"])
     with pytest.raises(ValueError, match="Two systems have the name lvnar, eager, 0 steps"):
         select_systems([*random_specs, random_specs[0]], [])
     folder = ["--output_folder", str(tmp_path / "out")]
@@ -368,7 +371,16 @@ def test_what_cannot_be_run_is_refused_with_what_to_do(monkeypatch, tmp_path, ra
     )
     with pytest.raises(ImportError, match=r"pip install 'lvnar-hf\[distil\]'. To go without it: --systems lvnar"):
         select_systems(random_specs, [])
-    assert len(select_systems(random_specs, ["lvnar", "transformers"])) == 3 + 4
+    assert len(select_systems(random_specs, ["lvnar", "transformers"])) == 9 + 4
+    without = ("ctranslate2", "matplotlib", "onnxscript")
+    monkeypatch.setattr(
+        benchmark.importlib.util, "find_spec", lambda name, *rest: None if name in without else found(name, *rest)
+    )
+    with pytest.raises(
+        ImportError, match=r"onnxscript is not installed: pip install 'lvnar-hf\[export\]'.*--systems eager"
+    ):
+        select_systems(random_specs, ["lvnar"])
+    assert len(select_systems(random_specs, ["eager", "transformers"])) == 3 + 4
     with pytest.raises(ImportError, match=r"pip install 'lvnar-hf\[eval\]'"):
         benchmark.main(folder)
 

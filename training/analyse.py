@@ -23,6 +23,7 @@ from training.analysis import analyse_refinement
 from training.atomic_files import write_json
 from training.environment import describe_machine, describe_versions
 from training.figures import plot_elbo_and_bleu, plot_stopping, save_figure
+from training.oracles import oracle_scores
 from training.outputs import refuse_existing
 from training.refinement_examples import choose_examples, describe_example, is_unspaced, render_html, render_markdown
 from training.test_sets import TestSetArguments, load_test_set
@@ -88,6 +89,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "seed": arguments.seed,
         "batch_size": arguments.batch_size,
         **measured,
+        "oracles": oracle_scores(model, tokenizer, sources, references, arguments.batch_size),
         "examples_by_subword": unspaced,
         "examples": [
             {
@@ -109,6 +111,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     (folder / "examples.html").write_text(render_html(data), "utf-8")
     for row in data["steps"]:
         print(f"step {row['step']}: ELBO {row['elbo']:.4f} nats a target token, BLEU {row['bleu']:.2f}")
+    for given, bleu in data["oracles"]["bleu"].items():
+        print(f"one pass, given {given}: BLEU {bleu:.2f}")
     print(f"BLEU {data['bleu_signature']}; written to {folder}")
     return data
 

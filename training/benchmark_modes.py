@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from lvnar_hf import LvnarConfig
+from lvnar_hf.onnx_export import export_onnx
 from training.benchmark_systems import (
     CTRANSLATE2_TYPES,
     DTYPES,
@@ -109,6 +110,14 @@ def _convert(model: PreTrainedModel, converted: Path, specs: Sequence[SystemSpec
             convert_to_ctranslate2(model, str(folder), None if compute_type == "float32" else compute_type)
 
 
+def _export(model: PreTrainedModel, folder: Path, specs: Sequence[SystemSpec]) -> None:
+    """Write the model's ONNX graphs, if a system needs them, and what stands beside them."""
+    if any(spec.folder == str(folder) for spec in specs):
+        export_onnx(model, folder)
+        model.config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
+
+
 def run_random(
     arguments: TimingArguments, config: LvnarConfig, lengths: Sequence[tuple[int, int]], folder: Path, seed: int = 0
 ) -> dict[str, Any]:
@@ -138,12 +147,14 @@ def run_random(
 
     lvnar = make_lvnar(config, code, seed)
     marians = {layers: make_marian(config, layers, code, seed) for layers in RANDOM_LAYERS}
-    specs = lvnar_specs(str(folder / "lvnar"), remove_repetitions=False, **arguments.common())
+    exported = folder / "lvnar-onnx"
+    specs = lvnar_specs(str(folder / "lvnar"), str(exported), remove_repetitions=False, **arguments.common())
     for marian in marians.values():
         name = marian_name(marian).replace(" ", "-")
         specs += marian_specs(str(folder / name), folder / f"{name}-converted", marian, **arguments.common())
     specs = select_systems(specs, arguments.systems)
     lvnar.save_pretrained(folder / "lvnar")
+    _export(lvnar, exported, specs)
     for marian in marians.values():
         name = marian_name(marian).replace(" ", "-")
         marian.save_pretrained(folder / name)
@@ -218,7 +229,8 @@ def run_trained(
         raise ValueError(f"{model} is a {lvnar.config.model_type}, not an lvnar; autoregressive models: --teacher.")
     models: dict[str, PreTrainedModel] = {"lvnar": lvnar}
     sources = {"lvnar": model}
-    specs = lvnar_specs(model, tokenizer_folder=model, **arguments.common())
+    exported = folder / "lvnar-onnx"
+    specs = lvnar_specs(model, str(exported), tokenizer_folder=model, **arguments.common())
     loaded = [load_teacher(name) for name in teachers]
     for number, teacher in enumerate(loaded):
         common = {"tokenizer_folder": teacher.name, **arguments.common()}
@@ -226,6 +238,7 @@ def run_trained(
         models[marian_name(teacher.model)] = teacher.model
         sources[marian_name(teacher.model)] = teacher.name
     specs = select_systems(specs, arguments.systems)
+    _export(lvnar, exported, specs)
     for number, teacher in enumerate(loaded):
         if any(Path(spec.folder).parent == folder / str(number) for spec in specs):
             if (reason := why_not_ctranslate2(teacher)) is not None:
@@ -303,7 +316,7 @@ def describe_systems(
             "family": spec.family,
             "model": spec.model,
             "engine": spec.engine,
-            "compute_type": spec.engine.split()[1] if spec.engine.startswith("ctranslate2") else spec.dtype,
+            "compute_type": spec.engine.split()[-1] if " " in spec.engine else spec.dtype,
             **played.descriptions[name],
         }
         for kind in sorted({kind for kind, _ in times}, reverse=True):  # "model" first

@@ -20,11 +20,14 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 import lvnar_hf  # noqa: F401  (registers the model)
+from lvnar_hf.onnx_engine import LvnarOnnxModel
+from lvnar_hf.onnx_export import FILES as ONNX_FILES
 from training.teacher_engines import end_ids
 
 REFINEMENT_STEPS = (0, 1, 3)
 NUM_BEAMS = (1, 3)
 CTRANSLATE2_TYPES = ("float32", "int8")
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CALIBRATION_SENTENCES = 32  # at most, of a batch on which CTranslate2's two ways are compared
 
@@ -123,6 +126,28 @@ class EagerLvnar:
         input_ids, attention_mask = _pad(batch, padding, self.model.device)
         rows = self.model.generate(input_ids, attention_mask=attention_mask, **self.options).tolist()
         return [[token for token in row if token != padding] for row in rows]
+
+
+class OnnxLvnar:
+    """This package's `generate` in ONNX Runtime, float32 or int8."""
+
+    def __init__(self, spec: SystemSpec):
+        self.model = LvnarOnnxModel.from_pretrained(spec.folder, spec.engine.split()[1], spec.num_threads)
+        self.options: dict[str, Any] = {"num_refinement_steps": spec.setting, "return_dict_in_generate": True}
+        if spec.remove_repetitions is not None:
+            self.options["remove_repetitions"] = spec.remove_repetitions
+        self.num_refinements = 0
+        self.description: dict[str, Any] = {}
+
+    def prepare(self, batch: list[list[int]]) -> None:
+        pass
+
+    def translate(self, batch: list[list[int]]) -> list[list[int]]:
+        padding = self.model.config.pad_token_id
+        input_ids, attention_mask = _pad(batch, padding, self.model.device)
+        output: Any = self.model.generate(input_ids, attention_mask=attention_mask, **self.options)
+        self.num_refinements += int(output.num_steps_taken.sum())
+        return [[token for token in row if token != padding] for row in output.sequences.tolist()]
 
 
 def _up_to_end(row: list[int], ends: Sequence[int]) -> list[int]:
@@ -224,6 +249,7 @@ class CTranslate2Marian:
 
 ENGINES: dict[str, Callable[[SystemSpec], System]] = {
     "eager": EagerLvnar,
+    "onnx": OnnxLvnar,
     "transformers": TransformersMarian,
     "ctranslate2": CTranslate2Marian,
 }
@@ -234,19 +260,30 @@ def build_system(spec: SystemSpec) -> System:
     return ENGINES[spec.engine.split()[0]](spec)
 
 
-def lvnar_specs(folder: str, **common: Any) -> list[SystemSpec]:
-    """This model in every engine the package has, with each number of refinement steps."""
+def lvnar_specs(folder: str, exported: str, device: str = "cpu", **common: Any) -> list[SystemSpec]:
+    """This model in every engine the package has, with each number of refinement steps.
+
+    Args:
+        folder: the model.
+        exported: a folder with its configuration and ONNX graphs, or where they will be.
+        device: ONNX Runtime is for the CPU alone.
+    """
+    folders = {"eager": folder}
+    if device == "cpu":
+        folders |= {f"onnx {precision}": exported for precision in ONNX_FILES}
     return [
         SystemSpec(
-            name=f"lvnar, eager, {steps} step{'s' * (steps != 1)}",
+            name=f"lvnar, {engine}, {steps} step{'s' * (steps != 1)}",
             family="lvnar",
             model="lvnar",
-            engine="eager",
-            folder=folder,
+            engine=engine,
+            folder=engine_folder,
             setting=steps,
             max_target_length=0,
+            device=device,
             **common,
         )
+        for engine, engine_folder in folders.items()
         for steps in REFINEMENT_STEPS
     ]
 
@@ -289,7 +326,7 @@ def select_systems(specs: Sequence[SystemSpec], parts: Sequence[str]) -> list[Sy
 
     Raises:
         ValueError: no system has any of them, or two systems have one name.
-        ImportError: CTranslate2 is missing, and a system needs it.
+        ImportError: CTranslate2 or a package of ONNX is missing, and a system needs it.
     """
     names = [spec.name for spec in specs]
     if duplicates := sorted({name for name in names if names.count(name) > 1}):
@@ -297,6 +334,12 @@ def select_systems(specs: Sequence[SystemSpec], parts: Sequence[str]) -> list[Sy
     chosen = [spec for spec in specs if not parts or any(part in spec.name for part in parts)]
     if not chosen:
         raise ValueError(f"No system has {' or '.join(map(repr, parts))} in its name; there are: {'; '.join(names)}.")
+    needs_onnx = any(spec.engine.startswith("onnx") for spec in chosen)
+    if needs_onnx and (missing := [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]):
+        raise ImportError(
+            f"{', '.join(missing)} is not installed: pip install 'lvnar-hf[export]'. To go without: --systems eager "
+            "transformers ctranslate2"
+        )
     needs_ctranslate2 = any(spec.engine.startswith("ctranslate2") for spec in chosen)
     if needs_ctranslate2 and importlib.util.find_spec("ctranslate2") is None:
         raise ImportError(

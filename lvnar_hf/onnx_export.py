@@ -1,0 +1,276 @@
+"""One ONNX graph for a whole translation, its refinement steps included.
+
+What is unusual: torch exports two pieces, all that comes before the first refinement step and one such step; here they
+are put together, the second as the body of a loop that ends when every sentence has repeated itself. Both pieces read
+one copy of the weights, and the loop's body reads the encoded source from outside. Batch, lengths and number of steps
+are dynamic:
+
+    input_ids, attention_mask   (batch, source_length) int64
+    num_refinement_steps        () int64
+    max_length                  () int64, from 1 to `max_position_embeddings`
+    sequences                   (batch, longest translation) int64, padded, repetitions not removed
+    num_steps_taken             (batch,) int64
+"""
+
+import copy
+import hashlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .generation_lvnar import lengths_to_mask
+from .modeling_lvnar import EncodedSource, LvnarForConditionalGeneration
+
+OPSET = 20
+FILES = {"float32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}  # in a model repository, by precision
+
+
+class _Translation(nn.Module):
+    """argmax p(y | x, z), as `generate` has it, in operations that know no number of positions beforehand."""
+
+    def __init__(self, model: LvnarForConditionalGeneration):
+        super().__init__()
+        self.model = model
+
+    def translate(self, source: EncodedSource, latents: torch.Tensor, max_length: torch.Tensor) -> torch.Tensor:
+        """(batch, longest translation) ids; `max_length` is ()."""
+        config = self.model.config
+        length_logits = self.model.predict_length(source, latents)
+        lengths = self.model.likeliest_lengths(length_logits, source.attention_mask, max_length)
+        longest: Any = lengths.max().clamp(min=2).item()  # torch.export takes a length of 1 for a special case
+        torch._check(longest >= 2)
+        torch._check(longest <= max(2, config.max_position_embeddings))
+        target_mask = lengths_to_mask(lengths, longest)
+        logits = self.model.decode(source, latents, target_mask)
+        padding = torch.tensor([config.pad_token_id], device=logits.device)
+        targets = logits.index_fill(-1, padding, float("-inf")).argmax(-1)
+        return targets.masked_fill(target_mask == 0, config.pad_token_id)
+
+
+class _Beginning(_Translation):
+    """The source, encoded, and its translation from the prior's mean."""
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, max_length: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        source = self.model.encode(input_ids, attention_mask)
+        targets = self.translate(source, source.prior_means, max_length)
+        keys_values = [tensor for pair in source.decoder_keys_values for tensor in pair]
+        return targets, source.embeddings, source.hidden_states, *keys_values
+
+
+class _Step(_Translation):
+    """One refinement step."""
+
+    def forward(
+        self,
+        targets: torch.Tensor,
+        attention_mask: torch.Tensor,
+        embeddings: torch.Tensor,
+        hidden_states: torch.Tensor,
+        keys_values: list[torch.Tensor],
+        max_length: torch.Tensor,
+    ) -> torch.Tensor:
+        pairs = tuple(zip(keys_values[::2], keys_values[1::2], strict=True))
+        unused = hidden_states[..., :0].float()
+        source = EncodedSource(attention_mask, embeddings, hidden_states, unused, unused, pairs)
+        target_mask = (targets != self.model.config.pad_token_id).long()
+        latents, _ = self.model.infer_posterior(source, targets, target_mask)
+        return self.translate(source, latents, max_length)
+
+
+@torch.no_grad()
+def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dict[str, Path]:
+    """Write `onnx/model.onnx`, float32, and `onnx/model_int8.onnx`, its weights and activations in 8 bits.
+
+    In the second, the products with weights are dynamically quantised, a scale for each column of a weight; embeddings
+    and what is between the products stay as they are.
+
+    Args:
+        model: in any precision.
+        folder: of the model repository.
+
+    Returns:
+        The files, by precision.
+
+    Raises:
+        ImportError: onnx, onnxscript or onnxruntime is missing; says how to install them.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  (torch's exporter needs it)
+        from onnxruntime.quantization import quantize_dynamic
+    except ImportError as error:
+        raise ImportError(f"The ONNX export needs {error.name}: pip install 'lvnar-hf[export]'") from error
+    files = {precision: Path(folder) / name for precision, name in FILES.items()}
+    graph = assemble(*_export_pieces(copy.deepcopy(model).float().eval()), pad_token_id=model.config.pad_token_id)
+    onnx.checker.check_model(graph)
+    files["float32"].parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(graph, str(files["float32"]))
+    quantize_dynamic(
+        files["float32"],
+        files["int8"],
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        extra_options={"EnableSubgraph": True},
+    )
+    return files
+
+
+def _export_pieces(model: LvnarForConditionalGeneration) -> tuple[Any, Any]:
+    """The two pieces as onnx.ModelProto; their inputs and outputs have the names that `assemble` joins them by."""
+    config = model.config
+    batch, source_length, target_length = (
+        torch.export.Dim("batch", max=4096),
+        torch.export.Dim("source_length", max=config.max_position_embeddings),
+        torch.export.Dim("target_length", max=config.max_position_embeddings),
+    )
+    ids = torch.full((2, 5), config.vocab_size - 1)
+    mask = torch.ones_like(ids)
+    max_length = torch.tensor(config.max_position_embeddings)
+    source = model.encode(ids, mask)
+    keys_values = [tensor for pair in source.decoder_keys_values for tensor in pair]
+    names = [f"decoder_{kind}_{layer}" for layer in range(len(keys_values) // 2) for kind in ("keys", "values")]
+    of_source = {0: batch, 1: source_length}
+    of_keys = {0: batch, 2: source_length}
+
+    def export(module: nn.Module, arguments: tuple, shapes: tuple, inputs: list[str], outputs: list[str]) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program: Any = torch.onnx.export(
+                module.eval(),
+                arguments,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                input_names=inputs,
+                output_names=outputs,
+                opset_version=OPSET,
+                verbose=False,
+            )
+        return program.model_proto
+
+    beginning = export(
+        _Beginning(model),
+        (ids, mask, max_length),
+        (of_source, of_source, {}),
+        ["input_ids", "attention_mask", "max_length"],
+        ["first_targets", "embeddings", "hidden_states", *names],
+    )
+    step = export(
+        _Step(model),
+        (torch.full((2, 7), 3), mask, source.embeddings, source.hidden_states, keys_values, max_length),
+        ({0: batch, 1: target_length}, *[of_source] * 3, [of_keys] * len(keys_values), {}),
+        ["targets", "attention_mask", "embeddings", "hidden_states", *names, "max_length"],
+        ["refined_targets"],
+    )
+    return beginning, step
+
+
+# What a step of the loop does around the exported piece: a sentence that had stopped keeps its translation.
+_AROUND_STEP = """
+body (int64 iteration, bool going, int64[b, l] targets, bool[b] active, int64[b] taken)
+  => (bool going_on, int64[b, m] merged, bool[b] still_active, int64[b] taken_now) {
+  axis = Constant <value_ints = [1]> ()
+  no_padding = Constant <value_ints = [0, 0, 0]> ()
+  padding = Constant <value_int = PADDING> ()
+  old_length = Shape <start = 1> (targets)
+  new_length = Shape <start = 1> (refined_targets)
+  length = Max (old_length, new_length)
+  old_missing = Sub (length, old_length)
+  new_missing = Sub (length, new_length)
+  old_pads = Concat <axis = 0> (no_padding, old_missing)
+  new_pads = Concat <axis = 0> (no_padding, new_missing)
+  old = Pad (targets, old_pads, padding)
+  new = Pad (refined_targets, new_pads, padding)
+  active_rows = Unsqueeze (active, axis)
+  merged = Where (active_rows, new, old)
+  equal = Equal (merged, old)
+  different = Not (equal)
+  different_numbers = Cast <to = 7> (different)
+  num_different = ReduceSum <keepdims = 0> (different_numbers, axis)
+  changed = Cast <to = 9> (num_different)
+  still_active = And (active, changed)
+  active_numbers = Cast <to = 7> (active)
+  taken_now = Add (taken, active_numbers)
+  still_numbers = Cast <to = 7> (still_active)
+  num_still = ReduceSum <keepdims = 0> (still_numbers)
+  going_on = Cast <to = 9> (num_still)
+}
+"""
+
+# What stands before and after the loop.
+_AROUND_LOOP = """
+main (int64[b, s] input_ids, int64[b, s] attention_mask, int64 num_refinement_steps, int64 max_length)
+  => (int64[b, t] sequences, int64[b] num_steps_taken) {
+  batch = Shape <start = 0, end = 1> (input_ids)
+  all_active = ConstantOfShape <value = bool[1] {1}> (batch)
+  none_taken = ConstantOfShape <value = int64[1] {0}> (batch)
+  begin = Constant <value = bool {1}> ()
+  last_targets, last_active, num_steps_taken =
+    Loop <body = placeholder () => () {}> (num_refinement_steps, begin, first_targets, all_active, none_taken)
+  zeros = Constant <value_ints = [0]> ()
+  ones = Constant <value_ints = [1]> ()
+  pad_token_id = Constant <value_int = PADDING> ()
+  is_padding = Equal (last_targets, pad_token_id)
+  is_token = Not (is_padding)
+  tokens = Cast <to = 7> (is_token)
+  lengths = ReduceSum <keepdims = 0> (tokens, ones)
+  longest = ReduceMax <keepdims = 1> (lengths)
+  sequences = Slice (last_targets, zeros, longest, ones)
+}
+"""
+
+
+def assemble(beginning: Any, step: Any, pad_token_id: int) -> Any:
+    """The two pieces and what is around them as one onnx.ModelProto."""
+    import onnx
+
+    main, body = (
+        onnx.parser.parse_graph(text.replace("PADDING", str(pad_token_id))) for text in (_AROUND_LOOP, _AROUND_STEP)
+    )
+    weights: dict[bytes, Any] = {}  # by content: both pieces have the same ones, under other names
+    begin_nodes = _take_over(beginning.graph, "beginning/", weights)
+    step_nodes = _take_over(step.graph, "step/", weights)
+    body_nodes = [*step_nodes, *body.node]
+    del body.node[:]
+    body.node.extend(body_nodes)
+    (loop,) = (node for node in main.node if node.op_type == "Loop")
+    loop.attribute[0].g.CopyFrom(body)
+    main_nodes = [*begin_nodes, *main.node]
+    del main.node[:]
+    main.node.extend(main_nodes)
+    main.initializer.extend(weights.values())
+    main.name = "lvnar"
+    model = onnx.helper.make_model(main, opset_imports=[onnx.helper.make_opsetid("", OPSET)], producer_name="lvnar_hf")
+    model.ir_version = beginning.ir_version
+    return model
+
+
+def _take_over(graph: Any, prefix: str, weights: dict[bytes, Any]) -> list[Any]:
+    """The nodes of a piece, with names of their own; its weights go to `weights`, those that are there already by name.
+
+    What the exporter notes of each node, files of this machine among it, is left behind.
+    """
+    named = {value.name for value in (*graph.input, *graph.output)}
+    names: dict[str, str] = {name: name for name in named}
+    for tensor in graph.initializer:
+        content = hashlib.sha256(f"{tensor.data_type} {list(tensor.dims)}".encode() + tensor.raw_data).digest()
+        if content not in weights:
+            weights[content] = type(tensor)()
+            weights[content].CopyFrom(tensor)
+            del weights[content].metadata_props[:]
+            weights[content].name = prefix + tensor.name
+        names[tensor.name] = weights[content].name
+    nodes = []
+    for node in graph.node:
+        copy = type(node)()
+        copy.CopyFrom(node)
+        del copy.metadata_props[:]
+        copy.doc_string, copy.name = "", prefix + node.name
+        copy.input[:] = [names.get(name, prefix + name) if name else "" for name in node.input]
+        copy.output[:] = [names.get(name, prefix + name) if name else "" for name in node.output]
+        nodes.append(copy)
+    return nodes

@@ -1,0 +1,90 @@
+"""What a model would score if it were told what it has to guess: the reference's length, or the reference's latents.
+
+What is unusual: no row but the first is a translation that anyone could have; they say where the points are lost. Told
+the length, what is left to lose is in the words; told the posterior's mean given the reference, in the decoder.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lvnar_hf.generation_lvnar import lengths_to_mask, remove_repeated_tokens
+from training.elbo import can_be_scored
+from training.translation import removes_repetitions
+from training.translation_quality.measures import corpus_scores
+
+GIVEN = ("nothing", "length", "latents", "length and latents")
+
+
+@torch.no_grad()
+def oracle_scores(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    source_texts: Sequence[str],
+    target_texts: Sequence[str],
+    batch_size: int = 64,
+) -> dict[str, Any]:
+    """BLEU of one pass, given nothing, the reference's length, E_q(z | x, y)[z] of the reference y, or both.
+
+    Pairs that the model gives no probability (too long, empty, lengths too different) are left out.
+
+    Returns:
+        "num_sentences", "bleu_signature", "length_accuracy" (share of lengths predicted from the prior's mean that are
+        the reference's), "mean_length_difference" (predicted less reference, tokens), "bleu" by what is given.
+
+    Raises:
+        ValueError: if no pair is left.
+    """
+    source_ids = tokenizer(list(source_texts), verbose=False)["input_ids"]
+    target_ids = tokenizer(text_target=list(target_texts), verbose=False)["input_ids"]
+    rows = [i for i in range(len(source_ids)) if can_be_scored(model, source_ids[i], target_ids[i])]
+    if not rows:
+        raise ValueError(
+            "The model gives none of the references a probability: all are empty, too long or too far off."
+        )
+    rows.sort(key=lambda i: len(source_ids[i]))
+    hypotheses: dict[str, list[str]] = {given: [] for given in GIVEN}
+    num_equal = sum_differences = 0
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        sources = tokenizer.pad({"input_ids": [source_ids[i] for i in batch]}, return_tensors="pt").to(model.device)
+        targets = tokenizer.pad({"input_ids": [target_ids[i] for i in batch]}, return_tensors="pt").to(model.device)
+        source = model.encode(sources["input_ids"], sources["attention_mask"])
+        target_lengths = targets["attention_mask"].sum(-1)
+        latents, _ = model.infer_posterior(source, targets["input_ids"], targets["attention_mask"])
+        for given, z in (("", source.prior_means), ("latents", latents)):
+            predicted = model.likeliest_lengths(model.predict_length(source, z), source.attention_mask)
+            if not given:
+                num_equal += int((predicted == target_lengths).sum())
+                sum_differences += int((predicted - target_lengths).sum())
+            names = ("nothing", "length") if not given else ("latents", "length and latents")
+            for name, lengths in zip(names, (predicted, target_lengths), strict=True):
+                hypotheses[name] += _decode(model, tokenizer, source, z, lengths)
+    references = [target_texts[i] for i in rows]
+    scores = {given: corpus_scores(texts, references)["bleu"] for given, texts in hypotheses.items()}
+    return {
+        "num_sentences": len(rows),
+        "bleu_signature": scores["nothing"]["signature"],
+        "length_accuracy": num_equal / len(rows),
+        "mean_length_difference": sum_differences / len(rows),
+        "bleu": {given: score["score"] for given, score in scores.items()},
+    }
+
+
+def _decode(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    source: Any,
+    latents: torch.Tensor,
+    lengths: torch.Tensor,
+) -> list[str]:
+    """argmax p(y | x, z, l_y), as `generate` would give it."""
+    target_mask = lengths_to_mask(lengths, int(lengths.max()))
+    logits = model.decode(source, latents, target_mask)
+    logits[..., model.config.pad_token_id] = float("-inf")
+    sequences = logits.argmax(-1).masked_fill(target_mask == 0, model.config.pad_token_id)
+    if removes_repetitions(model):
+        sequences = remove_repeated_tokens(sequences, model.config.pad_token_id)
+    return tokenizer.batch_decode(sequences, skip_special_tokens=True)
