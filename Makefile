@@ -24,7 +24,7 @@ demo: $(VENV)/.demo  ## translate with the model that ships: 0 and 1 refinement 
 	$(BIN)/python training/demo.py
 
 test: $(VENV)/.dev $(OVERLAYS)  ## run the tests, on the oldest supported transformers too
-	LVNAR_OVERLAYS=$(CURDIR)/.overlays OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	LVNAR_OVERLAYS=$(CURDIR)/.overlays OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 	$(call ON_VERSION,$(firstword $(VERSIONS)))
 
 matrix: $(VENV)/.dev $(OVERLAYS)  ## run the loading tests on each supported transformers

@@ -284,6 +284,31 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
             eos_token_id=config.eos_token_id,
         )
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As in transformers, from safetensors alone, and refusing weights that are not whole and sound.
+
+        Raises:
+            ValueError: weights are missing, not finite, or of another shape (with `ignore_mismatched_sizes=True`, the
+                last ones are drawn anew); names them. transformers would fill or take all of them.
+        """
+        kwargs.setdefault("use_safetensors", True)
+        takes_other_shapes = kwargs.pop("ignore_mismatched_sizes", False)
+        model, info = super().from_pretrained(*args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+        other_shapes = {entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]}
+        if other_shapes and not takes_other_shapes:
+            shapes = {name: tuple(model.get_parameter(name).shape) for name in sorted(other_shapes)}
+            raise ValueError(
+                f"These weights have another shape in the checkpoint than the configuration asks: {shapes}."
+            )
+        if missing := sorted(set(info["missing_keys"]) - other_shapes):
+            raise ValueError(f"The checkpoint lacks {len(missing)} weights: {', '.join(missing[:5])}.")
+        for name, parameter in model.named_parameters():
+            is_here = parameter.is_floating_point() and not parameter.is_meta
+            if is_here and not bool(torch.isfinite(parameter.detach()).all()):
+                raise ValueError(f"The weight {name} has values that are not finite.")
+        return (model, info) if output_loading_info else model
+
     def get_input_embeddings(self) -> nn.Module:
         return self.source_embedding
 

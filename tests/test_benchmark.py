@@ -285,7 +285,7 @@ def test_one_command_runs_both_modes(monkeypatch, capsys, tmp_path, tiny_reposit
     argv += ["--num_repeats", "2", "--num_threads", "1", "--device", "cpu"]
     argv += [
         "--systems",
-        "3 steps",
+        "eager, 3 steps",
         "6-6, transformers, beam 3",
         "12-1, ctranslate2 int8, beam 1",
         "2-2, transformers, beam 1",

@@ -3,6 +3,8 @@
 That its numbers are those of the paper's equations is shown in test_reference.py.
 """
 
+import shutil
+
 import pytest
 import torch
 from accelerate import cpu_offload
@@ -289,3 +291,50 @@ def test_a_transformers_trainer_trains_evaluates_and_generates(tmp_path, sample_
     assert trainer.evaluate()["eval_loss"] != before["eval_loss"]
     batch = sample_tokenizer(sources, padding=True, truncation=True, max_length=40, return_tensors="pt")
     assert torch.equal(model.generate(**batch), model.generate(**batch, num_refinement_steps=1))
+
+
+DAMAGED_WEIGHTS_CODE = """
+import sys, torch
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSeq2SeqLM
+import lvnar_hf
+
+folder = Path(sys.argv[1])
+whole = load_file(folder / "model.safetensors")
+name = "decoder.latent_proj.bias"
+damages = {
+    "missing": {n: t for n, t in whole.items() if n != name},
+    "shape": {**whole, name: torch.zeros(5)},
+    "not finite": {**whole, name: torch.full_like(whole[name], float("nan"))},
+}
+for damage, weights in damages.items():
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    try:
+        AutoModelForSeq2SeqLM.from_pretrained(folder)
+    except ValueError as error:
+        print(damage, "|", error)
+save_file(damages["shape"], folder / "model.safetensors", metadata={"format": "pt"})
+model, info = lvnar_hf.LvnarForConditionalGeneration.from_pretrained(
+    folder, ignore_mismatched_sizes=True, output_loading_info=True
+)
+print("tolerated |", tuple(model.get_parameter(name).shape), len(info["mismatched_keys"]))
+(folder / "model.safetensors").unlink()
+torch.save(whole, folder / "pytorch_model.bin")
+try:
+    AutoModelForSeq2SeqLM.from_pretrained(folder)
+except OSError as error:
+    print("pickle |", "safetensors" in str(error))
+"""
+
+
+@pytest.mark.parametrize("version", [None, *overlay_versions()])
+def test_unsound_weights_are_refused_on_every_version(tiny_repository, tmp_path, version):
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_repository, folder)
+    lines = run_with_transformers(version, DAMAGED_WEIGHTS_CODE, str(folder)).strip().split("\n")
+    said = dict(line.split(" | ", 1) for line in lines if " | " in line)
+    assert said["missing"] == "The checkpoint lacks 1 weights: decoder.latent_proj.bias."
+    assert "another shape" in said["shape"] and "{'decoder.latent_proj.bias': (32,)}" in said["shape"]
+    assert said["not finite"] == "The weight decoder.latent_proj.bias has values that are not finite."
+    assert said["tolerated"] == "(32,) 1" and said["pickle"] == "True"
