@@ -49,14 +49,16 @@ _AGAIN = "Run the same command again to go on from there."
 
 # Runs without the package. Reads a task from its input and writes ids, [steps][text], and the pipeline's translations.
 _STRANGER = """
-import json, sys
+import importlib, json, sys
 task = json.load(sys.stdin)
 sys.path[:] = task["path"]
 sys.modules["lvnar_hf"] = None
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 torch.set_num_threads(task["threads"])
 options = {"trust_remote_code": True, "revision": task["revision"]}
+AutoConfig.from_pretrained(task["model"], **options)
+importlib.invalidate_caches()  # Python may not see folders that transformers has made within a tick of the clock
 model = AutoModelForSeq2SeqLM.from_pretrained(task["model"], use_safetensors=True, **options)
 tokenizer = AutoTokenizer.from_pretrained(task["model"], **options)
 encoded = tokenizer(task["texts"], return_tensors="pt", padding=True)
