@@ -143,6 +143,16 @@ class LvnarGenerationMixin:
         lengths = (shortest + best).clamp(min=1)
         return torch.where(lengths > max_length, max_length, lengths)
 
+    def likeliest_targets(self, logits: torch.Tensor, target_mask: torch.Tensor) -> torch.Tensor:
+        """argmax p(y | x, z, l_y) over all tokens but padding, which is no word: (batch, target_length), padded.
+
+        Args:
+            logits: (batch, target_length, target_vocab_size); those of padding are overwritten.
+            target_mask: (batch, target_length).
+        """
+        logits[..., self.config.pad_token_id] = float("-inf")
+        return logits.argmax(-1).masked_fill(target_mask == 0, self.config.pad_token_id)
+
     @torch.no_grad()
     def generate(
         self,
@@ -230,8 +240,7 @@ class LvnarGenerationMixin:
         target_mask = lengths_to_mask(lengths, int(lengths.max()))
         logits = self.decode(source, latents, target_mask)
         padding_logits = logits[..., self.config.pad_token_id].clone()
-        logits[..., self.config.pad_token_id] = float("-inf")  # padding is no word; lengths are set by their predictor
-        targets = logits.argmax(-1).masked_fill(target_mask == 0, self.config.pad_token_id)
+        targets = self.likeliest_targets(logits, target_mask)
         if not with_bounds:
             return targets, lengths.new_zeros(lengths.shape, dtype=torch.float32)
         logits[..., self.config.pad_token_id] = padding_logits

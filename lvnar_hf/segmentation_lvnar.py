@@ -9,6 +9,7 @@ This module travels to the Hub with the model: it imports nothing but the standa
 
 import importlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ class MosesSegmenter(Segmenter):
         return self._load()[1].detokenize(text.split(), unescape=False)
 
 
-class JapaneseSegmenter(Segmenter):
+class JapaneseSegmenter(Segmenter, ABC):
     """What the segmenters of Japanese share: the spaces.
 
     Joining: two words stay apart if neither touches the other with a character of an unspaced script (kanji, kana,
@@ -96,9 +97,9 @@ class JapaneseSegmenter(Segmenter):
     So `join(segment(text))` is the text with its white space brought to single spaces, for any text.
     """
 
+    @abstractmethod
     def _find_words(self, text: str) -> Iterable[str]:
         """The words of a text with single spaces; none of them with a space in it."""
-        raise NotImplementedError
 
     def segment(self, text: str) -> str:
         text = _WHITE_SPACE.sub(" ", text).strip(" ")

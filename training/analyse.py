@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         ValueError, FileNotFoundError, OSError: what `load_test_set` refuses; or all sources are blank, a number is too
             small, or the model is not of this package.
     """
-    parser = HfArgumentParser([AnalysisArguments, TestSetArguments])  # type: ignore[list-item]
+    parser = HfArgumentParser((AnalysisArguments, TestSetArguments))
     arguments, test_set_arguments = parser.parse_args_into_dataclasses(argv)
     folder = refuse_existing(arguments.output_folder, arguments.overwrite, "--output_folder")
     test_set = load_test_set(test_set_arguments)

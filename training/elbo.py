@@ -79,8 +79,8 @@ def _batch_bounds(
 ) -> dict[str, torch.Tensor]:
     """The bounds of one batch, (batch,) float64 each."""
     pad_token_id = model.config.pad_token_id
-    input_ids = _pad(source_ids, pad_token_id).to(model.device)
-    labels = _pad(target_ids, IGNORED_LABEL).to(model.device)
+    input_ids = pad_rows(source_ids, pad_token_id).to(model.device)
+    labels = pad_rows(target_ids, IGNORED_LABEL).to(model.device)
     attention_mask = model.check_source(input_ids, None)
     model.check_labels(labels, attention_mask)
     target_mask = (labels != IGNORED_LABEL).long()
@@ -119,7 +119,7 @@ def _batch_bounds(
     }
 
 
-def _pad(sequences: list[list[int]], value: int) -> torch.Tensor:
+def pad_rows(sequences: Sequence[list[int]], value: int) -> torch.Tensor:
     """(sentences, longest) int64, padded on the right."""
     return pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True, padding_value=value)
 

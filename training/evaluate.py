@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         FileExistsError: the output folder is not empty and `--overwrite` is not given.
         ValueError, FileNotFoundError, OSError: what `load_test_set` refuses.
     """
-    parser = HfArgumentParser([EvaluationArguments, TestSetArguments])  # type: ignore[list-item]
+    parser = HfArgumentParser((EvaluationArguments, TestSetArguments))
     arguments, test_set_arguments = parser.parse_args_into_dataclasses(argv)
     folder = refuse_existing(arguments.output_folder, arguments.overwrite, "--output_folder")
     test_set = load_test_set(test_set_arguments)

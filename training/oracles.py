@@ -82,9 +82,7 @@ def _decode(
 ) -> list[str]:
     """argmax p(y | x, z, l_y), as `generate` would give it."""
     target_mask = lengths_to_mask(lengths, int(lengths.max()))
-    logits = model.decode(source, latents, target_mask)
-    logits[..., model.config.pad_token_id] = float("-inf")
-    sequences = logits.argmax(-1).masked_fill(target_mask == 0, model.config.pad_token_id)
+    sequences = model.likeliest_targets(model.decode(source, latents, target_mask), target_mask)
     if removes_repetitions(model):
         sequences = remove_repeated_tokens(sequences, model.config.pad_token_id)
     return tokenizer.batch_decode(sequences, skip_special_tokens=True)

@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None, api: HfApi | None = None) -> None:
     Raises:
         SystemExit: publishing stopped; the message says what the remote holds and how to go on.
     """
-    (arguments,) = HfArgumentParser(PublishArguments).parse_args_into_dataclasses(argv)  # type: ignore[arg-type]
+    (arguments,) = HfArgumentParser(PublishArguments).parse_args_into_dataclasses(argv)
     with tempfile.TemporaryDirectory(prefix="lvnar-publish-") as temporary:
         folder = Path(arguments.output_folder or Path(temporary, "repository"))
         try:

@@ -7,7 +7,7 @@ markup or would break a line is written so that it is read as text.
 
 import html
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -143,36 +143,33 @@ def escape_html(text: str) -> str:
     return html.escape(visible(text))
 
 
+MARKDOWN_MARKS = {
+    "kept": "{after}",
+    "replaced": "~~{before}~~ → **{after}**",
+    "inserted": "**+ {after}**",
+    "removed": "~~− {before}~~",
+}
+HTML_MARKS = {
+    "kept": "{after}",
+    "replaced": "<del>{before}</del> → <mark>{after}</mark>",
+    "inserted": "<ins>+ {after}</ins>",
+    "removed": "<del>− {before}</del>",
+}
+
+
+def _mark(runs: Sequence[dict[str, Any]], marks: dict[str, str], escape: Callable[[str], str]) -> str:
+    sides = ({side: escape(_show_spaces(run[side])) for side in ("before", "after")} for run in runs)
+    return " ".join(marks[run["kind"]].format(**texts) for run, texts in zip(runs, sides, strict=True))
+
+
 def mark_markdown(runs: Sequence[dict[str, Any]]) -> str:
     """One translation: ~~before~~ → **after** for replaced words, **+ word** inserted, ~~− word~~ removed."""
-    parts = []
-    for run in runs:
-        before, after = (escape_markdown(_show_spaces(run[side])) for side in ("before", "after"))
-        parts.append(
-            {
-                "kept": after,
-                "replaced": f"~~{before}~~ → **{after}**",
-                "inserted": f"**+ {after}**",
-                "removed": f"~~− {before}~~",
-            }[run["kind"]]
-        )
-    return " ".join(parts)
+    return _mark(runs, MARKDOWN_MARKS, escape_markdown)
 
 
 def mark_html(runs: Sequence[dict[str, Any]]) -> str:
     """One translation: `del` and `mark` for replaced words, `ins` inserted, `del` removed; with the same symbols."""
-    parts = []
-    for run in runs:
-        before, after = (escape_html(_show_spaces(run[side])) for side in ("before", "after"))
-        parts.append(
-            {
-                "kept": after,
-                "replaced": f"<del>{before}</del> → <mark>{after}</mark>",
-                "inserted": f"<ins>+ {after}</ins>",
-                "removed": f"<del>− {before}</del>",
-            }[run["kind"]]
-        )
-    return " ".join(parts)
+    return _mark(runs, HTML_MARKS, escape_html)
 
 
 def _show_spaces(text: str) -> str:

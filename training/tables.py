@@ -149,6 +149,30 @@ def refinement_table(results: Path) -> str:
     )
 
 
+def elbo_speed_table(results: Path) -> str:
+    """Many samples at once against as many passes."""
+    result = read_result(results, "elbo_speed")
+    names = {"1": "sentence by sentence", "64": "in batches of 64"}
+    rows = [
+        (
+            names[size],
+            f"{result['num_samples'] * row['seconds_one_pass']:.1f}",
+            f"{row['seconds_many_samples']:.1f}",
+            f"{row['times_as_fast']:.1f}",
+        )
+        for size, row in result["batch_sizes"].items()
+    ]
+    # As many passes, sentence by sentence, against the samples in batches: the two as they would be used.
+    passes = result["num_samples"] * result["batch_sizes"]["1"]["seconds_one_pass"]
+    fastest = passes / result["batch_sizes"]["64"]["seconds_many_samples"]
+    header = ("", f"{result['num_samples']} passes, s", f"{result['num_samples']} samples at once, s", "times as fast")
+    return table(header, rows) + (
+        f"\n\n{result['num_sentences']} sentences of {result['test_set']}, medians of {result['num_repeats']} turns, "
+        f"{machine_of(result)}. Samples at once in batches of 64 against passes sentence by sentence: {fastest:.1f} "
+        "times as fast."
+    )
+
+
 def oracles_table(results: Path) -> str:
     """Where points are lost: what one pass scores when told the reference's length or latents."""
     oracles = read_result(results, "analysis")["oracles"]
@@ -295,6 +319,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "systems": systems_table,
     "refinement": refinement_table,
     "oracles": oracles_table,
+    "elbo_speed": elbo_speed_table,
     "latency": latency_table,
     "speed": speed_table,
     "speed_trained": speed_trained_table,

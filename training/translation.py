@@ -4,7 +4,7 @@ What is unusual: a sentence is translated once, not once per step. `generate` gi
 sentence that has stopped keeps its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,17 +28,25 @@ def translate_texts(
     Args:
         generate_arguments: go to `generate`, for example `num_refinement_steps`.
     """
-    limit = model.config.max_position_embeddings
-    encoded = tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"] if texts else []
-    order = sorted((i for i in range(len(texts)) if texts[i].strip()), key=lambda i: len(encoded[i]))
     hypotheses = [""] * len(texts)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = tokenizer.pad({"input_ids": [encoded[i] for i in rows]}, return_tensors="pt").to(model.device)
+    for rows, source_ids in _batches(model, tokenizer, texts, batch_size):
+        batch = tokenizer.pad({"input_ids": source_ids}, return_tensors="pt").to(model.device)
         sequences = model.generate(**batch, **generate_arguments)
         for row, text in zip(rows, tokenizer.batch_decode(sequences, skip_special_tokens=True), strict=True):
             hypotheses[row] = text
     return hypotheses
+
+
+def _batches(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int
+) -> Iterator[tuple[list[int], list[list[int]]]]:
+    """Positions of texts that are not blank, the shortest first, and their ids, cut at the model's limit."""
+    limit = model.config.max_position_embeddings
+    encoded = tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"] if texts else []
+    order = sorted((i for i in range(len(texts)) if texts[i].strip()), key=lambda i: len(encoded[i]))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        yield rows, [encoded[i] for i in rows]
 
 
 @dataclass
@@ -97,15 +105,10 @@ def refine_texts(
         texts: none of them blank.
         batch_size: sentences translated at once.
     """
-    limit = model.config.max_position_embeddings
-    encoded = tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
-    order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
     refinements: dict[int, Refinement] = {}
     with tqdm(total=len(texts), desc="translating", unit="sentence") as progress:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            of_batch = _refine_batch(model, tokenizer, [encoded[i] for i in rows], max_steps)
-            refinements.update(zip(rows, of_batch, strict=True))
+        for rows, source_ids in _batches(model, tokenizer, texts, batch_size):
+            refinements.update(zip(rows, _refine_batch(model, tokenizer, source_ids, max_steps), strict=True))
             progress.update(len(rows))
     return [refinements[i] for i in range(len(texts))]
 
