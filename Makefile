@@ -7,13 +7,14 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $
 # The pins are for Python 3.11 and newer.
 CONSTRAINTS = $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")')
 
-# Other versions of transformers, laid over the virtual environment by PYTHONPATH for single tests.
-OVERLAYS = $(patsubst tests/overlays/%.txt,.overlays/%/.installed,$(wildcard tests/overlays/*.txt))
+# Other versions of transformers, each in a virtual environment of its own; the rest is the main one's.
+VERSIONS = $(sort $(patsubst tests/environments/%.txt,%,$(wildcard tests/environments/*.txt)))
+ENVIRONMENTS = $(VERSIONS:%=.environments/%/.installed)
+PACKAGES_OF = $$($(1)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 # The loading tests, on the installed transformers or on another; they check that it is the one that was asked for.
-LOADING_TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_loading.py
-ON_VERSION = PYTHONPATH=$(CURDIR)/.overlays/$(1) LVNAR_TRANSFORMERS=$(1:transformers-%=%) $(LOADING_TESTS)
-VERSIONS = $(sort $(patsubst tests/overlays/%.txt,%,$(wildcard tests/overlays/*.txt)))
+LOADING_TESTS = -m pytest tests/test_loading.py
+ON_VERSION = LVNAR_TRANSFORMERS=$(1:transformers-%=%) OMP_NUM_THREADS=1 .environments/$(1)/bin/python $(LOADING_TESTS)
 
 .PHONY: help demo test matrix lint train-tools clean
 
@@ -23,12 +24,12 @@ help:  ## list the targets
 demo: $(VENV)/.demo  ## translate with the model that ships: 0 and 1 refinement steps, times, BLEU
 	$(BIN)/python training/demo.py
 
-test: $(VENV)/.dev $(OVERLAYS)  ## run the tests, on the oldest supported transformers too
-	LVNAR_OVERLAYS=$(CURDIR)/.overlays OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+test: $(VENV)/.dev $(ENVIRONMENTS)  ## run the tests, on the oldest supported transformers too
+	LVNAR_ENVIRONMENTS=$(CURDIR)/.environments OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 	$(call ON_VERSION,$(firstword $(VERSIONS)))
 
-matrix: $(VENV)/.dev $(OVERLAYS)  ## run the loading tests on each supported transformers
-	$(foreach version,$(VERSIONS),$(call ON_VERSION,$(version)) &&) $(LOADING_TESTS)
+matrix: $(VENV)/.dev $(ENVIRONMENTS)  ## run the loading tests on each supported transformers
+	$(foreach version,$(VERSIONS),$(call ON_VERSION,$(version)) &&) OMP_NUM_THREADS=1 $(BIN)/python $(LOADING_TESTS)
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -38,7 +39,7 @@ lint: $(VENV)/.dev  ## ruff and mypy
 train-tools: $(VENV)/.dev  ## install what training and evaluation need
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .overlays .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .environments .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -51,7 +52,10 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP_INSTALL) $(CONSTRAINTS) -e '.[dev]'
 	touch $@ $(VENV)/.demo
 
-.overlays/%/.installed: tests/overlays/%.txt $(BIN)/python
+# Its own packages come first. `addsitedir`, not the bare path: this package is there as an editable install.
+.environments/%/.installed: tests/environments/%.txt $(BIN)/python
 	rm -rf $(@D)
-	$(PIP_INSTALL) --no-deps --target $(@D) -r $<
+	$(BIN)/python -m venv --without-pip $(@D)
+	$(PIP_INSTALL) --no-deps --no-compile --target "$(call PACKAGES_OF,$(@D)/bin)" -r $<
+	echo "import site; site.addsitedir('$(call PACKAGES_OF,$(BIN))')" > "$(call PACKAGES_OF,$(@D)/bin)/main.pth"
 	touch $@

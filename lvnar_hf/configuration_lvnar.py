@@ -17,6 +17,10 @@ _WRITTEN_BY_OTHERS = (
     *("attn_implementation", "experts_implementation", "loss_type"),
 )
 
+# A damaged configuration is refused before it fills the memory.
+_MAX_LAYERS = 1000  # of one part
+_MAX_WEIGHTS = 2**33
+
 # What `pipeline("translation")` needs to find the pipeline class inside a model repository.
 CUSTOM_PIPELINES = {
     "translation": {
@@ -112,6 +116,8 @@ class LvnarConfig(PretrainedConfig):
             )
         except Exception as error:  # of many kinds, for a field of the wrong type
             raise ValueError(f"The configuration has a field that transformers cannot take: {error}") from error
+        if self.dtype is not None and not str(self.dtype).startswith("torch."):
+            raise ValueError(f"dtype is {self.dtype!r}; it must be the name of a type of torch.")
         # As an attribute, the key would make `pipeline()` ask for `trust_remote_code` although the package is there.
         # So it is an attribute only where this module itself is remote code, and `to_dict` writes it in any case.
         if _RUNS_AS_REMOTE_CODE:
@@ -151,6 +157,8 @@ class LvnarConfig(PretrainedConfig):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+            if name.endswith("_layers") and value > _MAX_LAYERS:
+                raise ValueError(f"{name} is {value}; it must be at most {_MAX_LAYERS}.")
         if self.target_vocab_size is not None and (
             type(self.target_vocab_size) is not int or self.target_vocab_size < 1
         ):
@@ -184,5 +192,15 @@ class LvnarConfig(PretrainedConfig):
                     raise ValueError(
                         f"{id_name} is {special_id} and {size_name} is {size}; the id must be in the vocabulary."
                     )
+        num_layers = sum(getattr(self, name) for name in at_least_one if name.endswith("_layers"))
+        rows = self.vocab_size + (self.target_vocab_size or 0) + self.latent_dim + self.max_length_offset
+        num_weights = self.hidden_size * (rows + num_layers * (self.intermediate_size + self.hidden_size))
+        if num_weights > _MAX_WEIGHTS:  # the model has some more
+            raise ValueError(
+                f"The sizes ask for {num_weights:,} weights and more; {_MAX_WEIGHTS:,} are the limit. hidden_size is "
+                f"{self.hidden_size}, intermediate_size {self.intermediate_size}, vocab_size {self.vocab_size}, "
+                f"target_vocab_size {self.target_vocab_size}, latent_dim {self.latent_dim}, max_length_offset "
+                f"{self.max_length_offset}."
+            )
         if len(set(special_ids.values())) < len(special_ids):
             raise ValueError(f"The special tokens must have different ids; given: {special_ids}.")

@@ -7,6 +7,7 @@ left as it is. The only secret is huggingface_hub's own (`hf auth login`, or HF_
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -26,6 +27,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from .configuration_lvnar import CUSTOM_PIPELINES
 from .modeling_lvnar import LvnarForConditionalGeneration
+from .onnx_engine import LvnarOnnxModel
+from .onnx_export import FILES as ONNX_FILES
 from .repository_checks import (
     CONFIG_AUTO_MAP,
     PACKAGE_FOLDER,
@@ -96,7 +99,7 @@ def assemble(model_folder: str | Path, output_folder: str | Path, overwrite: boo
 
     Args:
         model_folder: with weights in safetensors (one file or shards), configuration, tokenizer, the card README.md,
-            and perhaps a folder `results`.
+            and perhaps ONNX graphs and a folder `results`.
         output_folder: the repository.
         overwrite: replace a repository that is there.
 
@@ -131,7 +134,7 @@ def assemble(model_folder: str | Path, output_folder: str | Path, overwrite: boo
 def _copy_files(source: Path, output: Path) -> None:
     output.mkdir()
     names = ["README.md", "tokenizer.json", *weight_files(source)]
-    optional = [LvnarTokenizer.vocab_files_names["target_tokenizer_file"]]
+    optional = [LvnarTokenizer.vocab_files_names["target_tokenizer_file"], *ONNX_FILES.values()]
     if SHARDS_INDEX not in names and WEIGHTS not in names:
         names.append(SHARDS_INDEX)
     config = {**read_json_object(source / "config.json"), "auto_map": CONFIG_AUTO_MAP}
@@ -153,6 +156,7 @@ def _copy_files(source: Path, output: Path) -> None:
     for name in [*names, *(name for name in optional if (source / name).is_file())]:
         if not (source / name).is_file():
             raise FileNotFoundError(f"{source} has no {name}.")
+        (output / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, output / name)
     for name in TRAVELLING_MODULES:
         shutil.copyfile(PACKAGE_FOLDER / name, output / name)
@@ -167,6 +171,8 @@ def verify(
     api: HfApi | None = None,
 ) -> list[str]:
     """Check a repository, then translate in a clean process that cannot import the package, and compare token ids.
+
+    ONNX graphs are loaded where ONNX Runtime is installed, and the float32 one must give the same ids.
 
     Args:
         folder_or_repo: a folder, or the id of a repository on the Hub, which is downloaded anew.
@@ -207,10 +213,20 @@ def _verify_download(repo_id: str, revision: str | None, texts: Sequence[str], a
 
 
 def _package_ids(folder: Path, texts: Sequence[str]) -> list[list[list[int]]]:
-    """Token ids by the package's own classes, [steps][text]."""
-    model = LvnarForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
+    """Token ids by the package's own classes, [steps][text]; refuse ONNX graphs that do not load, or give others."""
     encoded = LvnarTokenizer.from_pretrained(folder)(list(texts), return_tensors="pt", padding=True)
-    return [model.generate(**encoded, num_refinement_steps=steps).tolist() for steps in GOLDEN_STEPS]
+
+    def generate(model: Any) -> list[list[list[int]]]:
+        return [model.generate(**encoded, num_refinement_steps=steps).tolist() for steps in GOLDEN_STEPS]
+
+    ids = generate(LvnarForConditionalGeneration.from_pretrained(folder, use_safetensors=True))
+    if importlib.util.find_spec("onnxruntime") is not None:
+        for precision, name in ONNX_FILES.items():
+            if (folder / name).is_file():
+                found = generate(LvnarOnnxModel.from_pretrained(folder, precision))
+                if precision == "float32" and found != ids:
+                    raise ValueError(f"{folder / name} gives other tokens than the weights: export it anew.")
+    return ids
 
 
 def _compare(

@@ -3,11 +3,17 @@
 This module travels to the Hub with the model: it imports nothing but torch and transformers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from transformers import Pipeline
+
+SORTED_BATCHES = 64  # of a list, so many batches of texts are tokenized ahead and sorted by length
+
+
+class _Tokenized(dict):
+    """What `preprocess` has made of a text already."""
 
 
 class LvnarTranslationPipeline(Pipeline):
@@ -19,7 +25,8 @@ class LvnarTranslationPipeline(Pipeline):
 
     Call arguments:
         texts: a string, a sequence of strings, or a torch dataset or generator of strings, consumed lazily.
-        batch_size: texts translated at once; 1 by default.
+        batch_size: texts translated at once; 1 by default. Those of a list are grouped by length, and their order is
+            restored; those of a dataset or generator are taken as they come.
         truncation: True cuts texts that are longer than the model takes; by default they are refused.
         return_tensors: add `translation_token_ids` to each result.
         src_lang, tgt_lang: for tokenizers of multilingual models.
@@ -89,9 +96,35 @@ class LvnarTranslationPipeline(Pipeline):
         postprocess_parameters = {} if return_tensors is None else {"return_tensors": return_tensors}
         return preprocess_parameters, generate_kwargs, postprocess_parameters
 
+    def get_iterator(
+        self, inputs: Any, num_workers: int, batch_size: int, preprocess_params: dict, *later_params: dict
+    ) -> Iterable[list[dict]]:
+        """The base class's; of a list with batches of texts alike in length."""
+        if isinstance(inputs, list) and batch_size > 1:
+            return self._iterate_by_length(inputs, num_workers, batch_size, preprocess_params, *later_params)
+        return super().get_iterator(inputs, num_workers, batch_size, preprocess_params, *later_params)
+
+    def _iterate_by_length(
+        self, texts: list, num_workers: int, batch_size: int, preprocess_params: dict, *later_params: dict
+    ) -> Iterator[list[dict]]:
+        """Results in the order of the texts; of those that are sorted together, the longest are translated first."""
+        for start in range(0, len(texts), SORTED_BATCHES * batch_size):
+            window = texts[start : start + SORTED_BATCHES * batch_size]
+            tokenized = [_Tokenized(self.preprocess(text, **preprocess_params)) for text in window]
+            order = sorted(range(len(window)), key=lambda i: tokenized[i]["input_ids"].shape[1], reverse=True)
+            batches = super().get_iterator([tokenized[i] for i in order], num_workers, batch_size, {}, *later_params)
+            results = dict(zip(order, batches, strict=True))
+            yield from (results[i] for i in range(len(window)))
+
     def preprocess(
-        self, text: str, truncation: bool = False, src_lang: str | None = None, tgt_lang: str | None = None
+        self,
+        text: str | _Tokenized,
+        truncation: bool = False,
+        src_lang: str | None = None,
+        tgt_lang: str | None = None,
     ) -> dict[str, torch.Tensor]:
+        if isinstance(text, _Tokenized):
+            return text
         if not isinstance(text, str):
             raise ValueError(f"A text to translate must be a string; given was {type(text).__name__}: {text!r}")
         limit = getattr(self.model.config, "max_position_embeddings", None)

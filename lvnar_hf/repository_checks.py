@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import GenerationConfig
 
 from .configuration_lvnar import CUSTOM_PIPELINES, LvnarConfig
 from .generation_lvnar import GENERATION_DEFAULTS, DecodingOptions
 from .modeling_lvnar import LvnarForConditionalGeneration
+from .onnx_export import FILES as ONNX_FILES
 from .tokenization_lvnar import LvnarTokenizer
 
 # The modules that a user needs who has not the package, all of them flat beside the weights.
@@ -67,9 +69,9 @@ def check_repository(folder: str | Path) -> None:
 
     Raises:
         FileNotFoundError: a file is missing; names it.
-        ValueError: file names that lead elsewhere, formats that are unpickled, code that is not this package's; a
-            configuration with unknown or impossible fields; weights that are missing, unknown, of another shape or not
-            finite; a vocabulary that does not match its embedding. Names file and field or tensor.
+        ValueError: file names that lead elsewhere, formats that are unpickled, code and graphs that are not this
+            package's; a configuration with unknown or impossible fields; weights that are missing, unknown, of another
+            shape or not finite; a vocabulary that does not match its embedding. Names file and field or tensor.
     """
     folder = Path(folder)
     check_file_names(list_files(folder))
@@ -126,6 +128,8 @@ def check_file_names(names: Iterable[str]) -> None:
             )
         if path.suffix == ".py" and name not in TRAVELLING_MODULES:
             raise ValueError(f"{name} is no module of this package; code of another origin is refused.")
+        if (path.parts[:1] == ("onnx",) or path.suffix == ".onnx") and name not in ONNX_FILES.values():
+            raise ValueError(f"{name} is no graph of this package, which has all in {', '.join(ONNX_FILES.values())}.")
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
@@ -168,7 +172,7 @@ def read_config(folder: Path) -> LvnarConfig:
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
-    """The fields of generation_config.json; those of this model are checked here, all of them by `generate`.
+    """The fields of generation_config.json; what they ask of this model is checked again by `generate`.
 
     Raises:
         FileNotFoundError, ValueError: as `check_repository`.
@@ -178,7 +182,8 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     own = {name: value for name, value in fields.items() if name in DecodingOptions.__dataclass_fields__}
     try:
         DecodingOptions(**{**GENERATION_DEFAULTS, **own})
-    except ValueError as error:
+        GenerationConfig(**fields)
+    except Exception as error:  # of many kinds, for a field of the wrong type
         raise ValueError(f"{file}: {error}") from error
     return fields
 
@@ -230,11 +235,8 @@ def check_weights(folder: Path, config: LvnarConfig) -> None:
     )
     if num_layers > len(files):  # before so many are built
         raise ValueError(f"config.json asks for {num_layers} layers; the weights are {len(files)} tensors.")
-    try:
-        with torch.device("meta"):
-            shapes = {n: tuple(t.shape) for n, t in LvnarForConditionalGeneration(config).state_dict().items()}
-    except (RuntimeError, OverflowError) as error:
-        raise ValueError(f"config.json asks for sizes that no tensor can have: {error}") from error
+    with torch.device("meta"):
+        shapes = {n: tuple(t.shape) for n, t in LvnarForConditionalGeneration(config).state_dict().items()}
     missing, unknown = sorted(shapes.keys() - files.keys()), sorted(files.keys() - shapes.keys())
     if missing or unknown:
         raise ValueError(f"{folder}: the weights {missing[:5]} are missing, and {unknown[:5]} are unknown.")

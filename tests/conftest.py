@@ -94,24 +94,28 @@ def tiny_repository(tmp_path_factory, sample_tokenizer) -> Path:
     return folder
 
 
-def overlay_versions() -> list[str]:
+def other_versions() -> list[str]:
     """The other versions of transformers that `make test` has installed, as "4.57.6"."""
-    if "LVNAR_OVERLAYS" not in os.environ:
+    if "LVNAR_ENVIRONMENTS" not in os.environ:
         return []
-    versions = sorted(p.name.removeprefix("transformers-") for p in Path(os.environ["LVNAR_OVERLAYS"]).iterdir())
+    folders = Path(os.environ["LVNAR_ENVIRONMENTS"]).glob("transformers-*")
+    versions = sorted(folder.name.removeprefix("transformers-") for folder in folders)
     if not versions:
-        raise RuntimeError("LVNAR_OVERLAYS names a folder without versions of transformers; `make test` fills it.")
+        raise RuntimeError("LVNAR_ENVIRONMENTS names a folder without environments; `make test` fills it.")
     return versions
+
+
+def other_python(version: str | None) -> str:
+    """The Python of a version's virtual environment (None: the one that runs the tests)."""
+    if version is None:
+        return sys.executable
+    return str(Path(os.environ["LVNAR_ENVIRONMENTS"]) / f"transformers-{version}" / "bin" / "python")
 
 
 def run_with_transformers(version: str | None, code: str, *arguments: str) -> str:
     """Run a script in a fresh process on a version of transformers (None: the installed one); its output."""
-    paths = [str(ROOT)]
-    if version is not None:
-        paths.insert(0, str(Path(os.environ["LVNAR_OVERLAYS"]) / f"transformers-{version}"))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, timeout=300
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "HF_HUB_OFFLINE": "1"}
+    command = [other_python(version), "-c", code, *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout

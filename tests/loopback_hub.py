@@ -16,6 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants, file_download
+
 TOKEN = "hf_loopback_secret"
 
 
@@ -103,9 +106,19 @@ def running_hub() -> Iterator[LoopbackHub]:
         hub.server.server_close()
 
 
+def point_client_at(loopback: LoopbackHub, patch: pytest.MonkeyPatch) -> None:
+    """Let this process's client send its token and speak to this Hub; older ones read the constants, beside `HfApi`."""
+    patch.setenv("HF_TOKEN", TOKEN)
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    patch.setattr(constants, "ENDPOINT", loopback.url)
+    template = loopback.url + "/{repo_id}/resolve/{revision}/{filename}"
+    for module in (constants, file_download):
+        patch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+
+
 def is_large(path: str, size: int) -> bool:
     """What the Hub's .gitattributes send to LFS."""
-    return path.endswith((".safetensors", ".png")) or size > 10_000_000
+    return path.endswith((".safetensors", ".onnx", ".png")) or size > 10_000_000
 
 
 def git_hash(content: bytes) -> str:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+import lvnar_hf
 from tests.conftest import ROOT
 from training import cards, report
 from training.cards import describe_vocabulary, render_card
@@ -101,6 +102,17 @@ def test_every_card_is_whole_and_the_hub_can_read_it(folder):
     assert data.datasets == facts["datasets"] and data.metrics == ["sacrebleu", "chrf"]
     assert ("No weights are published yet" in card) == ("Use" not in headings(card))
     assert (folder / "model.safetensors").exists() == ("Use" in headings(card))
+
+
+def test_remote_code_is_pinned_by_revision_in_every_example():
+    documents = [ROOT / "README.md", ROOT / "training" / "README.md", *(folder / "README.md" for folder in CARDS)]
+    blocks = [
+        block
+        for document in documents
+        for block in re.findall(r"```\w*\n(.*?)```", document.read_text("utf-8"), flags=re.DOTALL)
+        if "trust_remote_code" in block
+    ]
+    assert blocks and all(f'"revision": "v{lvnar_hf.__version__}"' in block for block in blocks)
 
 
 def test_the_model_index_has_the_results_with_their_signatures():

@@ -33,6 +33,10 @@ def test_defaults_are_the_papers_sizes_for_wmt14():
         ({"pad_token_id": None}, ("pad_token_id is None",)),
         ({"dropout": None}, ("dropout is None",)),
         ({"num_decoder_layers": True}, ("True",)),
+        ({"num_prior_layers": 10**6}, ("num_prior_layers is 1000000",)),
+        ({"latent_dim": 10**13}, ("latent_dim 10000000000000",)),
+        ({"intermediate_size": 10**19}, ("intermediate_size 10000000000000000000",)),
+        ({"dtype": False}, ("dtype is False",)),
         ({"eos_token_id": -1}, ("eos_token_id is -1", "32000")),
     ],
 )

@@ -4,22 +4,27 @@ Each process here is fresh, on the version of transformers that runs the tests; 
 """
 
 import ctypes
+import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import transformers
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi
 
 import lvnar_hf  # noqa: F401  (brings `pipeline("translation")` back)
 from lvnar_hf import hub
 from lvnar_hf.repository_checks import PACKAGE_FOLDER, TRAVELLING_MODULES
 from tests.conftest import ROOT
 from tests.golden import GOLDEN, MODEL
-from tests.loopback_hub import TOKEN, running_hub
+from tests.loopback_hub import TOKEN, point_client_at, running_hub
 from training.atomic_files import hash_file
 
 REPO_ID = "user/lvnar-tatoeba-en-de"
@@ -29,7 +34,10 @@ GOLDEN_TOKENS = json.loads(GOLDEN.read_text("utf-8"))
 
 
 def test_the_version_is_the_one_asked_for():
-    assert transformers.__version__ == os.environ.get("LVNAR_TRANSFORMERS", transformers.__version__)
+    asked = os.environ.get("LVNAR_TRANSFORMERS", transformers.__version__)
+    for module, version in ((transformers, asked), (huggingface_hub, huggingface_hub.__version__)):
+        assert module.__version__ == importlib.metadata.version(module.__name__) == version
+        assert "LVNAR_TRANSFORMERS" not in os.environ or Path(str(module.__file__)).is_relative_to(sys.prefix)
 
 
 def test_the_golden_tokens_are_of_the_weights_that_ship():
@@ -46,9 +54,7 @@ def assembled(tmp_path_factory) -> Path:
 def remote(assembled):
     """A Hub with the model that ships: a tag, and a later main branch with other decoding options."""
     with pytest.MonkeyPatch.context() as patch, running_hub() as loopback:
-        patch.setenv("HF_TOKEN", TOKEN)
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        patch.setattr(constants, "ENDPOINT", loopback.url)  # older clients ask for it, beside the client's own
+        point_client_at(loopback, patch)
         api = HfApi(endpoint=loopback.url)
         api.create_repo(REPO_ID)
         api.upload_folder(repo_id=REPO_ID, folder_path=assembled)
@@ -70,27 +76,48 @@ def drop_root() -> None:
     ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)  # PR_CAPBSET_DROP
 
 
-def load_everywhere(remote, home: Path, mode: str, offline: bool = False, folder: Path | None = None) -> dict:
-    """What load_everywhere.py prints in a fresh process with a home of its own."""
+@contextmanager
+def read_only(home: Path) -> Iterator[None]:
+    """Nothing can be written under this folder."""
+    folders = [home, *(path for path in home.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        yield
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+
+
+def run_fresh(remote, home: Path, command: list[str], task: object, offline: bool, **variables: str) -> str:
+    """What Python prints in a fresh process with a home of its own, where permissions hold."""
     environment = {n: v for n, v in os.environ.items() if not n.startswith(("HF_", "TRANSFORMERS_"))}
-    environment.update(HF_ENDPOINT=remote.url, HF_TOKEN=TOKEN, HF_HUB_DISABLE_XET="1", HF_HOME=str(home))
+    environment.update(HF_ENDPOINT=remote.url, HF_TOKEN=TOKEN, HF_HUB_DISABLE_XET="1", HF_HOME=str(home), **variables)
     if offline:
         environment["HF_HUB_OFFLINE"] = "1"
-    commit = remote.repositories[REPO_ID].tags[TAG]
-    task = {"mode": mode, "repo_id": REPO_ID, "revision": TAG, "commit": commit, "offline": offline}
-    task.update(texts=GOLDEN_TOKENS["texts"], steps=GOLDEN_TOKENS["steps"], folder=str(folder))
     result = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "load_everywhere.py")],
+        [sys.executable, *command],
         input=json.dumps(task),
         env=environment,
         capture_output=True,
         text=True,
         timeout=600,
-        preexec_fn=drop_root if offline and os.geteuid() == 0 else None,
+        preexec_fn=drop_root if os.geteuid() == 0 else None,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert TOKEN not in result.stdout + result.stderr
-    return json.loads(result.stdout.strip().split("\n")[-1])
+    return result.stdout
+
+
+def load_everywhere(
+    remote, home: Path, mode: str, offline: bool = False, folder: Path | None = None, **variables: str
+) -> dict:
+    """What load_everywhere.py finds."""
+    commit = remote.repositories[REPO_ID].tags[TAG]
+    task = {"mode": mode, "repo_id": REPO_ID, "revision": TAG, "commit": commit, "offline": offline}
+    task.update(texts=GOLDEN_TOKENS["texts"], steps=GOLDEN_TOKENS["steps"], folder=str(folder))
+    output = run_fresh(remote, home, [str(ROOT / "tests" / "load_everywhere.py")], task, offline, **variables)
+    return json.loads(output.strip().split("\n")[-1])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -116,16 +143,42 @@ def test_every_way_of_loading_gives_the_golden_tokens(remote, mode, tmp_path):
         return
     # The same home again: without a network, and without the right to write to it.
     remote.requests.clear()
-    folders = [tmp_path / "home", *(path for path in (tmp_path / "home").rglob("*") if path.is_dir())]
-    for folder in folders:
-        folder.chmod(0o555)
-    try:
+    with read_only(tmp_path / "home"):
         found = load_everywhere(remote, tmp_path / "home", mode, offline=True)
-    finally:
-        for folder in folders:
-            folder.chmod(0o755)
     assert found["ids"] == {"by tag": GOLDEN_TOKENS["ids"], "pipeline": GOLDEN_TOKENS["ids"]}
     assert remote.requests == []
+
+
+COLD_CODE = """
+import json, sys
+sys.modules["lvnar_hf"] = None
+from transformers import AutoConfig
+task = json.load(sys.stdin)
+for name, options in task.items():
+    try:
+        AutoConfig.from_pretrained("user/lvnar-tatoeba-en-de", revision="v0.1.0", trust_remote_code=True, **options)
+    except OSError as error:
+        print(f"{name} | {type(error).__name__}: {error}".replace("\\n", " "))
+"""
+
+
+def test_a_cold_cache_without_the_right_to_write_serves_or_says_why_not(remote, tmp_path):
+    """The files were downloaded by another user, or not at all; the code was never imported."""
+    home, empty = tmp_path / "home", tmp_path / "empty"
+    HfApi(endpoint=remote.url).snapshot_download(REPO_ID, revision=TAG, cache_dir=home / "hub")
+    empty.mkdir()
+    expected = {"by tag": GOLDEN_TOKENS["ids"], "pipeline": GOLDEN_TOKENS["ids"]}
+    with read_only(home), read_only(empty):
+        assert load_everywhere(remote, home, "package", offline=True)["ids"] == expected
+        modules = {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+        assert load_everywhere(remote, home, "remote", offline=True, **modules)["ids"] == expected
+        cold = {"no code": {}, "no files": {"cache_dir": str(empty)}}
+        said = run_fresh(remote, home, ["-c", COLD_CODE], cold, offline=True)
+        said += run_fresh(remote, home, ["-c", COLD_CODE], {"no right": {"cache_dir": str(empty)}}, offline=False)
+    assert re.search(rf"^no code \| PermissionError: .*{home}/modules", said, re.M)
+    assert re.search(r"^no files \| OSError: .*couldn't find them in the cached files", said, re.M)
+    assert re.search(rf"^no right \| (PermissionError|OSError): .*{empty}", said, re.M)
+    assert list(empty.iterdir()) == [] and not (home / "modules").exists()
 
 
 def test_loading_is_fast_and_imports_little():

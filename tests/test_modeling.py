@@ -11,7 +11,7 @@ from accelerate import cpu_offload
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from lvnar_hf import LvnarForConditionalGeneration
-from tests.conftest import make_batch, make_model, overlay_versions, run_with_transformers, tiny_config
+from tests.conftest import make_batch, make_model, other_versions, run_with_transformers, tiny_config
 
 LENGTHS = [(7, 9), (3, 4), (10, 6), (1, 1)]
 PARTS = ("token_nll", "kl", "budgeted_kl", "length_nll", "elbo", "length_accuracy")
@@ -176,7 +176,7 @@ model.save_pretrained(sys.argv[4])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("version", overlay_versions() or [pytest.param(None, marks=pytest.mark.skip("no overlays"))])
+@pytest.mark.parametrize("version", other_versions() or [pytest.param(None, marks=pytest.mark.skip("no environments"))])
 def test_golden_outputs_on_other_versions_of_transformers(tmp_path, version, dtype):
     """Saved here, loaded there, saved there and loaded here: the same logits and tokens to the bit."""
     model = make_model(tiny_config()).to(getattr(torch, dtype))
@@ -328,7 +328,7 @@ except OSError as error:
 """
 
 
-@pytest.mark.parametrize("version", [None, *overlay_versions()])
+@pytest.mark.parametrize("version", [None, *other_versions()])
 def test_unsound_weights_are_refused_on_every_version(tiny_repository, tmp_path, version):
     folder = tmp_path / "damaged"
     shutil.copytree(tiny_repository, folder)

@@ -12,7 +12,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianConfig, Mar
 from transformers.pipelines.pt_utils import KeyDataset
 
 from lvnar_hf import LvnarTranslationPipeline
-from tests.conftest import overlay_versions, run_with_transformers
+from tests.conftest import other_versions, run_with_transformers
 
 TEXTS = ["Where is the station?", "", "I do not know.", "   ", "Tom laughed.", "日本語 \U0001f600"]
 
@@ -61,6 +61,48 @@ def test_a_generator_is_consumed_lazily(translator):
     results = translator((consumed.append(text) or text for text in TEXTS * 10), batch_size=1)
     next(iter(results))
     assert len(consumed) < 10
+    consumed.clear()
+    next(iter(translator((consumed.append(text) or text for text in TEXTS * 10), batch_size=4)))
+    assert len(consumed) <= 8
+
+
+def batches_of(translator, texts, batch_size) -> tuple[list[torch.Tensor], list[str]]:
+    """The `input_ids` that `generate` was given, (batch, longest) each, and the translations."""
+    batches = []
+    generate = translator.model.generate
+
+    def recorded(input_ids, **kwargs):
+        batches.append(input_ids)
+        return generate(input_ids, **kwargs)
+
+    translator.model.generate = recorded
+    try:
+        results = translator(texts, batch_size=batch_size)
+        results = [result[0] if isinstance(result, list) else result for result in results]
+    finally:
+        del translator.model.generate
+    return batches, [result["translation_text"] for result in results]
+
+
+@pytest.mark.parametrize("sorted_batches", [3, 64])
+def test_a_list_is_grouped_by_length(translator, sample_texts, monkeypatch, sorted_batches):
+    monkeypatch.setattr("lvnar_hf.pipeline_lvnar.SORTED_BATCHES", sorted_batches)
+    texts = [*TEXTS, *(text for text in sample_texts[0] if len(text) < 60)][:101]
+    pad_token_id = translator.model.config.pad_token_id
+    _, expected = batches_of(translator, texts, 1)
+    as_they_come, streamed = batches_of(translator, (text for text in texts), 8)
+    grouped, translations = batches_of(translator, texts, 8)
+    assert translations == streamed == expected and len(grouped) == len(as_they_come) == 13
+    paddings = [sum(int((batch == pad_token_id).sum()) for batch in batches) for batches in (as_they_come, grouped)]
+    assert paddings[1] < paddings[0] / 2
+
+
+def test_a_list_is_tokenized_once(translator, monkeypatch):
+    tokenized = []
+    preprocess = translator.preprocess
+    monkeypatch.setattr(translator, "preprocess", lambda text, **options: tokenized.append(text) or preprocess(text))
+    translator(TEXTS * 3, batch_size=4)
+    assert [text for text in tokenized if isinstance(text, str)] == TEXTS * 3
 
 
 def test_an_empty_text_has_an_empty_translation(translator):
@@ -155,12 +197,12 @@ def test_the_repository_alone_is_enough_with_trust(translator, tiny_repository, 
     """Loaded as remote code by processes that cannot import the package."""
     folder = shutil.copytree(tiny_repository, tmp_path / "alone")
     expected = translator(TEXTS, num_refinement_steps=2)
-    for version in (None, *overlay_versions()):
+    for version in (None, *other_versions()):
         prelude, options = "sys.modules['lvnar_hf'] = None", {"trust_remote_code": True}
         assert translations(version, folder, prelude, ["translation"], options) == [expected]
 
 
-@pytest.mark.parametrize("version", overlay_versions() or [pytest.param(None, marks=pytest.mark.skip("no overlays"))])
+@pytest.mark.parametrize("version", other_versions() or [pytest.param(None, marks=pytest.mark.skip("no environments"))])
 def test_other_versions_of_transformers_give_the_same_translations(translator, tiny_repository, version):
     tasks = ["translation", "translation_en_to_de"]
     expected = translator(TEXTS, num_refinement_steps=2)
@@ -180,7 +222,7 @@ print(type(translator).__name__, len(translator("Tom laughed.", max_new_tokens=3
 """
 
 
-@pytest.mark.parametrize("version", overlay_versions() or [pytest.param(None, marks=pytest.mark.skip("no overlays"))])
+@pytest.mark.parametrize("version", other_versions() or [pytest.param(None, marks=pytest.mark.skip("no environments"))])
 def test_other_models_keep_the_pipeline_of_transformers_where_it_has_one(tiny_repository, version):
     expected = "TranslationPipeline 1" if version.startswith("4.") else "LvnarTranslationPipeline 1"
     assert run_with_transformers(version, NATIVE_CODE, str(tiny_repository)).strip().endswith(expected)

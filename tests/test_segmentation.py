@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, pipeline
 
 from lvnar_hf import LvnarTokenizer, train_tokenizer
 from lvnar_hf.segmentation_lvnar import SEGMENTERS, JapaneseSegmenter, Segmenter, make_segmenter
-from tests.conftest import ROOT, make_model, overlay_versions, run_with_transformers, tiny_config
+from tests.conftest import ROOT, make_model, other_versions, run_with_transformers, tiny_config
 
 JAPANESE_TEXTS = [
     "猫がマットの上に座った。",
@@ -350,7 +350,7 @@ print(json.dumps([encoded["input_ids"], tokenizer.batch_decode(encoded["labels"]
 """
 
 
-@pytest.mark.parametrize("version", [None, *overlay_versions()])
+@pytest.mark.parametrize("version", [None, *other_versions()])
 def test_a_published_tokenizer_segments_without_the_package(tokenizer, tmp_path, monkeypatch, version):
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     tokenizer.save_pretrained(tmp_path / "tokenizer")

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from tests.conftest import ROOT, overlay_versions, run_with_transformers
+from tests.conftest import ROOT, other_versions, run_with_transformers
 from training.analysis import analyse_refinement
 from training.translation import translate_texts
 
@@ -41,7 +41,7 @@ def test_the_same_translations_whatever_the_batch(shipped, sample_texts):
         assert translate_texts(model, tokenizer, texts, batch_size=batch_size, num_refinement_steps=2) == whole
 
 
-OVERLAY_CODE = """
+OTHER_VERSION_CODE = """
 import json, sys
 import lvnar_hf
 from transformers import AutoTokenizer, pipeline
@@ -51,11 +51,11 @@ print(json.dumps([r["translation_text"] for r in translator(json.loads(sys.argv[
 """
 
 
-@pytest.mark.parametrize("version", overlay_versions() or [pytest.param(None, marks=pytest.mark.skip("no overlays"))])
+@pytest.mark.parametrize("version", other_versions() or [pytest.param(None, marks=pytest.mark.skip("no environments"))])
 def test_other_versions_of_transformers_translate_the_same(shipped, sample_texts, version):
     model, tokenizer = shipped
     texts = sample_texts[0][:20]
-    output = run_with_transformers(version, OVERLAY_CODE, str(FOLDER), json.dumps(texts))
+    output = run_with_transformers(version, OTHER_VERSION_CODE, str(FOLDER), json.dumps(texts))
     assert json.loads(output.strip().split("\n")[-1]) == translate_texts(model, tokenizer, texts)
 
 

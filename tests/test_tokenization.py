@@ -1,13 +1,12 @@
 """The tokenizer: lossless on any text, the same ids after saving and on every supported transformers version.
 
-`LVNAR_OVERLAYS` names a folder with installed transformers in `transformers-4.57.6` and `transformers-5.0.0`, each made
-by `pip install --target`; without it the tests across versions are skipped.
+`LVNAR_ENVIRONMENTS` names a folder with virtual environments, `transformers-4.57.6` and `transformers-5.0.0`, which
+`make test` makes; without it the test across versions is skipped.
 """
 
 import copy
 import gzip
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from transformers import AutoTokenizer
 import lvnar_hf  # noqa: F401  # registers LvnarTokenizer
 from lvnar_hf import LvnarTokenizer, tokenizer_training, train_tokenizer
 from lvnar_hf.tokenizer_training import convert_sentencepiece, train_sentencepiece
+from tests.conftest import other_versions, run_with_transformers
 from tests.test_segmentation import JAPANESE_TEXTS, make_segmented_tokenizer
 from training.text import read_lines
 
@@ -255,12 +255,11 @@ def test_a_vocabulary_with_other_special_ids_is_refused(joint, separate):
 
 PROBE = """
 import json, sys
-sys.path.insert(0, sys.argv[1])
 import transformers, lvnar_hf
 from transformers import AutoTokenizer
 from tests.test_tokenization import answers
 found = []
-for folder, copy in json.loads(sys.argv[2]):
+for folder, copy in json.loads(sys.argv[1]):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     found.append(answers(tokenizer))
     tokenizer.save_pretrained(copy)
@@ -268,44 +267,32 @@ print(json.dumps({"version": transformers.__version__, "found": found}))
 """
 
 
-def overlays() -> list[Path]:
-    folder = os.environ.get("LVNAR_OVERLAYS")
-    return sorted(Path(folder).glob("transformers-*")) if folder else []
-
-
-def probe(overlay: Path, folders: list[tuple[Path, Path]]) -> list[dict]:
+def probe(version: str, folders: list[tuple[Path, Path]]) -> list[dict]:
     """The answers of the tokenizers in the first folders, loaded by another version, which saves them to the second."""
     pairs = json.dumps([[str(folder), str(copy)] for folder, copy in folders])
-    environment = {**os.environ, "PYTHONPATH": str(overlay), "PYTHONIOENCODING": "utf-8"}
-    result = subprocess.run(
-        [sys.executable, "-c", PROBE, str(ROOT), pairs], env=environment, capture_output=True, encoding="utf-8"
-    )
-    assert result.returncode == 0, result.stderr
-    answer = json.loads(result.stdout.splitlines()[-1])
-    assert overlay.name == f"transformers-{answer['version']}"
+    answer = json.loads(run_with_transformers(version, PROBE, pairs).splitlines()[-1])
+    assert answer["version"] == version
     return answer["found"]
 
 
-@pytest.mark.skipif(not overlays(), reason="LVNAR_OVERLAYS names no folder with transformers-* in it")
+@pytest.mark.skipif(not other_versions(), reason="LVNAR_ENVIRONMENTS names no folder with environments in it")
 def test_same_ids_on_every_version_in_every_direction(joint, separate, unigram, tmp_path):
-    here = f"transformers-{transformers.__version__}"
+    here = transformers.__version__
     tokenizers = {"joint": joint, "separate": separate, "unigram": unigram, "segmented": make_segmented_tokenizer()}
     expected = json.loads(json.dumps([answers(tokenizer) for tokenizer in tokenizers.values()]))
     for name, tokenizer in tokenizers.items():
         tokenizer.save_pretrained(tmp_path / here / name)
     # Each version loads what this one saved, and saves it again.
-    for overlay in overlays():
-        assert probe(overlay, [(tmp_path / here / n, tmp_path / overlay.name / n) for n in tokenizers]) == expected
+    for version in other_versions():
+        assert probe(version, [(tmp_path / here / n, tmp_path / version / n) for n in tokenizers]) == expected
     # Each version loads what the others saved.
-    for writer in overlays():
-        loaded = [AutoTokenizer.from_pretrained(tmp_path / writer.name / name) for name in tokenizers]
+    for writer in other_versions():
+        loaded = [AutoTokenizer.from_pretrained(tmp_path / writer / name) for name in tokenizers]
         assert json.loads(json.dumps([answers(tokenizer) for tokenizer in loaded])) == expected
-    for reader in overlays():
-        for writer in overlays():
+    for reader in other_versions():
+        for writer in other_versions():
             if reader != writer:
-                assert (
-                    probe(reader, [(tmp_path / writer.name / n, tmp_path / "last" / n) for n in tokenizers]) == expected
-                )
+                assert probe(reader, [(tmp_path / writer / n, tmp_path / "last" / n) for n in tokenizers]) == expected
 
 
 # training
