@@ -31,9 +31,14 @@ FILES = {"float32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}  # in a m
 class _Translation(nn.Module):
     """argmax p(y | x, z), as `generate` has it, in operations that know no number of positions beforehand."""
 
+    not_padding: torch.Tensor  # (target_vocab_size,), added to logits: padding is no word
+
     def __init__(self, model: LvnarForConditionalGeneration):
         super().__init__()
         self.model = model
+        not_padding = torch.zeros(model.config.target_vocab_size or model.config.vocab_size)
+        not_padding[model.config.pad_token_id] = float("-inf")
+        self.register_buffer("not_padding", not_padding)
 
     def translate(self, source: EncodedSource, latents: torch.Tensor, max_length: torch.Tensor) -> torch.Tensor:
         """(batch, longest translation) ids; `max_length` is ()."""
@@ -44,10 +49,21 @@ class _Translation(nn.Module):
         torch._check(longest >= 2)
         torch._check(longest <= max(2, config.max_position_embeddings))
         target_mask = lengths_to_mask(lengths, longest)
-        logits = self.model.decode(source, latents, target_mask)
-        padding = torch.tensor([config.pad_token_id], device=logits.device)
-        targets = logits.index_fill(-1, padding, float("-inf")).argmax(-1)
-        return targets.masked_fill(target_mask == 0, config.pad_token_id)
+        logits = self.model.decode(source, latents, target_mask) + self.not_padding
+        return _argmax(logits).masked_fill(target_mask == 0, config.pad_token_id)
+
+
+def _argmax(logits: torch.Tensor) -> torch.Tensor:
+    """argmax over the last of (batch, length, size), the first one of equals.
+
+    In two stages, since ONNX Runtime's ArgMax is several times slower than its ReduceMax.
+    """
+    size = logits.shape[-1]
+    width = max(divisor for divisor in range(1, 257) if size % divisor == 0)
+    parts = logits.unflatten(-1, (size // width, width))
+    best_part = parts.amax(-1).argmax(-1)[..., None]  # (batch, length, 1)
+    best_parts = parts.gather(2, best_part[..., None].expand(-1, -1, -1, width))[..., 0, :]
+    return (best_part * width + best_parts.argmax(-1, keepdim=True))[..., 0]
 
 
 class _Beginning(_Translation):
@@ -110,8 +126,9 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
     onnx.checker.check_model(graph)
     files["float32"].parent.mkdir(parents=True, exist_ok=True)
     onnx.save(graph, str(files["float32"]))
+    _lay_out_for_products(graph.graph)
     quantize_dynamic(
-        files["float32"],
+        graph,
         files["int8"],
         op_types_to_quantize=["MatMul"],
         per_channel=True,
@@ -248,6 +265,28 @@ def assemble(beginning: Any, step: Any, pad_token_id: int) -> Any:
     model = onnx.helper.make_model(main, opset_imports=[onnx.helper.make_opsetid("", OPSET)], producer_name="lvnar_hf")
     model.ir_version = beginning.ir_version
     return model
+
+
+def _lay_out_for_products(graph: Any) -> None:
+    """Give the tied output projection a transposed copy of the embedding: only stored matrices are quantised."""
+    from onnx import numpy_helper
+
+    (loop,) = (node for node in graph.node if node.op_type == "Loop")
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    copies: dict[str, str] = {}
+    for part in (graph, loop.attribute[0].g):
+        nodes = [node for node in part.node if node.op_type == "Transpose" and node.input[0] in weights]
+        new_names = {}
+        for node in nodes:
+            (name,) = node.input
+            if name not in copies:
+                copies[name] = f"{name}/transposed"
+                matrix = numpy_helper.to_array(weights[name]).T.copy()
+                graph.initializer.append(numpy_helper.from_array(matrix, copies[name]))
+            new_names[node.output[0]] = copies[name]
+            part.node.remove(node)
+        for node in part.node:
+            node.input[:] = [new_names.get(name, name) for name in node.input]
 
 
 def _take_over(graph: Any, prefix: str, weights: dict[bytes, Any]) -> list[Any]:
