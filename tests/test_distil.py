@@ -16,7 +16,7 @@ import torch
 from lvnar_hf import train_tokenizer
 from tests.conftest import ROOT
 from tests.test_teacher_engines import make_teacher_model
-from training import distil, distillation, teacher_engines
+from training import atomic_files, distil, shards, teacher_engines, translate
 from training.corpora import TextPairs
 from training.degeneration import is_loop, most_repeats, one_line
 from training.distillation import Distillation, make_plan
@@ -289,7 +289,7 @@ def test_a_process_claims_only_what_nobody_else_is_at(tmp_path, sample_pairs, sa
     run.prepare()
     helper = Distillation(tmp_path, sample_pairs, sample_tokenizer, 40, SETTINGS)
     engine = echo(sample_tokenizer)
-    with distillation.claim(helper._shard_file(2).with_suffix(".lock")) as is_mine:
+    with atomic_files.claim(helper._shard_file(2).with_suffix(".lock")) as is_mine:
         assert is_mine
         helper.translate(engine, rank=1)
         assert helper._unfinished_shards() == [2]
@@ -306,7 +306,7 @@ def test_the_progress_is_in_tokens_of_all_processes(tmp_path, sample_pairs, samp
     run._translate_shard(0, engine, lambda tokens: None)
     first, second = (int(run.plan.lengths[4 * shard : 4 * shard + 4].sum()) for shard in (0, 1))
     assert first > second, "longest first"
-    with distillation._Progress(run, is_shown=True) as progress:
+    with shards.Progress(run, is_shown=True) as progress:
         assert (progress.bar.n, progress.bar.total) == (first, run.plan.lengths.sum())
         progress.add(5)
         assert progress.bar.n == first + 5
@@ -456,8 +456,8 @@ def test_the_engines_are_compared_on_the_same_sentences(workplace, tmp_path):
 # killed
 
 
-def run_until(argv: list[str], renames: int, when: str) -> None:
-    """The command, in a process of its own that kills itself before or after so many files got their names."""
+def run_until(argv: list[str], renames: int, when: str, command: str = "distil") -> None:
+    """A command, in a process of its own that kills itself before or after so many files got their names."""
     os.environ |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
     replace, seen = os.replace, 0
@@ -472,7 +472,7 @@ def run_until(argv: list[str], renames: int, when: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     os.replace = counted
-    distil.main(argv)
+    {"distil": distil, "translate": translate}[command].main(argv)
 
 
 # One process after another, from nothing to a result: plan, run.json, six shards, three texts, distillation.json.
@@ -491,14 +491,14 @@ MOMENTS = [
 
 
 @pytest.fixture
-def run_killed(monkeypatch) -> Callable[[list[str], int, str], int | None]:
+def run_killed(monkeypatch) -> Callable[..., int | None]:
     """`run_until` in a process that is forked from one with all modules imported; its exit code."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_distil"])
 
-    def run(argv: list[str], renames: int, when: str) -> int | None:
-        process = context.Process(target=run_until, args=(argv, renames, when))
+    def run(*arguments) -> int | None:
+        process = context.Process(target=run_until, args=arguments)
         process.start()
         process.join(120)
         return process.exitcode

@@ -1,20 +1,12 @@
-"""The training text translated by a teacher: in shards that processes claim, killed and continued at will.
+"""The training text translated by a teacher: sorted by source length, in shards that processes claim.
 
-What is unusual: the processes do not talk to each other. The corpus, sorted by source length, is cut into shards that
-do not depend on the number of processes. A process claims a shard by a lock on a file, which the system takes back when
-the process dies; a finished shard appears under its name by a rename. So a run may be killed at any moment and
-continued by any number of processes, and what is merged in the end is the same.
+A run may be killed at any moment and continued by any number of processes (`training/shards.py`).
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import mmap
-import os
-import shutil
-import socket
-import sys
 import time
 import zlib
 from array import array
@@ -29,10 +21,11 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from training.atomic_files import appearing, claim, hash_file, map_file, read_json, write_json
+from training.atomic_files import appearing, hash_file, map_file, read_json, write_json
 from training.corpora import TextPairs
 from training.degeneration import HANDLINGS, KINDS, is_loop, one_line
 from training.outputs import refuse_existing
+from training.shards import ShardedRun, busy_seconds
 from training.teacher_engines import TeacherEngine, TeacherOutput
 from training.text import read_lines
 
@@ -115,8 +108,10 @@ def make_plan(
     return Plan(order, all_lengths[order], all_kinds, np.array(positions, dtype=np.int64))
 
 
-class Distillation:
+class Distillation(ShardedRun):
     """One run: `prepare` by the first process, then `translate` by each, then, after all, `merge` by the first.
+
+    The progress bar is over source tokens, not sentences, so that the time left is right although long ones come first.
 
     Args:
         folder: where the result goes; the run's own files lie in its folder `unfinished` until then.
@@ -126,6 +121,8 @@ class Distillation:
         settings: all that the result depends on; a run is continued with the same only. `on_degenerate` (one of
             `HANDLINGS`) and `shard_size`, in sentences, are among them.
     """
+
+    noun, flag, unit = "distillation", "--distilled_folder", "tokens"
 
     def __init__(
         self,
@@ -139,88 +136,28 @@ class Distillation:
             raise ValueError(f"on_degenerate is {settings['on_degenerate']!r}; it must be one of {HANDLINGS}.")
         if settings["shard_size"] < 1:
             raise ValueError(f"shard_size is {settings['shard_size']}; it must be at least 1.")
-        self.folder, self.work = Path(folder), Path(folder) / WORK_FOLDER
+        self.folder = Path(folder)
+        super().__init__(self.folder, self.folder / WORK_FOLDER, self.folder / RESULT_FILE, settings)
         self.pairs, self.tokenizer, self.max_source_length = pairs, tokenizer, max_source_length
-        self.settings = settings
         self._plan: Plan | None = None
         self._corpus: mmap.mmap | None = None
-        self._name: str | None = None
-        self._lock: int | None = None
 
     # Before
 
-    def prepare(self, overwrite: bool = False) -> bool:
-        """Check what is in the folder and make the plan; True if the whole result is there already.
+    def _fingerprint(self) -> dict[str, Any]:
+        return {"corpus_fingerprint": fingerprint_corpus(self.pairs)}
 
-        Args:
-            overwrite: throw away what another distillation has left; one with the same settings is continued.
+    def _refuse_foreign(self, overwrite: bool) -> None:
+        if self.folder.exists() and any(path.name != WORK_FOLDER for path in self.folder.iterdir()):
+            refuse_existing(self.folder, overwrite, self.flag)
 
-        Raises:
-            ValueError: the folder holds a distillation with other settings; each is named with both values.
-            FileExistsError: the folder holds something else.
-        """
-        settings = {**self.settings, "corpus_fingerprint": fingerprint_corpus(self.pairs)}
-        if self._what_is_there(settings, overwrite) == "finished" and not self.work.exists():
-            return True
-        self._wait_for_other_runs()
-        found = self._what_is_there(settings, overwrite)
-        if found == "finished":
-            shutil.rmtree(self.work)
-            self.close()
-            return True
-        if found == "nothing":
-            self._remove_all()
-            plan = make_plan(self.pairs, self.tokenizer, self.max_source_length, self.work / "corpus.jsonl")
-            plan.save(self.work / "plan.npz")
-            write_json(self.work / "run.json", settings)
-        return False
-
-    def _what_is_there(self, settings: dict[str, Any], overwrite: bool) -> str:
-        """ "finished", "begun" (both with these settings), or "nothing" to keep; raises what `prepare` does."""
-        result, run = read_json(self.folder / RESULT_FILE), read_json(self.work / "run.json")
-        begun_with = result["settings"] if result else run
-        if begun_with is None:
-            if self.folder.exists() and any(path.name != WORK_FOLDER for path in self.folder.iterdir()):
-                refuse_existing(self.folder, overwrite, "--distilled_folder")
-            return "nothing"
-        if different := _differences(begun_with, settings):
-            if not overwrite:
-                raise ValueError(
-                    f"The distillation in {self.folder} was begun with other settings: {different}. Give the same, "
-                    "another --distilled_folder, or --overwrite to throw away what is there."
-                )
-            return "nothing"
-        if result is None:
-            return "begun"
-        for name, description in result["files"].items():
-            file = self.folder / name
-            if not file.exists() or hash_file(file) != description["sha256"]:
-                raise ValueError(f"{file} is not as {RESULT_FILE} says: remove {RESULT_FILE} to make it anew.")
-        return "finished"
-
-    def _wait_for_other_runs(self) -> None:
-        """Hold a lock as long as this process lives: of a killed launcher the processes may go on, and then finish."""
-        while True:
-            self.work.mkdir(parents=True, exist_ok=True)
-            file = self.work / "lock"
-            self._lock = os.open(file, os.O_CREAT | os.O_RDWR, 0o644)
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"another run is at work in {self.folder}: waiting until it ends", file=sys.stderr, flush=True)
-                fcntl.flock(self._lock, fcntl.LOCK_EX)
-            if file.exists() and file.stat().st_ino == os.fstat(self._lock).st_ino:
-                return
-            self.close()  # the other run has ended, and its files are gone
-
-    def _remove_all(self) -> None:
-        # The result's description first: without it the rest is nothing.
-        for name in (RESULT_FILE, SOURCE_FILE, TARGET_FILE, DEGENERATE_FILE):
+    def _remove_result(self) -> None:
+        for name in (SOURCE_FILE, TARGET_FILE, DEGENERATE_FILE):
             (self.folder / name).unlink(missing_ok=True)
-        (self.work / "run.json").unlink(missing_ok=True)
-        for file in self.work.iterdir():
-            if file.name != "lock":
-                file.unlink()
+
+    def _make_plan(self) -> None:
+        plan = make_plan(self.pairs, self.tokenizer, self.max_source_length, self.work / "corpus.jsonl")
+        plan.save(self.work / "plan.npz")
 
     # Shards
 
@@ -239,45 +176,20 @@ class Distillation:
         source, target = json.loads(self._corpus.readline())
         return source, target
 
-    @property
-    def num_shards(self) -> int:
-        """Shards of the whole corpus."""
-        return -(-len(self.plan.order) // self.settings["shard_size"])
-
     def _rows_of(self, shard: int) -> slice:
         """Where the shard's rows are in the plan's order."""
         return slice(shard * self.settings["shard_size"], (shard + 1) * self.settings["shard_size"])
 
-    def _shard_file(self, shard: int) -> Path:
-        if self._name is None:
-            # The settings are in the name: what a process that was left over from another run may write is not ours.
-            self._name = f"shard-{hash_file(self.work / 'run.json')[:8]}"
-        return self.work / f"{self._name}-{shard:06d}.jsonl"
+    @property
+    def shard_sizes(self) -> list[int]:
+        """Source tokens of each shard."""
+        starts = np.arange(0, len(self.plan.order), self.settings["shard_size"])
+        return np.add.reduceat(self.plan.lengths, starts, dtype=np.int64).tolist() if len(starts) else []
 
-    def _unfinished_shards(self) -> list[int]:
-        finished = {path.name for path in self.work.iterdir()}
-        return [shard for shard in range(self.num_shards) if self._shard_file(shard).name not in finished]
-
-    def translate(self, engine: TeacherEngine, rank: int = 0, poll_seconds: float = 0.5) -> None:
-        """Translate shards that nobody else is at, until none is left to claim; process 0 stays until all are done.
-
-        Args:
-            rank: this process among those started together.
-            poll_seconds: time between looks at what others have finished.
-        """
-        with _Progress(self, is_shown=rank == 0) as progress:
-            while unfinished := self._unfinished_shards():
-                num_claimed = 0
-                for shard in unfinished:
-                    with claim(self._shard_file(shard).with_suffix(".lock")) as is_mine:
-                        if is_mine and not self._shard_file(shard).exists():
-                            self._translate_shard(shard, engine, progress.add)
-                            num_claimed += 1
-                    progress.look()
-                if rank != 0 and not num_claimed:
-                    return
-                if not num_claimed:
-                    time.sleep(poll_seconds)
+    @property
+    def num_shards(self) -> int:
+        """Shards of the whole corpus."""
+        return -(-len(self.plan.order) // self.settings["shard_size"])
 
     def _translate_shard(self, shard: int, engine: TeacherEngine, on_progress: Callable[[int], None]) -> None:
         row_ids = self.plan.order[self._rows_of(shard)].tolist()
@@ -303,18 +215,14 @@ class Distillation:
             )
         ]
         header = {
-            "shard": shard,
             "started": start,
             "seconds": time.perf_counter() - clock,
             "sentences": len(lines),
             "source_tokens": sum(map(len, source_ids)),
             "target_tokens": sum(len(output.ids) for output in outputs),
             "engine": engine.description,
-            "process": f"{socket.gethostname()}:{os.getpid()}",
         }
-        with appearing(self._shard_file(shard)) as unfinished, unfinished.open("w", encoding="utf-8") as file:
-            for line in (header, *lines):
-                file.write(json.dumps(line) + "\n")
+        self._write_shard(shard, header, map(json.dumps, lines))
 
     def _kind_of(self, text: str, output: TeacherOutput, source_ids: list[int], reference: str) -> str | None:
         """Which kind of degenerate translation this is, or None."""
@@ -381,16 +289,9 @@ class Distillation:
             },
             "settings": read_json(self.work / "run.json"),
         }
-        write_json(self.folder / RESULT_FILE, result)
-        shutil.rmtree(self.work)
-        self.close()
+        write_json(self.result_file, result)
+        self.clean_up()
         return result
-
-    def close(self) -> None:
-        """Let other runs have the folder; the end of the process does the same."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
     def _translation_of(self, row_id: int, source: str, shards: "_Shards") -> tuple[str | None, str]:
         """The kind of a row, None if nothing is wrong with it, and its translation, "" if there is none."""
@@ -463,11 +364,7 @@ class _Shards:
         begin with token ids and end with text: loading the teacher and merging are not in them.
         """
         headers = self._headers
-        seconds, end = 0.0, 0.0
-        for header in sorted(headers, key=lambda header: header["started"]):
-            finished = header["started"] + header["seconds"]
-            seconds += max(0.0, finished - max(end, header["started"]))
-            end = max(end, finished)
+        seconds = busy_seconds(headers)
         process_seconds = sum(header["seconds"] for header in headers)
         sentences = sum(header["sentences"] for header in headers)
         engines = {json.dumps(header["engine"], sort_keys=True) for header in headers}
@@ -481,66 +378,6 @@ class _Shards:
             "sentences_per_process_second": sentences / process_seconds if process_seconds else None,
             "processes_of_all_runs": len({header["process"] for header in headers}),
         }
-
-
-class _Progress:
-    """A bar over source tokens, not sentences, so that the time left is right although long ones come first.
-
-    It counts what other processes have finished, and this process's shard as it goes.
-    """
-
-    def __init__(self, run: Distillation, is_shown: bool):
-        self.run = run
-        lengths = run.plan.lengths
-        self.tokens = [int(lengths[run._rows_of(shard)].sum()) for shard in range(run.num_shards)]
-        self.unfinished = set(range(run.num_shards))
-        self.is_shown = is_shown
-        self.of_this_shard = 0
-        done = self._finished_tokens()
-        self.bar = tqdm(
-            total=sum(self.tokens),
-            initial=done,
-            disable=not is_shown,
-            unit="tokens",
-            unit_scale=True,
-            smoothing=0.0,
-            mininterval=1.0,
-            desc="translating",
-        )
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.close()
-
-    def _finished_tokens(self) -> int:
-        self.unfinished &= set(self.run._unfinished_shards())
-        return sum(self.tokens) - sum(self.tokens[shard] for shard in self.unfinished)
-
-    def add(self, tokens: int) -> None:
-        """This process has translated so many source tokens more of its shard."""
-        self.of_this_shard += tokens
-        self._show()
-
-    def look(self) -> None:
-        """This process is at no shard."""
-        self.of_this_shard = 0
-        self._show()
-
-    def _show(self) -> None:
-        if self.is_shown and (new := self._finished_tokens() + self.of_this_shard - self.bar.n) > 0:
-            self.bar.update(new)
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Each setting that is not the same, with both values; "" if all are."""
-    names = sorted(before.keys() | now.keys())
-    return "; ".join(
-        f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
-        for name in names
-        if before.get(name) != now.get(name)
-    )
 
 
 def settings_of(arguments: Any) -> dict[str, Any]:

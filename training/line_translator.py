@@ -1,0 +1,152 @@
+"""Many lines translated in batches of a token budget, by PyTorch or by ONNX Runtime."""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerBase
+
+import lvnar_hf  # noqa: F401  (registers the model)
+from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS
+from lvnar_hf.onnx_engine import LvnarOnnxModel
+from training.atomic_files import hash_file
+from training.teacher_engines import folder_fingerprint, make_batches
+
+ENGINES = ("auto", "torch", "onnx", "onnx-int8")
+PRECISIONS = {"onnx": "float32", "onnx-int8": "int8"}
+# Of a line, so many characters are looked at: more than fit any model, and few enough to tokenize in a second.
+MAX_CHARACTERS = 100_000
+
+
+@dataclass(frozen=True)
+class TranslatedLines:
+    """Translations in the order of the lines, "" for blank ones; how many were blank, how many cut; steps taken."""
+
+    texts: list[str]
+    num_blank: int
+    num_cut: int
+    num_steps_taken: int
+
+
+@dataclass(frozen=True)
+class LineTranslator:
+    """Translates lines.
+
+    Attributes:
+        engine: one of ENGINES, but "auto".
+        model: has `generate` and `config`.
+        fingerprint: of all files that the translations depend on, or the Hub's commit.
+        num_refinement_steps: None for a model without.
+        max_batch_tokens: of a batch, padding included.
+    """
+
+    engine: str
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: str
+    num_refinement_steps: int | None
+    max_batch_tokens: int
+
+    def translate(
+        self, lines: Sequence[str], on_progress: Callable[[int], None] = lambda lines: None
+    ) -> TranslatedLines:
+        """Translations in the order of the lines; a line that is longer than the model takes is cut at its limit.
+
+        Args:
+            on_progress: is called with the number of lines that were translated since its last call.
+        """
+        encoded, num_cut = self._encode(lines)
+        order = sorted((i for i in range(len(lines)) if lines[i].strip()), key=lambda i: -len(encoded[i]))
+        texts, num_steps_taken = [""] * len(lines), 0
+        for batch in make_batches([len(encoded[i]) for i in order], self.max_batch_tokens):
+            rows = order[batch.start : batch.stop]
+            sequences, steps = self._generate([encoded[i] for i in rows])
+            decoded = self.tokenizer.batch_decode(sequences, skip_special_tokens=True)
+            for row, text in zip(rows, decoded, strict=True):
+                texts[row] = text
+            num_steps_taken += steps
+            on_progress(len(rows))
+        num_blank = len(lines) - len(order)
+        on_progress(num_blank)
+        return TranslatedLines(texts, num_blank, num_cut, num_steps_taken)
+
+    def _encode(self, lines: Sequence[str]) -> tuple[list[list[int]], int]:
+        """Ids of each line, cut at the model's limit, and how many were cut."""
+        texts = [line[:MAX_CHARACTERS] for line in lines]
+        encoded = self.tokenizer(texts, verbose=False)["input_ids"]
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        num_cut = 0
+        for row, (line, text) in enumerate(zip(lines, texts, strict=True)):
+            is_too_long = limit is not None and len(encoded[row]) > limit
+            if is_too_long:
+                encoded[row] = self.tokenizer(text, truncation=True, max_length=limit)["input_ids"]
+            num_cut += is_too_long or len(text) < len(line)
+        return encoded, num_cut
+
+    def _generate(self, source_ids: list[list[int]]) -> tuple[torch.Tensor, int]:
+        """Translations (sentences, longest), and the refinement steps they took together."""
+        batch = self.tokenizer.pad({"input_ids": source_ids}, return_tensors="pt").to(self.model.device)
+        num_steps = self.num_refinement_steps
+        if num_steps is None:
+            return self.model.generate(**batch), 0
+        if num_steps < 2:  # each sentence takes as many
+            return self.model.generate(**batch, num_refinement_steps=num_steps), num_steps * len(source_ids)
+        output = self.model.generate(**batch, num_refinement_steps=num_steps, return_dict_in_generate=True)
+        return output.sequences, int(output.num_steps_taken.sum())
+
+
+def load_translator(
+    name: str,
+    engine: str = "torch",
+    num_refinement_steps: int | None = None,
+    max_batch_tokens: int = 512,
+    device: torch.device | str = "cpu",
+) -> LineTranslator:
+    """A model with its engine; "auto" takes the fastest: on the CPU the graph in int8 if there is one, else PyTorch.
+
+    Args:
+        name: model folder or Hub id; of any sequence-to-sequence model for the engine "torch".
+        num_refinement_steps: None: the model's own.
+
+    Raises:
+        ValueError: for another engine, an engine that is not for this device, or a budget below 1.
+        FileNotFoundError: the graph that was asked for is not there; says how to make it.
+        ImportError: onnxruntime is asked for, and is missing.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine is {engine!r}; it must be one of {', '.join(ENGINES)}.")
+    if max_batch_tokens < 1:
+        raise ValueError(f"max_batch_tokens is {max_batch_tokens}; it must be at least 1.")
+    is_cpu = torch.device(device).type == "cpu"
+    if engine in PRECISIONS and not is_cpu:
+        raise ValueError(f"The engine {engine} runs on the CPU, not on {device}: choose torch or auto.")
+    model: Any = None
+    if engine == "auto":
+        engine = "torch"
+        if is_cpu:
+            with contextlib.suppress(ImportError, OSError):  # no onnxruntime, or no graph
+                model, engine = LvnarOnnxModel.from_pretrained(name, precision="int8"), "onnx-int8"
+    elif engine in PRECISIONS:
+        model = LvnarOnnxModel.from_pretrained(name, precision=PRECISIONS[engine])
+    if model is None:
+        model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32).eval().to(device)
+    if model.config.model_type == "lvnar" and num_refinement_steps is None:
+        default = GENERATION_DEFAULTS["num_refinement_steps"]
+        num_refinement_steps = getattr(model.generation_config, "num_refinement_steps", default)
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    fingerprint = _fingerprint(name, model, with_graphs=engine in PRECISIONS)
+    return LineTranslator(engine, model, tokenizer, fingerprint, num_refinement_steps, max_batch_tokens)
+
+
+def _fingerprint(name: str, model: Any, with_graphs: bool) -> str:
+    folder = Path(name)
+    if not folder.is_dir():
+        return str(getattr(model.config, "_commit_hash", None))
+    digest = hashlib.sha256(folder_fingerprint(folder).encode())
+    for file in sorted(folder.glob("onnx/*")) if with_graphs else []:
+        digest.update(hash_file(file).encode())
+    return digest.hexdigest()
