@@ -84,8 +84,8 @@ def test_a_run_killed_between_epochs_resumes_too(make_trainer, where):  # noqa: 
     assert [folder.name for folder in (resumed.output_folder / "states").iterdir()] == ["step-0000008"]
 
 
-@pytest.mark.parametrize("what", ["model", "state"])
-def test_a_full_disk_leaves_what_was_there(make_trainer, monkeypatch, what):  # noqa: F811
+@pytest.mark.parametrize("what", ["model", "state", "name"])
+def test_a_disk_that_takes_no_more_leaves_what_was_there(make_trainer, monkeypatch, what):  # noqa: F811
     unbroken, expected = run_to_the_end(make_trainer, "unbroken")
     broken = make_trainer("broken", dropout=0.2, max_steps=8, save_every_steps=2)
 
@@ -97,11 +97,18 @@ def test_a_full_disk_leaves_what_was_there(make_trainer, monkeypatch, what):  # 
 
         return save
 
+    def rename(*names):
+        if broken.step >= 6:
+            raise OSError(errno.EROFS, "Read-only file system")
+        os.replace(*names)
+
     if what == "model":
         monkeypatch.setattr(type(broken.model), "save_pretrained", fill_the_disk(type(broken.model).save_pretrained))
-    else:
+    elif what == "state":
         monkeypatch.setattr(torch, "save", fill_the_disk(torch.save))
-    with pytest.raises(OSError, match="No space left on device"):
+    else:
+        monkeypatch.setattr("training.atomic_files.os.rename", rename)
+    with pytest.raises(OSError, match="Read-only file system" if what == "name" else "No space left on device"):
         broken.train()
     monkeypatch.undo()
     assert checkpoints(broken)[0] == "step-0000003"
@@ -153,7 +160,8 @@ def test_the_command_survives_sigkill(tmp_path, monkeypatch, digit_tokenizer):  
     write_digits(tmp_path / "data" / "digits", num_train=2000, num_valid=20)
     digit_tokenizer.save_pretrained(tmp_path / "runs" / "digits" / "tokenizer")
     command = ["--config", str(ROOT / "training" / "configs" / "digits.yaml"), "--log_every_steps", "1"]
-    command += ["--max_steps", "40", "--save_every_steps", "4", "--dropout", "0.1", "--output_folder"]
+    command += ["--train_on", "raw", "--max_steps", "40", "--save_every_steps", "4", "--dropout", "0.1"]
+    command += ["--output_folder"]
 
     killed = tmp_path / "killed"
     process = subprocess.Popen([sys.executable, str(ROOT / "training" / "train.py"), *command, str(killed)])

@@ -153,6 +153,16 @@ def test_a_batch_in_pieces_makes_the_same_step(make_trainer, monkeypatch):
     assert all(parameter.grad is None for parameter in pieces.model.parameters())  # the next step begins anew
 
 
+def test_without_a_limit_the_gradient_is_measured_and_left(make_trainer):
+    free, wide = (
+        make_trainer("free", max_grad_norm=0.0, max_steps=2),
+        make_trainer("wide", max_grad_norm=1e9, max_steps=2),
+    )
+    free.train(), wide.train()
+    assert [line["grad_norm"] > 1 for line in log_lines(free, "train")] == [True, True]
+    assert_equal(weights(free.model), weights(wide.model))
+
+
 def test_accumulation_takes_whole_groups_of_batches(make_trainer):
     assert len(make_trainer().sampler) == 3
     trainer = make_trainer(gradient_accumulation_steps=2, max_steps=4)
@@ -185,8 +195,11 @@ def test_gradient_checkpointing_changes_no_gradient(make_trainer, dropout):
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-7, rtol=1e-5)
 
 
-def test_bf16_keeps_the_weights_in_float32(make_trainer):
-    trainer = make_trainer(mixed_precision="bf16", max_steps=2, valid_bleu_sentences=4)
+def test_bf16_keeps_the_weights_in_float32_and_the_loss(make_trainer):
+    exact = make_trainer("float32", max_steps=4)
+    exact.train()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    trainer = make_trainer("bf16", mixed_precision="bf16", max_steps=4, valid_bleu_sentences=4)
     seen = []
     trainer.model.prior.encoder.layers[0].self_attention.register_forward_hook(
         lambda module, inputs, output: seen.append(output.dtype)
@@ -195,6 +208,22 @@ def test_bf16_keeps_the_weights_in_float32(make_trainer):
     assert set(seen) == {torch.bfloat16}
     assert all(math.isfinite(value) for value in metrics.values())
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+    losses = [[line["loss"] for line in log_lines(run, "train")] for run in (trainer, exact)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("launched_with", "asked_for", "message"),
+    [
+        ("bf16", "no", "launched with mixed_precision bf16, and the recipe says no"),
+        ("no", "fp16", "must be no or bf16"),
+    ],
+)
+def test_a_precision_that_would_not_be_used_is_refused(monkeypatch, launched_with, asked_for, message):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched_with)
+    with pytest.raises(ValueError, match=message):
+        train.main(["--output_folder", "x", "--tokenizer_folder", "x", "--mixed_precision", asked_for])
 
 
 def test_a_compiled_model_takes_the_same_steps(make_trainer, monkeypatch):
@@ -208,6 +237,8 @@ def test_a_compiled_model_takes_the_same_steps(make_trainer, monkeypatch):
     eager, compiled = make_trainer("eager", max_steps=2), make_trainer("compiled", max_steps=2, torch_compile=True)
     assert len(compiled_layers) == 7  # 2 + 1 + 2 + 2 layers, see tests/conftest.py
     assert compiled.train() == pytest.approx(eager.train(), rel=1e-4)
+    for first, second in zip(log_lines(eager, "train"), log_lines(compiled, "train"), strict=True):
+        assert (second["loss"], second["grad_norm"]) == pytest.approx((first["loss"], first["grad_norm"]), rel=1e-4)
     first, second = weights(eager.output_folder / "best"), weights(compiled.output_folder / "best")
     for name, tensor in first.items():
         torch.testing.assert_close(second[name], tensor, atol=1e-4, rtol=1e-3)
@@ -301,6 +332,8 @@ def test_validation_draws_one_latent_a_sentence(make_trainer):
     for name in ("token_nll", "kl", "length_nll", "elbo"):
         assert metrics[name] == pytest.approx(float(output[name].sum() / output.num_target_tokens), rel=1e-5)
     assert metrics["length_accuracy"] == pytest.approx(float(output.length_accuracy.mean()))
+    positions = batch["attention_mask"].sum()
+    assert metrics["kl_per_source_position"] == pytest.approx(float(output.kl.sum() / positions), rel=1e-5)
     assert not torch.allclose(output.token_nll, without_noise.token_nll, rtol=1e-4)
 
 
@@ -472,6 +505,7 @@ def test_the_command_runs_twice_only_if_told(tmp_path, monkeypatch, digit_tokeni
     write_digits(tmp_path / "data" / "digits", num_train=100, num_valid=20)
     digit_tokenizer.save_pretrained(tmp_path / "runs" / "digits" / "tokenizer")
     command = ["--config", str(ROOT / "training" / "configs" / "digits.yaml"), "--log_every_steps", "1"]
+    command += ["--train_on", "raw"]
     metrics = train.main([*command, "--max_steps", "3"])
     assert {"elbo", "bleu_0_steps", "bleu_1_steps"} <= set(metrics)
     output = capsys.readouterr()
@@ -504,35 +538,40 @@ def test_the_command_needs_both_folders(flags, message):
         train.main(flags)
 
 
-def test_the_digits_are_learnt_to_perfection(tmp_path):
-    """The commands of training/README.md, from text to a model that copies and reverses strings it has not seen."""
+def test_the_digits_are_learnt_from_a_teacher(tmp_path):
+    """The commands of training/README.md, from text to the scores of a student that has read its teacher alone."""
     write_digits(tmp_path / "data" / "digits")
-    scripts = ROOT / "training"
-    tokenizer_command = [sys.executable, scripts / "tokenizer.py"]
-    train_command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu"]
-    train_command += ["--num_processes", "1", scripts / "train.py"]
+    runs = tmp_path / "runs" / "digits"
+    recipe = ["--config", str(ROOT / "training" / "configs" / "digits.yaml")]
     environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    for command in (tokenizer_command, train_command):
+    environment["ACCELERATE_USE_CPU"] = "true"
+
+    def run(script: str, *arguments: object, launch: bool = False) -> None:
+        launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "1"]
+        command = [sys.executable, *(launcher if launch else []), ROOT / "training" / script, *arguments]
         result = subprocess.run(
-            [*map(str, command), "--config", str(scripts / "configs" / "digits.yaml")],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            encoding="utf-8",
+            list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8"
         )
         assert result.returncode == 0, result.stderr[-3000:]
-    assert "processes: 1" in result.stdout and "Writing model shards" not in result.stderr
+        assert not launch or ("processes: 1" in result.stdout and "Writing model shards" not in result.stderr)
 
-    best = tmp_path / "runs" / "digits" / "model" / "best"
-    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(best), AutoTokenizer.from_pretrained(best)
-    sources, targets = (
-        (tmp_path / "data" / "digits" / f"valid.{side}").read_text().splitlines() for side in ("source", "target")
-    )
-    encoded = tokenizer(sources, padding=True, return_tensors="pt")
-    exact = []
-    for num_steps in (0, 1):
-        sequences = model.generate(**encoded, num_refinement_steps=num_steps)
-        hypotheses = tokenizer.batch_decode(sequences, skip_special_tokens=True)
-        exact.append(sum(h == t for h, t in zip(hypotheses, targets, strict=True)) / len(targets))
-    print(f"exact match: {exact[0]:.3f} with 0 refinement steps, {exact[1]:.3f} with 1")
-    assert exact[1] >= 0.98 and exact[0] >= 0.95
+    run("tokenizer.py", *recipe)
+    run("teacher.py", *recipe, launch=True)
+    run("distil.py", *recipe)
+    # Nobody reads the text's own targets from here on.
+    (tmp_path / "data" / "digits" / "train.target").write_text("0\n" * 20_000)
+    run("train.py", *recipe, launch=True)
+    checkpoints = [runs / "model" / "best", *(runs / "model" / "checkpoints").iterdir()]
+    run("average.py", "--output_folder", runs / "averaged", "--checkpoints", *checkpoints)
+    files = {side: tmp_path / "data" / "digits" / f"valid.{side}" for side in ("source", "target")}
+    texts = ["--source_file", files["source"], "--target_file", files["target"], "--num_bootstrap", 0]
+    run("evaluate.py", *texts, "--model", runs / "teacher" / "best", "--output_folder", "teacher", "--num_beams", 1)
+    steps = ["--num_refinement_steps", 0, 1, "--num_elbo_samples", 1]
+    run("evaluate.py", *texts, "--model", runs / "averaged", "--output_folder", "student", *steps)
+    exact = {}
+    for file in sorted(tmp_path.glob("*/hypotheses.*.txt")):
+        pairs = zip(file.read_text("utf-8").splitlines(), files["target"].read_text("utf-8").splitlines(), strict=True)
+        exact[file.name] = sum(hypothesis == target for hypothesis, target in pairs) / 500
+    print(f"exact translations: {exact}")
+    assert exact["hypotheses.beam-1.txt"] >= 0.95
+    assert exact["hypotheses.0-steps.txt"] >= 0.95 and exact["hypotheses.1-steps.txt"] >= 0.95

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and locks that end with the process that holds them."""
+"""Files and folders that are there whole or not at all, and locks that end with the process that holds them."""
 
 import contextlib
 import fcntl
@@ -6,6 +6,7 @@ import hashlib
 import json
 import mmap
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,40 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `folder` when everything is written.
+
+    Until then, and if writing fails (a full disk, a kill), what was in `folder` before stays there.
+    """
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    put_in_place(unfinished, folder)
+
+
+def put_in_place(unfinished: Path, folder: Path) -> None:
+    """Rename a folder that is whole, over an older one of that name; `restore_replaced` undoes half a replacement."""
+    replaced = folder.with_name(folder.name + ".replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, replaced)
+    os.rename(unfinished, folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def restore_replaced(folder: Path) -> None:
+    """Put the older folder back, if the process was killed between the two renames of `put_in_place`."""
+    replaced = folder.with_name(folder.name + ".replaced")
+    if replaced.exists() and not folder.exists():
+        os.rename(replaced, folder)
 
 
 def write_json(file: Path, value: dict[str, Any]) -> None:

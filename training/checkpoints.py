@@ -1,48 +1,11 @@
-"""Folders of a run: each appears whole or not at all, and nothing is written over unasked."""
+"""The output folder of a run: nothing is written over unasked, and another run is not taken for this one."""
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from training.outputs import refuse_existing
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write to, which takes the place of `folder` when everything is written.
-
-    Until then, and if writing fails (a full disk, a kill), what was in `folder` before stays there.
-    """
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    put_in_place(unfinished, folder)
-
-
-def put_in_place(unfinished: Path, folder: Path) -> None:
-    """Rename a folder that is whole, over an older one of that name; `restore_replaced` undoes half a replacement."""
-    replaced = folder.with_name(folder.name + ".replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        os.rename(folder, replaced)
-    os.rename(unfinished, folder)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def restore_replaced(folder: Path) -> None:
-    """Put the older folder back, if the process was killed between the two renames of `put_in_place`."""
-    replaced = folder.with_name(folder.name + ".replaced")
-    if replaced.exists() and not folder.exists():
-        os.rename(replaced, folder)
 
 
 def prepare_output_folder(folder: Path, overwrite: bool) -> None:

@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import re
-import shutil
 import sys
 import tempfile
 import threading
@@ -29,6 +28,7 @@ from filelock import FileLock
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from training.atomic_files import whole_folder
 from training.corpora import TextPairs, file_stamps, load_distilled_pairs, load_pairs, load_text_pairs
 
 __all__ = [
@@ -496,7 +496,7 @@ def _list_array(ids: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
 class _PairCache:
     """A folder that holds tokenised pairs, named by a hash of all that decides them.
 
-    It is complete or not there: it is written under another name and renamed. Of several processes one writes.
+    It is complete or not there. Of several processes one writes.
     """
 
     def __init__(self, folder: Path, key: dict[str, Any]):
@@ -515,17 +515,9 @@ class _PairCache:
             found = self._load()
             if found is not None:  # written while this process waited
                 return found
-            # With the lock held nobody else is writing: these were left by processes that were killed.
-            for stale in (self.folder, *self.folder.parent.glob(f"{self.folder.name}.*.unfinished")):
-                shutil.rmtree(stale, ignore_errors=True)
-            unfinished = self.folder.with_name(f"{self.folder.name}.{os.getpid()}.unfinished")
-            unfinished.mkdir()
-            try:
+            # With the lock held nobody else is writing.
+            with whole_folder(self.folder) as unfinished:
                 self._write(unfinished, pairs, encoder, num_workers)
-                unfinished.rename(self.folder)
-            except BaseException:
-                shutil.rmtree(unfinished, ignore_errors=True)
-                raise
         found = self._load()
         assert found is not None
         return found

@@ -38,9 +38,9 @@ def describe_machine(device: torch.device | str) -> dict[str, Any]:
 
 
 def describe_versions() -> dict[str, str]:
-    """Of this package, Python, torch and transformers; of CTranslate2 and sacreBLEU where they are installed."""
+    """Of this package, Python, torch and transformers; of the others where they are installed."""
     versions = {"lvnar_hf": lvnar_hf.__version__, "python": platform.python_version(), "torch": torch.__version__}
-    for name in ("transformers", "ctranslate2", "sacrebleu"):
+    for name in ("transformers", "ctranslate2", "onnxruntime", "sacrebleu"):
         if importlib.util.find_spec(name) is not None:
             versions[name] = importlib.metadata.version(name)
     return versions

@@ -1,6 +1,7 @@
 """One training run, from a recipe's sections to the best model: what `train.py` and `teacher.py` have in common."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import datasets
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, parse_flag_from_env, set_seed
 from transformers import PreTrainedModel
 
 from lvnar_hf import LvnarTokenizer
@@ -32,6 +33,44 @@ CHANGEABLE = (
     "num_workers",
 )
 
+# What FSDP must be set to. Weights are gathered for the model as a whole: keys and values are taken from layers that
+# have not been called. And no process waits for the weights of another: each makes or loads the same model.
+SHARDING = {"fsdp_version": 2, "auto_wrap_policy": None, "cpu_ram_efficient_loading": False}
+
+
+def check_launch(accelerator: Accelerator, mixed_precision: str) -> None:
+    """Refuse what accelerate would leave out without a word, and FSDP in settings that it cannot be used with.
+
+    Args:
+        mixed_precision: what the recipe says, and `accelerator` was made with.
+
+    Raises:
+        ValueError: the launch asks for another precision, for fp16 or FSDP where there is none, or for other settings
+            of FSDP than `SHARDING`.
+    """
+    launched_with = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched_with not in ("no", mixed_precision):
+        raise ValueError(
+            f"accelerate was launched with mixed_precision {launched_with}, and the recipe says {mixed_precision}: "
+            f"give --mixed_precision {launched_with} after the script, or set it in the recipe."
+        )
+    device = accelerator.device.type
+    if mixed_precision == "fp16" and device == "cpu":
+        raise ValueError("mixed_precision is fp16, which accelerate leaves out on the CPU; it must be no or bf16.")
+    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return
+    if accelerator.distributed_type != DistributedType.FSDP:
+        raise ValueError(
+            f"FSDP is asked for, which accelerate leaves out with {accelerator.num_processes} process(es) on {device}; "
+            "launch without --use_fsdp, or on accelerators."
+        )
+    plugin = accelerator.state.fsdp_plugin
+    if {name: getattr(plugin, name) for name in SHARDING} != SHARDING:
+        raise ValueError(
+            "FSDP is set up otherwise than it can be used: give `accelerate launch --use_fsdp --fsdp_version 2 "
+            "--fsdp_auto_wrap_policy NO_WRAP --fsdp_cpu_ram_efficient_loading false`, or the same in its file."
+        )
+
 
 def run_training(
     data: DataArguments,
@@ -47,14 +86,18 @@ def run_training(
 
     Raises:
         FileExistsError: the output folder is not empty, and neither `overwrite` nor `resume` is given.
-        ValueError: for arguments that are missing or cannot be combined, or differ from those of the run to resume.
+        ValueError: for arguments that are missing or cannot be combined, or differ from those of the run to resume;
+            and what `check_launch` refuses.
     """
     if arguments.output_folder is None or data.tokenizer_folder is None:
         raise ValueError("Give --output_folder and --tokenizer_folder, or name them in the recipe.")
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    check_launch(accelerator, arguments.mixed_precision)
     folder = Path(arguments.output_folder)
     settings = {**asdict(data), **asdict(sizes), **asdict(arguments), "num_processes": accelerator.num_processes}
     settings = {name: value for name, value in settings.items() if name not in CHANGEABLE}
+    if accelerator.is_fsdp2:
+        settings["is_sharded"] = True
     is_resumed = arguments.resume and (folder / "run.json").exists()
     accelerator.wait_for_everyone()  # before the main process writes what the others look for
     if is_resumed:

@@ -5,6 +5,7 @@ epoch, and on nothing before it. So a run that was stopped and resumed ends as o
 give the same step whether two processes take one each or one process takes both.
 """
 
+import copy
 import dataclasses
 import math
 import shutil
@@ -20,15 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from datasets import Dataset
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lvnar_hf.losses_lvnar import kl_budget_at
+from training.atomic_files import put_in_place, restore_replaced, whole_folder
 from training.batching import TokenBudgetBatchSampler, TranslationCollator
-from training.checkpoints import put_in_place, restore_replaced, whole_folder
 from training.data import pair_lengths
 from training.objectives import objective_for
 from training.recipe import OptimizationArguments
@@ -108,6 +109,10 @@ class TranslationTrainer:
         self.output_folder = Path(arguments.output_folder)
         self.log = RunLog(self.output_folder, arguments.tensorboard)
         self.objective = objective_for(model)
+        self.whole_copy: PreTrainedModel | None = None
+        if accelerator.is_fsdp2:
+            self.whole_copy = copy.deepcopy(model).to(accelerator.device)
+            model.set_input_embeddings(model.get_input_embeddings())  # Marian: one module instead of three, tied
         if arguments.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         if arguments.torch_compile:
@@ -257,12 +262,9 @@ class TranslationTrainer:
                 # Gradients are averaged over processes; the loss is divided by the tokens of all of them already.
                 accelerator.backward(loss * accelerator.num_processes)
             totals.update({**sums, "loss": loss.detach()})
-        if arguments.max_grad_norm > 0:
-            grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), arguments.max_grad_norm)
-        else:
-            accelerator.unscale_gradients()
-            grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        grad_norm = float(grad_norm)
+        max_grad_norm = arguments.max_grad_norm if arguments.max_grad_norm > 0 else math.inf
+        grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), max_grad_norm)
+        grad_norm = float(getattr(grad_norm, "full_tensor", lambda: grad_norm)())
         reduced = accelerator.reduce(torch.stack([torch.as_tensor(t).double() for t in totals.values()]), "sum")
         results = dict(zip(totals, reduced.tolist(), strict=True))
         if not math.isfinite(results["loss"]) or (accelerator.scaler is None and not math.isfinite(grad_norm)):
@@ -277,6 +279,14 @@ class TranslationTrainer:
         self.progress.step += 1
         return {**results, "grad_norm": grad_norm}, {"learning_rate": learning_rate, "kl_budget": kl_budget}
 
+    def _whole_model(self) -> PreTrainedModel:
+        """The model with its weights; under FSDP, a copy with those of all shards, in every process."""
+        if self.whole_copy is None:
+            return self.accelerator.unwrap_model(self.model)
+        weights = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True))
+        self.whole_copy.load_state_dict(weights)
+        return self.whole_copy
+
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Figures of the objective, nats a target token, the same noise each time; and BLEU.
@@ -284,7 +294,7 @@ class TranslationTrainer:
         Every process does all of it, so that all know the result.
         """
         accelerator = self.accelerator
-        model = accelerator.unwrap_model(self.model)
+        model = self._whole_model()
         model.eval()
         generator = torch.Generator(device=accelerator.device).manual_seed(self.arguments.seed)
         totals: Counter[str] = Counter()
@@ -320,11 +330,10 @@ class TranslationTrainer:
         """Model and tokenizer to a folder, which appears whole or not at all."""
         accelerator = self.accelerator
         accelerator.wait_for_everyone()
-        is_sharded = accelerator.distributed_type == DistributedType.FSDP
-        weights = {"state_dict": accelerator.get_state_dict(self.model)} if is_sharded else {}
+        model = self._whole_model()
         if accelerator.is_main_process:
             with whole_folder(folder) as unfinished:
-                accelerator.unwrap_model(self.model).save_pretrained(unfinished, **weights)
+                model.save_pretrained(unfinished)
                 self.tokenizer.save_pretrained(unfinished)
         accelerator.wait_for_everyone()
 
