@@ -56,12 +56,16 @@ import importlib, json, sys
 task = json.load(sys.stdin)
 sys.path[:] = task["path"]
 sys.modules["lvnar_hf"] = None
+class FreshFolders:  # Python may not see folders that transformers has made within a tick of the clock
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.startswith("transformers_modules"):
+            importlib.invalidate_caches()
+sys.meta_path.insert(0, FreshFolders)
 import torch
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 torch.set_num_threads(task["threads"])
 options = {"trust_remote_code": True, "revision": task["revision"]}
-AutoConfig.from_pretrained(task["model"], **options)
-importlib.invalidate_caches()  # Python may not see folders that transformers has made within a tick of the clock
 model = AutoModelForSeq2SeqLM.from_pretrained(task["model"], use_safetensors=True, **options)
 tokenizer = AutoTokenizer.from_pretrained(task["model"], **options)
 encoded = tokenizer(task["texts"], return_tensors="pt", padding=True)

@@ -17,7 +17,14 @@ from training import benchmark, benchmark_systems, benchmark_timing
 from training.benchmark_modes import RANDOM_LAYERS, TimingArguments, _convert, _export, check_lengths, translate_all
 from training.benchmark_plots import draw_quality, draw_throughput
 from training.benchmark_systems import SystemSpec, lvnar_specs, marian_specs, select_systems
-from training.benchmark_tables import render_crossovers, render_document, render_paper, render_speed, render_summary
+from training.benchmark_tables import (
+    render_brief,
+    render_crossovers,
+    render_document,
+    render_paper,
+    render_speed,
+    render_summary,
+)
 from training.benchmark_timing import (
     find_crossovers,
     harness_share,
@@ -469,6 +476,13 @@ def test_tables_hold_what_the_json_holds(known):
     assert "Quoted from Shu et al. (2020), Tables 1, 2 and 4; not measured here" in render_paper()
     summary = render_summary(known, "random")
     assert "BLEU" not in summary and "lvnar, eager, 1 step | 10.0 (1.50)" in summary
+    brief = render_brief(known, "random")
+    assert brief.startswith("| system | ms a sentence | speed-up | sentences/s, batch 8 |\n")
+    assert "\n| marian 6-6, ctranslate2 int8, beam 1 | 20.0 | 5.0x | 400 |\n\n" in brief
+    assert brief.endswith(
+        "on 2 threads of Abacus; float32 where the name says no other number type; speed-up over "
+        "marian 6-6, transformers, beam 3; torch 9.9."
+    )
 
 
 def test_tables_without_batch_1_a_baseline_or_a_known_memory(known):

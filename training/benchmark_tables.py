@@ -178,6 +178,25 @@ def render_summary(benchmark: dict[str, Any], mode: str) -> str:
     return "\n\n".join([render_speed(result), render_conditions(benchmark, mode), render_crossovers(result)])
 
 
+def render_brief(benchmark: dict[str, Any], mode: str) -> str:
+    """Of one mode: latency, speed-up and throughput alone."""
+    result, machine, versions = benchmark["modes"][mode], benchmark["machine"], benchmark["versions"]
+    larger = [size for size in _sizes(result) if size != "1"]
+    rows = []
+    for name, system in result["systems"].items():
+        timed = system["model"]
+        speeds = [_number(timed["sentences_per_second"][size]["median"]) for size in larger]
+        rows.append([name, _number(timed["latency_ms"]["mean"]), f"{timed['speed_up']:.1f}x", *speeds])
+    named = ("torch", "transformers", "onnxruntime", "ctranslate2")
+    libraries = ", ".join(f"{name} {versions[name]}" for name in named if name in versions)
+    return (
+        _table(["system", "ms a sentence", "speed-up", *(f"sentences/s, batch {size}" for size in larger)], rows)
+        + f"\n\n{TITLES[mode]}, forced to the lengths of newstest2014, from token ids to token ids, in one run on "
+        f"{result['settings']['threads']} threads of {machine['processor']}; {result['settings']['dtype']} where the "
+        f"name says no other number type; speed-up over {result['baseline']}; {libraries}."
+    )
+
+
 def render_document(benchmark: dict[str, Any]) -> str:
     """The whole of benchmark.md."""
     parts = ["# Benchmark"]

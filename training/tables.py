@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from training.benchmark_tables import render_summary
+from training.benchmark_tables import render_brief, render_summary
 
 
 def read_result(results: Path, name: str) -> dict[str, Any]:
@@ -289,18 +289,9 @@ def teacher_engines_table(results: Path) -> str:
     )
 
 
-def latency_table(results: Path) -> str:
-    """Latency at the paper's sizes beside the autoregressive baseline."""
-    result = read_result(results, "latency_paper_sizes")
-    rows = [
-        (name, f"{row['median_ms']:.0f}", f"{row['std_ms']:.0f}", f"{row['speed_up_over_baseline']:.1f}x")
-        for name, row in result["systems"].items()
-    ]
-    return table(("system", "ms a sentence (median)", "std", "speed-up"), rows) + (
-        f"\n\nSpeed-up over {result['baseline']}. {result['what'][0].upper()}{result['what'][1:]}; `generate` alone, "
-        f"in one run on {machine_of(result)}; torch {result['versions']['torch']}, transformers "
-        f"{result['versions']['transformers']}."
-    )
+def speed_brief_table(results: Path) -> str:
+    """Random weights at the paper's sizes: latency, speed-up and throughput."""
+    return render_brief(read_result(results, "benchmark"), "random")
 
 
 def speed_table(results: Path) -> str:
@@ -309,8 +300,9 @@ def speed_table(results: Path) -> str:
 
 
 def speed_trained_table(results: Path) -> str:
-    """The trained models on real sentences, quality beside speed."""
-    return render_summary(read_result(results, "benchmark"), "trained")
+    """The trained models on real sentences, quality beside speed; nothing where none was timed."""
+    benchmark = read_result(results, "benchmark")
+    return render_summary(benchmark, "trained") if "trained" in benchmark["modes"] else ""
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
@@ -320,7 +312,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "refinement": refinement_table,
     "oracles": oracles_table,
     "elbo_speed": elbo_speed_table,
-    "latency": latency_table,
+    "speed_brief": speed_brief_table,
     "speed": speed_table,
     "speed_trained": speed_trained_table,
     "training": training_table,
