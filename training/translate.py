@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -49,16 +49,12 @@ class TranslationArguments:
     overwrite: bool = field(default=False, metadata={"help": "throw away what is there"})
 
 
-def spool_standard_input() -> str:
-    """Copy standard input to a file without a name, which the system removes with this process; a path to it."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115  (it stays open)
+def spool_standard_input() -> BinaryIO:
+    """Copy standard input to a file without a name, which is gone when it is closed."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115  (the caller keeps it open)
     shutil.copyfileobj(sys.stdin.buffer, file)
     file.flush()
-    _spooled.append(file)
-    return f"/dev/fd/{file.fileno()}"
-
-
-_spooled: list[Any] = []
+    return file
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any] | None:
@@ -103,7 +99,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     }
     input_file = arguments.input_file
     if input_file == "-" and state.is_main_process:
-        input_file = spool_standard_input()
+        spooled = spool_standard_input()
+        input_file = f"/dev/fd/{spooled.fileno()}"
     run = FileTranslation(input_file, arguments.output_file, settings)
     if state.is_main_process:
         run.prepare(arguments.overwrite)
