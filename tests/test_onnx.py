@@ -15,7 +15,6 @@ from training import export
 from training.translation import translate_texts
 from training.translation_quality.measures import corpus_scores
 
-pytestmark = pytest.mark.xdist_group("onnx")  # one process makes the graphs
 LENGTHS = [(1 + (7 * row) % 39, 1) for row in range(40)]
 
 
