@@ -21,7 +21,7 @@ from .losses_lvnar import IGNORED_LABEL, gaussian_log_density, token_nll
 # Decoding defaults, as they stand in a new model's generation_config.json.
 GENERATION_DEFAULTS = {"num_refinement_steps": 1, "remove_repetitions": True}
 
-_OWN_OPTIONS = (*GENERATION_DEFAULTS, "max_length", "return_dict_in_generate")
+_OWN_OPTIONS = (*GENERATION_DEFAULTS, "max_length", "return_dict_in_generate", "output_scores")
 # Options of transformers' GenerationConfig that change nothing here, whatever their value.
 _INERT_OPTIONS = ("use_cache", "return_legacy_cache", "disable_compile", "transformers_version")
 # All other options steer a search token by token, which this model does not have. These values of theirs ask for
@@ -56,6 +56,7 @@ class DecodingOptions:
     remove_repetitions: bool
     max_length: int | None = None
     return_dict_in_generate: bool | None = None
+    output_scores: bool | None = None
 
     def __post_init__(self) -> None:
         if type(self.num_refinement_steps) is not int or self.num_refinement_steps < 0:
@@ -78,8 +79,8 @@ class LvnarGenerateOutput(ModelOutput):
             one that changed nothing, if it was reached.
         sequences_per_step: T + 1 tensors (batch, length); the translation before refinement and after each step, as
             the decoder gave it. A sentence that has stopped keeps its translation.
-        lower_bounds: (batch, T + 1) nats a sentence, the deterministic lower bound after each step, Eq. 12:
-            log p(y_t | x, μ_t, l_t) + log p(l_t | x, μ_t) + log p(μ_t | x), the last one a density.
+        lower_bounds: with `output_scores=True`, (batch, T + 1) nats a sentence, the deterministic lower bound after
+            each step, Eq. 12: log p(y_t | x, μ_t, l_t) + log p(l_t | x, μ_t) + log p(μ_t | x), the last one a density.
     """
 
     sequences: torch.Tensor
@@ -119,6 +120,7 @@ class LvnarGenerationMixin:
     training: bool
     check_source: Callable[..., torch.Tensor]
     encode: Callable[..., Any]
+    begin_posterior: Callable[..., Any]
     infer_posterior: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     predict_length: Callable[..., torch.Tensor]
     decode: Callable[..., torch.Tensor]
@@ -171,6 +173,7 @@ class LvnarGenerationMixin:
             remove_repetitions: keep only the first of consecutive equal tokens.
             max_length: longest translation in tokens, end-of-sentence included; the likeliest length within it holds.
             return_dict_in_generate: return an `LvnarGenerateOutput`.
+            output_scores: with that, compute its `lower_bounds`: a softmax over the vocabulary in each step.
 
         Returns:
             (batch, longest translation) token ids, padded on the right; or an `LvnarGenerateOutput`.
@@ -201,13 +204,15 @@ class LvnarGenerationMixin:
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: DecodingOptions
     ) -> LvnarGenerateOutput:
         """Algorithm 1 on a batch; `sequences` is the last translation, as the decoder gave it."""
-        with_bounds = bool(options.return_dict_in_generate)
+        with_bounds = bool(options.return_dict_in_generate and options.output_scores)
         max_length = options.max_length
         source = self.encode(input_ids, attention_mask)
         targets, lower_bounds = self._translate(source, source.prior_means, max_length, with_bounds)
         targets_per_step, bounds_per_step = [targets], [lower_bounds]
         num_steps_taken = input_ids.new_zeros(input_ids.shape[0])
         active = torch.arange(input_ids.shape[0], device=input_ids.device)  # sentences that may still change
+        if options.num_refinement_steps > 1:
+            source = self.begin_posterior(source)
         for _ in range(options.num_refinement_steps):
             previous = targets[active]
             latents, _ = self.infer_posterior(source, previous, (previous != self.config.pad_token_id).long())
@@ -239,10 +244,10 @@ class LvnarGenerationMixin:
         lengths = self.likeliest_lengths(length_logits, source.attention_mask, max_length)
         target_mask = lengths_to_mask(lengths, int(lengths.max()))
         logits = self.decode(source, latents, target_mask)
+        if not with_bounds:
+            return self.likeliest_targets(logits, target_mask), lengths.new_zeros(lengths.shape, dtype=torch.float32)
         padding_logits = logits[..., self.config.pad_token_id].clone()
         targets = self.likeliest_targets(logits, target_mask)
-        if not with_bounds:
-            return targets, lengths.new_zeros(lengths.shape, dtype=torch.float32)
         logits[..., self.config.pad_token_id] = padding_logits
         nll, _ = token_nll(logits, targets.masked_fill(target_mask == 0, IGNORED_LABEL))
         length_log_probs = self._length_log_probs(length_logits, lengths - source.attention_mask.sum(-1))

@@ -77,6 +77,8 @@ class EncodedSource(NamedTuple):
         hidden_states: (batch, source_length, hidden_size), the states of the prior.
         prior_means, prior_stds: (batch, source_length, latent_dim).
         decoder_keys_values: of the states, for the cross-attention of each layer of the decoder.
+        posterior_states: (batch, source_length, hidden_size), the embeddings after the first self-attention of the
+            posterior, which does not see the target; None before `begin_posterior`.
     """
 
     attention_mask: torch.Tensor
@@ -85,6 +87,7 @@ class EncodedSource(NamedTuple):
     prior_means: torch.Tensor
     prior_stds: torch.Tensor
     decoder_keys_values: tuple[KeysValues, ...] = ()
+    posterior_states: torch.Tensor | None = None
 
     def select(self, rows: torch.Tensor) -> "EncodedSource":
         """The sentences `rows` (indices or a boolean mask over the batch)."""
@@ -95,6 +98,7 @@ class EncodedSource(NamedTuple):
             prior_means=self.prior_means[rows],
             prior_stds=self.prior_stds[rows],
             decoder_keys_values=tuple((keys[rows], values[rows]) for keys, values in self.decoder_keys_values),
+            posterior_states=None if self.posterior_states is None else self.posterior_states[rows],
         )
 
 
@@ -136,15 +140,16 @@ class LvnarPosterior(nn.Module):
 
     def forward(
         self,
-        source_embeddings: torch.Tensor,
+        source_states: torch.Tensor,  # embeddings, or what `source_decoder.begin` made of them
         source_mask: torch.Tensor,
         target_embeddings: torch.Tensor,
         target_mask: torch.Tensor,
+        has_begun: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Means and standard deviations, each (batch, source_length, latent_dim)."""
         target_states = self.target_encoder(target_embeddings, target_mask)
         keys_values = self.source_decoder.project_cross_states(target_states)
-        hidden_states = self.source_decoder(source_embeddings, source_mask, keys_values, target_mask)
+        hidden_states = self.source_decoder(source_states, source_mask, keys_values, target_mask, has_begun)
         return self.gaussian_head(hidden_states)
 
 
@@ -343,12 +348,19 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         keys_values = self.decoder.stack.project_cross_states(hidden_states)
         return EncodedSource(attention_mask, embeddings, hidden_states, prior_means, prior_stds, keys_values)
 
+    def begin_posterior(self, source: EncodedSource) -> EncodedSource:
+        """The source with what the posterior computes whatever the target is: for several refinement steps."""
+        states = self.posterior.source_decoder.begin(source.embeddings, source.attention_mask)
+        return source._replace(posterior_states=states)
+
     def infer_posterior(
         self, source: EncodedSource, target_ids: torch.Tensor, target_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """q(z | x, y): means and standard deviations, each (batch, source_length, latent_dim)."""
         target_embeddings = self._embed(self._target_embedding, target_ids)
-        return self.posterior(source.embeddings, source.attention_mask, target_embeddings, target_mask)
+        has_begun = source.posterior_states is not None
+        states = source.posterior_states if has_begun else source.embeddings
+        return self.posterior(states, source.attention_mask, target_embeddings, target_mask, has_begun)
 
     def predict_length(self, source: EncodedSource, latents: torch.Tensor) -> torch.Tensor:
         """p(l_y | z, x): (batch, 2 * max_length_offset + 1) logits over l_y - |x|."""

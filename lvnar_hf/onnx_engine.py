@@ -29,7 +29,8 @@ class LvnarOnnxModel(LvnarGenerationMixin):
     """A model that translates on the CPU by ONNX Runtime.
 
     `generate` has the arguments, the tokens and the errors of the PyTorch model. With `return_dict_in_generate=True` it
-    gives `sequences` and `num_steps_taken`; what the translation was before the last step does not leave the graph.
+    gives `sequences` and `num_steps_taken`; what the translation was before the last step does not leave the graph, and
+    `output_scores=True` is refused.
 
     Args:
         config: of the model.
@@ -100,6 +101,8 @@ class LvnarOnnxModel(LvnarGenerationMixin):
     def _refine(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: DecodingOptions
     ) -> LvnarGenerateOutput:
+        if options.output_scores:
+            raise ValueError("output_scores=True needs the PyTorch model: the graph computes no probabilities.")
         limit = self.config.max_position_embeddings
         inputs = {
             "input_ids": input_ids,

@@ -22,10 +22,38 @@ import torch
 from torch import nn
 
 from .generation_lvnar import lengths_to_mask
+from .layers_lvnar import KeysValues, LvnarAttention
 from .modeling_lvnar import EncodedSource, LvnarForConditionalGeneration
 
 OPSET = 20
 FILES = {"float32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}  # in a model repository, by precision
+
+
+class _ExportedAttention(LvnarAttention):
+    """In the graph, attention is one operation of ONNX Runtime's, which transposes nothing and has a cheap mask.
+
+    Keys and values are (batch, key_length, hidden_size). Outside an export the values are zeros.
+    """
+
+    def project_keys_values(self, states: torch.Tensor) -> KeysValues:
+        keys, values = self.key_value_proj(states).chunk(2, dim=-1)
+        return keys, values
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, keys_values: KeysValues | None = None
+    ) -> torch.Tensor:
+        keys, values = self.project_keys_values(hidden_states) if keys_values is None else keys_values
+        queries = self.query_proj(hidden_states)
+        mask = None if attention_mask is None else attention_mask[:, 0, 0].to(torch.int32)
+        context = torch.onnx.ops.symbolic(
+            "com.microsoft::MultiHeadAttention",
+            (queries, keys, values, None, mask),
+            {"num_heads": self.num_heads},
+            dtype=queries.dtype,
+            shape=queries.shape,
+            version=1,
+        )
+        return self.output_proj(context)
 
 
 class _Translation(nn.Module):
@@ -122,7 +150,11 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
     except ImportError as error:
         raise ImportError(f"The ONNX export needs {error.name}: pip install 'lvnar-hf[export]'") from error
     files = {precision: Path(folder) / name for precision, name in FILES.items()}
-    graph = assemble(*_export_pieces(copy.deepcopy(model).float().eval()), pad_token_id=model.config.pad_token_id)
+    exported = copy.deepcopy(model).float().eval()
+    for module in exported.modules():
+        if isinstance(module, LvnarAttention):
+            module.__class__ = _ExportedAttention
+    graph = assemble(*_export_pieces(exported), pad_token_id=model.config.pad_token_id)
     onnx.checker.check_model(graph)
     files["float32"].parent.mkdir(parents=True, exist_ok=True)
     onnx.save(graph, str(files["float32"]))
@@ -153,7 +185,6 @@ def _export_pieces(model: LvnarForConditionalGeneration) -> tuple[Any, Any]:
     keys_values = [tensor for pair in source.decoder_keys_values for tensor in pair]
     names = [f"decoder_{kind}_{layer}" for layer in range(len(keys_values) // 2) for kind in ("keys", "values")]
     of_source = {0: batch, 1: source_length}
-    of_keys = {0: batch, 2: source_length}
 
     def export(module: nn.Module, arguments: tuple, shapes: tuple, inputs: list[str], outputs: list[str]) -> Any:
         with warnings.catch_warnings():
@@ -180,7 +211,7 @@ def _export_pieces(model: LvnarForConditionalGeneration) -> tuple[Any, Any]:
     step = export(
         _Step(model),
         (torch.full((2, 7), 3), mask, source.embeddings, source.hidden_states, keys_values, max_length),
-        ({0: batch, 1: target_length}, *[of_source] * 3, [of_keys] * len(keys_values), {}),
+        ({0: batch, 1: target_length}, *[of_source] * 3, [of_source] * len(keys_values), {}),
         ["targets", "attention_mask", "embeddings", "hidden_states", *names, "max_length"],
         ["refined_targets"],
     )
@@ -262,14 +293,18 @@ def assemble(beginning: Any, step: Any, pad_token_id: int) -> Any:
     main.node.extend(main_nodes)
     main.initializer.extend(weights.values())
     main.name = "lvnar"
-    model = onnx.helper.make_model(main, opset_imports=[onnx.helper.make_opsetid("", OPSET)], producer_name="lvnar_hf")
+    opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid("com.microsoft", 1)]
+    model = onnx.helper.make_model(main, opset_imports=opsets, producer_name="lvnar_hf")
     model.ir_version = beginning.ir_version
     return model
 
 
 def _lay_out_for_products(graph: Any) -> None:
-    """Give the tied output projection a transposed copy of the embedding: only stored matrices are quantised."""
-    from onnx import numpy_helper
+    """Give the tied output projection a transposed copy of the embedding: only stored matrices are quantised.
+
+    Products are said to be float32, which the quantiser cannot infer behind operations that ONNX does not define.
+    """
+    from onnx import TensorProto, helper, numpy_helper
 
     (loop,) = (node for node in graph.node if node.op_type == "Loop")
     weights = {tensor.name: tensor for tensor in graph.initializer}
@@ -287,6 +322,8 @@ def _lay_out_for_products(graph: Any) -> None:
             part.node.remove(node)
         for node in part.node:
             node.input[:] = [new_names.get(name, name) for name in node.input]
+            if node.op_type == "MatMul":
+                part.value_info.append(helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None))
 
 
 def _take_over(graph: Any, prefix: str, weights: dict[bytes, Any]) -> list[Any]:

@@ -462,7 +462,6 @@ def test_tables_hold_what_the_json_holds(known):
     crossovers = render_crossovers(known["modes"]["trained"])
     assert "| marian 6-6, transformers, beam 3 | not up to 8 |" in crossovers
     assert "| marian 6-6, ctranslate2 int8, beam 1 | 8 |" in crossovers
-    assert "1 step is overtaken by marian 6-6, ctranslate2 int8, beam 1 (from batch 8)." in crossovers
     document = render_document(known)
     for part in (
         *("What was timed. 2 threads of Abacus, 4.0 GiB; float32", "torch 9.9", "Speed-up: over marian 6-6"),

@@ -43,7 +43,11 @@ def test_the_same_tokens_whatever_the_batch(changes, num_steps):
 def test_the_dictionary_holds_every_step(tiny_model):
     batch = make_batch(tiny_model.config, LENGTHS)
     output = tiny_model.generate(
-        batch["input_ids"], num_refinement_steps=6, remove_repetitions=False, return_dict_in_generate=True
+        batch["input_ids"],
+        num_refinement_steps=6,
+        remove_repetitions=False,
+        return_dict_in_generate=True,
+        output_scores=True,
     )
     num_steps = len(output.sequences_per_step) - 1
     assert output.lower_bounds.shape == (64, num_steps + 1) and torch.isfinite(output.lower_bounds).all()
@@ -70,7 +74,7 @@ def test_lower_bound_is_that_of_the_model_forward(tiny_model):
     batch = make_batch(tiny_model.config, LENGTHS)
     inputs = {n: batch[n] for n in ("input_ids", "attention_mask")}
     output = tiny_model.generate(
-        **inputs, num_refinement_steps=8, remove_repetitions=False, return_dict_in_generate=True
+        **inputs, num_refinement_steps=8, remove_repetitions=False, return_dict_in_generate=True, output_scores=True
     )
     stopped = output.num_steps_taken < 8
     assert stopped.sum() >= 10
@@ -109,7 +113,8 @@ def test_decoding_defaults_live_in_the_generation_config(tmp_path, tiny_model):
 
 def test_max_length_limits_the_length_that_is_predicted(tiny_model):
     batch = make_batch(tiny_model.config, LENGTHS)
-    options = {"num_refinement_steps": 0, "remove_repetitions": False, "return_dict_in_generate": True}
+    options = {"num_refinement_steps": 0, "remove_repetitions": False}
+    options |= {"return_dict_in_generate": True, "output_scores": True}
     output = tiny_model.generate(batch["input_ids"], max_length=3, **options)
     source = tiny_model.encode(batch["input_ids"], batch["attention_mask"])
     logits = tiny_model.predict_length(source, source.prior_means)
@@ -147,7 +152,7 @@ def test_the_mode_of_the_model_is_left_as_it_was():
         {"min_length": 4},
         {"bad_words_ids": [[5]]},
         {"forced_eos_token_id": 1},
-        {"output_scores": True},
+        {"output_logits": True},
         {"decoder_input_ids": torch.ones(1, 1, dtype=torch.long)},
         {"logits_processor": [1]},
         {"streamer": "a streamer"},
@@ -207,13 +212,16 @@ def test_neutral_options_and_those_of_trainers_are_accepted(tiny_model):
 
 
 def test_no_other_transformer_layer_runs_than_is_needed(tiny_model, monkeypatch):
-    """The source is encoded once; sentences that have stopped leave the batch."""
-    encoded, refined = [], []
+    """The source is encoded once, the posterior's side of it too; sentences that have stopped leave the batch."""
+    encoded, refined, attended = [], [], []
     encode, infer = tiny_model.encode, tiny_model.infer_posterior
     monkeypatch.setattr(tiny_model, "encode", lambda *a: encoded.append(1) or encode(*a))
     monkeypatch.setattr(tiny_model, "infer_posterior", lambda *a: refined.append(len(a[1])) or infer(*a))
+    first_attention = tiny_model.posterior.source_decoder.layers[0].self_attention
+    hook = first_attention.register_forward_hook(lambda *a: attended.append(1))
     batch = make_batch(tiny_model.config, LENGTHS)
     output = tiny_model.generate(batch["input_ids"], num_refinement_steps=6, return_dict_in_generate=True)
-    assert len(encoded) == 1
+    hook.remove()
+    assert len(encoded) == 1 and len(attended) == 1 and output.lower_bounds is None
     still_active = [int((output.num_steps_taken >= t).sum()) for t in range(1, len(refined) + 1)]
     assert refined == still_active and refined[-1] < 64

@@ -255,7 +255,8 @@ def test_translations_of_every_step(model, refinements, num_refinement_steps):
 
 def test_lower_bounds_of_every_step(model, refinements, num_refinement_steps):
     """Eq. 12; a sentence that has stopped keeps its bound."""
-    output = model.generate(padded(SOURCES, 0), num_refinement_steps=num_refinement_steps, return_dict_in_generate=True)
+    options = {"return_dict_in_generate": True, "output_scores": True}
+    output = model.generate(padded(SOURCES, 0), num_refinement_steps=num_refinement_steps, **options)
     assert output.lower_bounds.shape == (len(SOURCES), 1 + max(output.num_steps_taken))
     for i, expected in enumerate(refinements):
         bounds = [expected.lower_bounds[min(t, expected.num_steps_taken)] for t in range(output.lower_bounds.shape[1])]
@@ -314,6 +315,9 @@ class TableModel(LvnarGenerationMixin):
         means = self._latents(input_ids[:, 0].tolist(), attention_mask)
         return EncodedSource(attention_mask, means, means, means, torch.full_like(means, 2.0))
 
+    def begin_posterior(self, source: EncodedSource) -> EncodedSource:
+        return source
+
     def infer_posterior(
         self, source: EncodedSource, target_ids: torch.Tensor, target_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -344,7 +348,7 @@ class TableModel(LvnarGenerationMixin):
 
 
 def refine(model: TableModel, *sources: list[int], **options):
-    options = {"remove_repetitions": False, "return_dict_in_generate": True, **options}
+    options = {"remove_repetitions": False, "return_dict_in_generate": True, "output_scores": True, **options}
     return model.generate(padded(list(sources), PAD), **options)
 
 

@@ -83,12 +83,7 @@ def render_crossovers(result: dict[str, Any]) -> str:
     for other in others:
         sizes = [row[other] for row in crossovers.values()]
         rows.append([other, *(f"not up to {largest}" if size is None else str(size) for size in sizes)])
-    table = _table(["at least as fast from batch size", *(f"than {own}" for own in crossovers)], rows)
-    lines = []
-    for own, row in crossovers.items():
-        won = [f"{other} (from batch {size})" for other, size in row.items() if size is not None]
-        lines.append(f"- {own} is overtaken by {'; '.join(won) or 'none'}.")
-    return "\n".join([table, "", *lines])
+    return _table(["at least as fast from batch size", *(f"than {own}" for own in crossovers)], rows)
 
 
 def render_spread(result: dict[str, Any]) -> str:

@@ -289,6 +289,24 @@ def teacher_engines_table(results: Path) -> str:
     )
 
 
+def engine_quality_table(results: Path) -> str:
+    """What other engines and smaller numbers cost in BLEU."""
+    result = read_result(results, "engine_quality")
+    all_steps = [row["num_refinement_steps"] for row in next(iter(result["engines"].values()))["results"]]
+    header = ["engine", *(f"BLEU, {_steps(steps)}" for steps in all_steps)]
+    header += [f"other sentences, {_steps(steps)}" for steps in all_steps]
+    rows = []
+    for name, engine in result["engines"].items():
+        shares = [row["different_sentences"] / result["num_sentences"] for row in engine["results"]]
+        rows.append(
+            (name, *(f"{row['bleu']['score']:.2f}" for row in engine["results"]), *map("{:.1%}".format, shares))
+        )
+    signature = next(iter(result["engines"].values()))["results"][0]["bleu"]["signature"]
+    return table(header, rows) + (
+        f"\n\n{_test_set(result)}; other sentences: than eager in float32; {machine_of(result)}. BLEU: `{signature}`."
+    )
+
+
 def speed_brief_table(results: Path) -> str:
     """Random weights at the paper's sizes: latency, speed-up and throughput."""
     return render_brief(read_result(results, "benchmark"), "random")
@@ -312,6 +330,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "refinement": refinement_table,
     "oracles": oracles_table,
     "elbo_speed": elbo_speed_table,
+    "engine_quality": engine_quality_table,
     "speed_brief": speed_brief_table,
     "speed": speed_table,
     "speed_trained": speed_trained_table,

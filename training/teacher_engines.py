@@ -227,8 +227,7 @@ class TransformersEngine:
         config.update(
             num_beams=self.settings.num_beams,
             length_penalty=self.settings.length_penalty if self.settings.num_beams > 1 else 1.0,
-            max_new_tokens=self.settings.max_target_length,
-            max_length=None,
+            max_length=self.settings.max_target_length + 1,  # with the token that the decoder starts from
             forced_eos_token_id=None,  # else a cut translation would look finished
             do_sample=False,
             num_return_sequences=1,

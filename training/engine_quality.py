@@ -1,0 +1,105 @@
+"""What other engines and smaller numbers cost: BLEU on a test set, and sentences that come out otherwise.
+
+    python training/engine_quality.py --model model_cards/lvnar-tatoeba-en-de --source_file test.en \
+        --target_file test.de --source_language en --target_language de --output_file runs/engine_quality.json
+
+Each way of running the model is compared with PyTorch in float32. The ONNX graphs are made for the occasion.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a script: import from the repository, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser
+
+import lvnar_hf  # noqa: F401  (registers model and tokenizer)
+from lvnar_hf.onnx_engine import LvnarOnnxModel
+from lvnar_hf.onnx_export import export_onnx
+from training.atomic_files import write_json
+from training.environment import describe_machine, describe_versions
+from training.outputs import refuse_existing
+from training.test_sets import TestSetArguments, load_test_set
+from training.translation import translate_texts
+from training.translation_quality.measures import corpus_scores
+
+REFERENCE = "eager, float32"
+
+
+@dataclass
+class EngineQualityArguments:
+    """Which model, and where the result goes."""
+
+    model: str = field(metadata={"help": "model folder or Hub id, of this package"})
+    output_file: str = field(metadata={"help": "JSON"})
+    num_refinement_steps: list[int] = field(default_factory=lambda: [0, 1], metadata={"help": "each is scored"})
+    batch_size: int = field(default=64, metadata={"help": "sentences translated at once"})
+    overwrite: bool = field(default=False, metadata={"help": "write over an output file that is there"})
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Translate the test set with every engine, score, write; return what is in the file.
+
+    Raises:
+        FileExistsError: the output file is there and `--overwrite` is not given.
+        ImportError: onnx, onnxscript or onnxruntime is missing.
+        ValueError, FileNotFoundError, OSError: what `load_test_set` refuses.
+    """
+    parser = HfArgumentParser((EngineQualityArguments, TestSetArguments))
+    arguments, test_set_arguments = parser.parse_args_into_dataclasses(argv)
+    file = refuse_existing(arguments.output_file, arguments.overwrite, "--output_file")
+    test_set = load_test_set(test_set_arguments)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    engines: dict[str, dict[str, Any]] = {}
+    hypotheses: dict[tuple[str, int], list[str]] = {}
+    for name, model in load_engines(arguments.model):
+        engines[name] = {"results": []}
+        for num_steps in arguments.num_refinement_steps:
+            texts = translate_texts(
+                model, tokenizer, test_set.source_texts, arguments.batch_size, num_refinement_steps=num_steps
+            )
+            hypotheses[name, num_steps] = texts
+            expected = hypotheses[REFERENCE, num_steps]
+            bleu = corpus_scores(texts, test_set.target_texts)["bleu"]
+            result = {
+                "num_refinement_steps": num_steps,
+                "different_sentences": sum(map(str.__ne__, texts, expected)),
+                "bleu": bleu,
+            }
+            engines[name]["results"].append(result)
+            print(f"{name}: {json.dumps(result)}", flush=True)
+    result = {
+        "model": arguments.model,
+        "test_set": test_set.name,
+        "source_language": test_set.source_language,
+        "target_language": test_set.target_language,
+        "num_sentences": len(test_set.source_texts),
+        "engines": engines,
+        "versions": describe_versions(),
+        "machine": describe_machine(torch.device("cpu")),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, result)
+    return result
+
+
+def load_engines(name: str) -> Iterator[tuple[str, Any]]:
+    """The ways to run the model on the CPU, one at a time, PyTorch in float32 first."""
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32).eval()
+    yield REFERENCE, model
+    with tempfile.TemporaryDirectory(prefix="onnx-") as folder:
+        for precision, file in export_onnx(model, folder).items():
+            yield f"onnx {precision}", LvnarOnnxModel(model.config, model.generation_config, file)
+    for dtype in (torch.bfloat16, torch.float16):
+        yield f"eager, {str(dtype).removeprefix('torch.')}", model.to(dtype)
+
+
+if __name__ == "__main__":
+    main()
