@@ -307,6 +307,30 @@ def engine_quality_table(results: Path) -> str:
     )
 
 
+def shortlist_table(results: Path) -> str:
+    """How often a shortlist of the vocabulary would miss the likeliest token."""
+    result = read_result(results, "shortlist")
+    lexical = [
+        (count, f"{row['missed']:.2%}", f"{row['mean_size']:,.0f}", f"{row['mean_size_of_batches']:,.0f}")
+        for count, row in result["lexical"].items()
+    ]
+    screened = [
+        (rank, f"{row['missed']:.2%}", f"{row['certain']:.0%}", f"{int(rank) / result['hidden_size']:.0%}")
+        for rank, row in result["screened"].items()
+    ]
+    batch = f"tokens for a batch of {result['batch_size']}"
+    return "\n\n".join(
+        (
+            table(("lexical: candidates a source token", "missed", "tokens for a sentence", batch), lexical),
+            table(("screened: rank", "missed", "certain not to be missed", "work of the first product"), screened),
+            f"{result['num_positions']:,} target positions of {result['num_sentences']} validation sentences, after "
+            f"one step; {result['target_vocab_size']:,} target tokens, hidden size {result['hidden_size']}. Lexical: "
+            f"with the {result['num_frequent']} most frequent tokens. Screened: exact products for "
+            f"{result['num_screened']} tokens a position.",
+        )
+    )
+
+
 def speed_brief_table(results: Path) -> str:
     """Random weights at the paper's sizes: latency, speed-up and throughput."""
     return render_brief(read_result(results, "benchmark"), "random")
@@ -331,6 +355,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "oracles": oracles_table,
     "elbo_speed": elbo_speed_table,
     "engine_quality": engine_quality_table,
+    "shortlist": shortlist_table,
     "speed_brief": speed_brief_table,
     "speed": speed_table,
     "speed_trained": speed_trained_table,
