@@ -1,9 +1,9 @@
 """One ONNX graph for a whole translation, its refinement steps included.
 
 What is unusual: torch exports two pieces, all that comes before the first refinement step and one such step; here they
-are put together, the second as the body of a loop that ends when every sentence has repeated itself. Both pieces read
-one copy of the weights, and the loop's body reads the encoded source from outside. Batch, lengths and number of steps
-are dynamic:
+are put together, the second as the body of a loop that ends when every sentence has repeated itself; those that have
+leave the batch. Both pieces read one copy of the weights, and the loop's body reads the encoded source from outside.
+Batch, lengths and number of steps are dynamic:
 
     input_ids, attention_mask   (batch, source_length) int64
     num_refinement_steps        () int64
@@ -218,11 +218,14 @@ def _export_pieces(model: LvnarForConditionalGeneration) -> tuple[Any, Any]:
     return beginning, step
 
 
-# What a step of the loop does around the exported piece: a sentence that had stopped keeps its translation.
+# What a step of the loop does around the exported piece, which sees only the sentences that have not stopped.
 _AROUND_STEP = """
 body (int64 iteration, bool going, int64[b, l] targets, bool[b] active, int64[b] taken)
   => (bool going_on, int64[b, m] merged, bool[b] still_active, int64[b] taken_now) {
   axis = Constant <value_ints = [1]> ()
+  active_numbers = Cast <to = 7> (active)
+  active_positions = NonZero (active)
+  active_rows = Transpose (active_positions)
   no_padding = Constant <value_ints = [0, 0, 0]> ()
   padding = Constant <value_int = PADDING> ()
   old_length = Shape <start = 1> (targets)
@@ -234,15 +237,13 @@ body (int64 iteration, bool going, int64[b, l] targets, bool[b] active, int64[b]
   new_pads = Concat <axis = 0> (no_padding, new_missing)
   old = Pad (targets, old_pads, padding)
   new = Pad (refined_targets, new_pads, padding)
-  active_rows = Unsqueeze (active, axis)
-  merged = Where (active_rows, new, old)
+  merged = ScatterND (old, active_rows, new)
   equal = Equal (merged, old)
   different = Not (equal)
   different_numbers = Cast <to = 7> (different)
   num_different = ReduceSum <keepdims = 0> (different_numbers, axis)
   changed = Cast <to = 9> (num_different)
   still_active = And (active, changed)
-  active_numbers = Cast <to = 7> (active)
   taken_now = Add (taken, active_numbers)
   still_numbers = Cast <to = 7> (still_active)
   num_still = ReduceSum <keepdims = 0> (still_numbers)
@@ -282,8 +283,13 @@ def assemble(beginning: Any, step: Any, pad_token_id: int) -> Any:
     )
     weights: dict[bytes, Any] = {}  # by content: both pieces have the same ones, under other names
     begin_nodes = _take_over(beginning.graph, "beginning/", weights)
-    step_nodes = _take_over(step.graph, "step/", weights)
-    body_nodes = [*step_nodes, *body.node]
+    of_sentences = [value.name for value in step.graph.input if value.name != "max_length"]
+    selected = {name: f"active/{name}" for name in of_sentences}
+    select_nodes = [
+        onnx.helper.make_node("Compress", [name, "active"], [new_name], axis=0) for name, new_name in selected.items()
+    ]
+    step_nodes = _take_over(step.graph, "step/", weights, selected)
+    body_nodes = [*select_nodes, *step_nodes, *body.node]
     del body.node[:]
     body.node.extend(body_nodes)
     (loop,) = (node for node in main.node if node.op_type == "Loop")
@@ -326,13 +332,15 @@ def _lay_out_for_products(graph: Any) -> None:
                 part.value_info.append(helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None))
 
 
-def _take_over(graph: Any, prefix: str, weights: dict[bytes, Any]) -> list[Any]:
+def _take_over(graph: Any, prefix: str, weights: dict[bytes, Any], inputs: dict[str, str] | None = None) -> list[Any]:
     """The nodes of a piece, with names of their own; its weights go to `weights`, those that are there already by name.
 
     What the exporter notes of each node, files of this machine among it, is left behind.
+
+    Args:
+        inputs: other names for inputs of the piece.
     """
-    named = {value.name for value in (*graph.input, *graph.output)}
-    names: dict[str, str] = {name: name for name in named}
+    names: dict[str, str] = {value.name: value.name for value in (*graph.input, *graph.output)} | (inputs or {})
     for tensor in graph.initializer:
         content = hashlib.sha256(f"{tensor.data_type} {list(tensor.dims)}".encode() + tensor.raw_data).digest()
         if content not in weights:
