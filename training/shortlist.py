@@ -32,6 +32,7 @@ from training.corpora import load_pairs
 from training.environment import describe_machine, describe_versions
 from training.outputs import refuse_existing
 from training.recipe import DataArguments, parse_recipe
+from training.test_sets import at_even_distances
 
 BATCH_SIZE = 32
 NUM_CALIBRATION_BATCHES = 16
@@ -43,7 +44,7 @@ class ShortlistArguments:
 
     model: str = field(metadata={"help": "folder or Hub id of a model of this package"})
     output_file: str = field(metadata={"help": "JSON with the result"})
-    num_sentences: int = field(default=512, metadata={"help": "validation sources, the first ones"})
+    num_sentences: int = field(default=512, metadata={"help": "validation sources, at even distances"})
     num_frequent: int = field(default=256, metadata={"help": "lexical: most frequent target tokens, in every list"})
     num_candidates: list[int] = field(
         default_factory=lambda: [16, 32, 64], metadata={"help": "lexical: target tokens for each source token"}
@@ -167,7 +168,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     weight = (model._target_embedding if config.tie_word_embeddings else model.output_proj).weight.detach()
 
     limit = config.max_position_embeddings
-    sources = [row["source"] for _, row in zip(range(arguments.num_sentences), load_pairs(data, "valid"), strict=False)]
+    valid = load_pairs(data, "valid")["source"]
+    sources = [valid[i] for i in at_even_distances(len(valid), arguments.num_sentences)]
     batches = []
     for start in range(0, len(sources), BATCH_SIZE):
         texts = sources[start : start + BATCH_SIZE]
@@ -183,8 +185,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     calibration = torch.cat(states)
 
     train = load_pairs(data, "train")
-    train_sources = tokenizer([row["source"] for row in train], verbose=False)["input_ids"]
-    train_targets = tokenizer(text_target=[row["target"] for row in train], verbose=False)["input_ids"]
+    train_sources = tokenizer(train["source"], verbose=False)["input_ids"]
+    train_targets = tokenizer(text_target=train["target"], verbose=False)["input_ids"]
     coefficients = association(zip(train_sources, train_targets, strict=True), config.vocab_size, target_size)
     counts = torch.bincount(torch.tensor([token for ids in train_targets for token in ids]), minlength=target_size)
     frequent = counts.topk(arguments.num_frequent).indices
