@@ -29,6 +29,24 @@ def sinusoidal_positions(length: int, hidden_size: int, device: torch.device) ->
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
+def vocabulary_logits(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """States (..., hidden_size) and the projection (vocab_size, hidden_size) to logits (..., vocab_size).
+
+    Those of a model in 16 bits are float32: rounded, nearly equal words would become equal.
+    """
+    if states.dtype != weight.dtype:  # autocast decides
+        return nn.functional.linear(states, weight)
+    dtype = torch.float32 if states.dtype in (torch.float16, torch.bfloat16) else states.dtype
+    is_eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    if is_eager and states.device.type == "cpu" and states[..., 0].numel() <= 64:
+        # The same product the other way round and in parts that fit the cache: faster where the states are few.
+        rows = states.flatten(0, -2).to(dtype)
+        columns = nn.functional.pad(rows, (0, 0, 0, -len(rows) % 8)).t()
+        logits = torch.cat([part.to(dtype) @ columns for part in weight.split(2048)])
+        return logits[:, : len(rows)].t().unflatten(0, states.shape[:-1])
+    return nn.functional.linear(states.to(dtype), weight.to(dtype))
+
+
 class LvnarEmbedding(nn.Embedding):
     """Embedding that is also the tied output projection.
 
@@ -37,16 +55,18 @@ class LvnarEmbedding(nn.Embedding):
 
     def forward(self, inputs: torch.Tensor, project: bool = False) -> torch.Tensor:
         """Ids (...) to embeddings (..., hidden_size); or states (..., hidden_size) to logits (..., vocab_size)."""
-        if not project:
-            return super().forward(inputs)
-        is_eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-        if is_eager and inputs.device.type == "cpu" and inputs[..., 0].numel() <= 64:
-            # The same product the other way round and in parts that fit the cache: faster where the states are few.
-            states = inputs.flatten(0, -2)
-            columns = nn.functional.pad(states, (0, 0, 0, -len(states) % 8)).t()
-            logits = torch.cat([rows @ columns for rows in self.weight.split(2048)])
-            return logits[:, : len(states)].t().unflatten(0, inputs.shape[:-1])
-        return nn.functional.linear(inputs, self.weight)
+        return vocabulary_logits(inputs, self.weight) if project else super().forward(inputs)
+
+
+class LvnarOutputProjection(nn.Linear):
+    """Output projection of its own, where it is not tied; without bias."""
+
+    def __init__(self, hidden_size: int, vocab_size: int):
+        super().__init__(hidden_size, vocab_size, bias=False)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """States (..., hidden_size) to logits (..., vocab_size)."""
+        return vocabulary_logits(states, self.weight)
 
 
 class LvnarAttention(nn.Module):

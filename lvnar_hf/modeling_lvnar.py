@@ -24,7 +24,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_lvnar import LvnarConfig
 from .generation_lvnar import GENERATION_DEFAULTS, LvnarGenerationMixin, lengths_to_mask
-from .layers_lvnar import KeysValues, LvnarEmbedding, LvnarStack, sinusoidal_positions
+from .layers_lvnar import KeysValues, LvnarEmbedding, LvnarOutputProjection, LvnarStack, sinusoidal_positions
 from .losses_lvnar import IGNORED_LABEL, budgeted_kl, gaussian_kl, length_nll, token_nll
 from .pipeline_lvnar import LvnarTranslationPipeline  # noqa: F401  (so that it is saved beside this module)
 
@@ -38,7 +38,7 @@ class LvnarOutput(ModelOutput):
     Args:
         loss: scalar; token NLL (label-smoothed in training), budgeted KL and length NLL of the batch, divided by its
             number of target tokens (or by `num_items_in_batch`).
-        logits: (batch, target_length, target_vocab_size).
+        logits: (batch, target_length, target_vocab_size), float32 outside autocast.
         token_nll: (batch,) -log p(y | x, z, l_y), without label smoothing.
         kl: (batch,) KL before the budget.
         budgeted_kl: (batch,) Σ_k max(b, KL_k).
@@ -274,7 +274,7 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         if config.target_vocab_size is not None:
             self.target_embedding = LvnarEmbedding(target_vocab_size, config.hidden_size)
         if not config.tie_word_embeddings:
-            self.output_proj = nn.Linear(config.hidden_size, target_vocab_size, bias=False)
+            self.output_proj = LvnarOutputProjection(config.hidden_size, target_vocab_size)
         self.embedding_dropout = nn.Dropout(config.dropout)
         self.prior = LvnarPrior(config)
         self.posterior = LvnarPosterior(config)
@@ -367,7 +367,10 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         return self.length_predictor(latents, source.hidden_states, source.attention_mask)
 
     def decode(self, source: EncodedSource, latents: torch.Tensor, target_mask: torch.Tensor) -> torch.Tensor:
-        """p(y | x, z, l_y), with l_y given by the mask: (batch, target_length, target_vocab_size) logits."""
+        """p(y | x, z, l_y), with l_y given by the mask: (batch, target_length, target_vocab_size) logits.
+
+        They are float32 even if the model has 16 bits.
+        """
         hidden_states = self.decoder(latents, source.decoder_keys_values, source.attention_mask, target_mask)
         if self.config.tie_word_embeddings:
             return self._target_embedding(hidden_states, project=True)

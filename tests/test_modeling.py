@@ -126,16 +126,29 @@ def test_half_precision_is_close_to_single(tiny_model, dtype):
     batch = make_batch(tiny_model.config, LENGTHS)
     expected = tiny_model(**batch)
     output = tiny_model.to(dtype)(**batch)
-    assert output.logits.dtype == dtype and output.loss.dtype == torch.float32
+    assert output.logits.dtype == output.loss.dtype == torch.float32
     torch.testing.assert_close(output.loss, expected.loss, rtol=0.05, atol=0.05)
     output.loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in tiny_model.parameters())
     together = tiny_model.generate(batch["input_ids"], num_refinement_steps=2, remove_repetitions=False)
+    num_other = num_tokens = 0
     for row, (source, _) in enumerate(LENGTHS):
         alone = tiny_model.generate(
             batch["input_ids"][[row], :source], num_refinement_steps=2, remove_repetitions=False
         )
-        assert torch.equal(alone[0], together[row, : alone.shape[1]])
+        num_other += int((alone[0] != together[row, : alone.shape[1]]).sum())
+        num_tokens += alone.shape[1]
+    assert num_other <= 0.05 * num_tokens  # the states are rounded, another way in another batch
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}], ids=["tied", "untied"])
+def test_logits_of_half_precision_are_not_rounded(changes):
+    """Words that differ by less than bfloat16 can tell apart stay apart, for few states and for many."""
+    model = make_model(tiny_config(**changes)).to(torch.bfloat16)
+    for lengths in (LENGTHS[:1], LENGTHS):
+        with torch.no_grad():
+            logits = model(**make_batch(model.config, lengths)).logits
+        assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
 
 
 def test_autocast_trains():
