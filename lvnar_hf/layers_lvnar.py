@@ -34,7 +34,7 @@ def vocabulary_logits(states: torch.Tensor, weight: torch.Tensor) -> torch.Tenso
 
     Those of a model in 16 bits are float32: rounded, nearly equal words would become equal.
     """
-    if states.dtype != weight.dtype:  # autocast decides
+    if torch.is_autocast_enabled(states.device.type):  # which decides on the number type
         return nn.functional.linear(states, weight)
     dtype = torch.float32 if states.dtype in (torch.float16, torch.bfloat16) else states.dtype
     is_eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
@@ -64,9 +64,9 @@ class LvnarOutputProjection(nn.Linear):
     def __init__(self, hidden_size: int, vocab_size: int):
         super().__init__(hidden_size, vocab_size, bias=False)
 
-    def forward(self, states: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """States (..., hidden_size) to logits (..., vocab_size)."""
-        return vocabulary_logits(states, self.weight)
+        return vocabulary_logits(input, self.weight)
 
 
 class LvnarAttention(nn.Module):

@@ -149,6 +149,8 @@ def test_logits_of_half_precision_are_not_rounded(changes):
         with torch.no_grad():
             logits = model(**make_batch(model.config, lengths)).logits
         assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # sharded training: weights in 16 bits, and autocast
+            assert model(**make_batch(model.config, lengths)).logits.dtype == torch.bfloat16
 
 
 def test_autocast_trains():

@@ -146,12 +146,20 @@ def test_a_damaged_graph_is_refused(repository, tmp_path, damage, message):
         LvnarOnnxModel.from_pretrained(folder)
 
 
-def test_the_graph_has_one_copy_of_each_weight_and_no_traces_of_this_machine(repository):
+def test_the_graph_has_one_copy_of_each_weight_and_no_traces_of_this_machine(repository, model):
     content = (repository / FILES["float32"]).read_bytes()
     graph = onnx.load_from_string(content).graph
     contents = [tensor.raw_data for tensor in graph.initializer if len(tensor.raw_data) > 512]
     assert len(contents) == len(set(contents)) > 50
     (loop,) = (node for node in graph.node if node.op_type == "Loop")
-    assert not loop.attribute[0].g.initializer
+    body = loop.attribute[0].g
+    assert not body.initializer
+    # Attention is one operation; a step computes of the sentences that have not stopped, and of no others.
+    config = model.config
+    num_attentions = config.num_posterior_encoder_layers
+    num_attentions += 2 * (config.num_posterior_decoder_layers + config.num_decoder_layers)
+    assert sum(node.op_type == "MultiHeadAttention" for node in body.node) == num_attentions
+    for name in ("attention_mask", "embeddings", "hidden_states", "decoder_keys_0", "decoder_values_0"):
+        assert {node.op_type for node in body.node if name in node.input} == {"Compress"}, name
     for trace in (b"/work", b"site-packages", b"lvnar_hf/", b".py"):
         assert trace not in content

@@ -58,20 +58,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     test_set = load_test_set(test_set_arguments)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     engines: dict[str, dict[str, Any]] = {}
-    hypotheses: dict[tuple[str, int], list[str]] = {}
+    references: dict[int, list[str]] = {}  # by number of steps, the translations of the first engine
     for name, model in load_engines(arguments.model):
         engines[name] = {"results": []}
         for num_steps in arguments.num_refinement_steps:
             texts = translate_texts(
                 model, tokenizer, test_set.source_texts, arguments.batch_size, num_refinement_steps=num_steps
             )
-            hypotheses[name, num_steps] = texts
-            expected = hypotheses[REFERENCE, num_steps]
-            bleu = corpus_scores(texts, test_set.target_texts)["bleu"]
             result = {
                 "num_refinement_steps": num_steps,
-                "different_sentences": sum(map(str.__ne__, texts, expected)),
-                "bleu": bleu,
+                "different_sentences": sum(map(str.__ne__, texts, references.setdefault(num_steps, texts))),
+                "bleu": corpus_scores(texts, test_set.target_texts)["bleu"],
             }
             engines[name]["results"].append(result)
             print(f"{name}: {json.dumps(result)}", flush=True)

@@ -73,20 +73,21 @@ class DecoderStates:
 
 
 @torch.no_grad()
-def decoder_states(model: Any, source_ids: torch.Tensor, attention_mask: torch.Tensor) -> DecoderStates:
-    """After one refinement step; source and mask are (sentences, length)."""
-    targets = model.generate(
-        source_ids, attention_mask=attention_mask, num_refinement_steps=0, remove_repetitions=False
-    )
+def decoder_states(
+    model: Any, weight: torch.Tensor, source_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> DecoderStates:
+    """After one refinement step; the weight is that of the projection, source and mask are (sentences, length)."""
+    options = {"num_refinement_steps": 0, "remove_repetitions": False}
+    targets = model.generate(source_ids, attention_mask=attention_mask, **options)
     source = model.encode(source_ids, attention_mask)
     latents, _ = model.infer_posterior(source, targets, (targets != model.config.pad_token_id).long())
     lengths = model.likeliest_lengths(model.predict_length(source, latents), attention_mask)
     mask = lengths_to_mask(lengths, int(lengths.max()))
-    states = model.decoder(latents, source.decoder_keys_values, attention_mask, mask)
     is_valid = mask.bool()
-    logits = model.decode(source, latents, mask)[is_valid]
+    states = model.decoder(latents, source.decoder_keys_values, attention_mask, mask)[is_valid]
+    logits = states @ weight.T
     logits[:, model.config.pad_token_id] = float("-inf")
-    return DecoderStates(source_ids, is_valid.nonzero()[:, 0], states[is_valid], logits)
+    return DecoderStates(source_ids, is_valid.nonzero()[:, 0], states, logits)
 
 
 def association(pairs: Iterable[tuple[list[int], list[int]]], source_size: int, target_size: int) -> torch.Tensor:
@@ -174,14 +175,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for start in range(0, len(sources), BATCH_SIZE):
         texts = sources[start : start + BATCH_SIZE]
         encoded = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        batches.append(decoder_states(model, encoded["input_ids"], encoded["attention_mask"]))
+        batches.append(decoder_states(model, weight, encoded["input_ids"], encoded["attention_mask"]))
 
     generator = torch.Generator().manual_seed(0)
     states = []
     for length in torch.linspace(3, min(40, limit), NUM_CALIBRATION_BATCHES).long().tolist():
         ids = torch.randint(3, config.vocab_size, (BATCH_SIZE, length), generator=generator)
         ids[:, -1] = config.eos_token_id
-        states.append(decoder_states(model, ids, torch.ones_like(ids)).states)
+        states.append(decoder_states(model, weight, ids, torch.ones_like(ids)).states)
     calibration = torch.cat(states)
 
     train = load_pairs(data, "train")
