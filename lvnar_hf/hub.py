@@ -42,6 +42,7 @@ from .repository_checks import (
     read_json_object,
     weight_files,
 )
+from .shortlist import FILE as SHORTLIST_FILE
 from .tokenization_lvnar import LvnarTokenizer
 from .version import __version__
 
@@ -103,7 +104,7 @@ def assemble(model_folder: str | Path, output_folder: str | Path, overwrite: boo
 
     Args:
         model_folder: with weights in safetensors (one file or shards), configuration, tokenizer, the card README.md,
-            and perhaps ONNX graphs and a folder `results`.
+            and perhaps ONNX graphs, a shortlist and a folder `results`.
         output_folder: the repository.
         overwrite: replace a repository that is there.
 
@@ -138,7 +139,7 @@ def assemble(model_folder: str | Path, output_folder: str | Path, overwrite: boo
 def _copy_files(source: Path, output: Path) -> None:
     output.mkdir()
     names = ["README.md", "tokenizer.json", *weight_files(source)]
-    optional = [LvnarTokenizer.vocab_files_names["target_tokenizer_file"], *ONNX_FILES.values()]
+    optional = [LvnarTokenizer.vocab_files_names["target_tokenizer_file"], *ONNX_FILES.values(), SHORTLIST_FILE]
     if SHARDS_INDEX not in names and WEIGHTS not in names:
         names.append(SHARDS_INDEX)
     config = {**read_json_object(source / "config.json"), "auto_map": CONFIG_AUTO_MAP}

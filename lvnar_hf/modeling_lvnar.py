@@ -377,6 +377,12 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         return self.output_proj(hidden_states)
 
     @property
+    def output_weight(self) -> torch.Tensor:
+        """Of the projection to the vocabulary, (target_vocab_size, hidden_size); it has no bias."""
+        projection: Any = self._target_embedding if self.config.tie_word_embeddings else self.output_proj
+        return projection.weight
+
+    @property
     def _target_embedding(self) -> nn.Module:
         return self.source_embedding if self.config.target_vocab_size is None else self.target_embedding
 

@@ -8,13 +8,19 @@ Batch, lengths and number of steps are dynamic:
     input_ids, attention_mask   (batch, source_length) int64
     num_refinement_steps        () int64
     max_length                  () int64, from 1 to `max_position_embeddings`
+    candidates                  (batch, k) int64, target tokens that are tried first, `Shortlist.candidates_of`; padding
+                                alone asks for the whole vocabulary
+    min_confidence              () float32, log probability among the candidates from which the best of them is taken
     sequences                   (batch, longest translation) int64, padded, repetitions not removed
     num_steps_taken             (batch,) int64
+    num_positions               (2,) int64, over all passes: target positions, and those of them for which the whole
+                                vocabulary was computed
 """
 
 import copy
 import hashlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,42 +74,99 @@ class _Translation(nn.Module):
         not_padding[model.config.pad_token_id] = float("-inf")
         self.register_buffer("not_padding", not_padding)
 
-    def translate(self, source: EncodedSource, latents: torch.Tensor, max_length: torch.Tensor) -> torch.Tensor:
-        """(batch, longest translation) ids; `max_length` is ()."""
+    def translate(
+        self,
+        source: EncodedSource,
+        latents: torch.Tensor,
+        max_length: torch.Tensor,
+        candidates: torch.Tensor,
+        min_confidence: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, longest translation) ids, and what is added to `num_positions`."""
         config = self.model.config
         length_logits = self.model.predict_length(source, latents)
         lengths = self.model.likeliest_lengths(length_logits, source.attention_mask, max_length)
         longest: Any = lengths.max().clamp(min=2).item()  # torch.export takes a length of 1 for a special case
         torch._check(longest >= 2)
         torch._check(longest <= max(2, config.max_position_embeddings))
-        target_mask = lengths_to_mask(lengths, longest)
-        logits = self.model.decode(source, latents, target_mask) + self.not_padding
-        return _argmax(logits).masked_fill(target_mask == 0, config.pad_token_id)
+        mask = lengths_to_mask(lengths, longest)
+        states = self.model.decoder(latents, source.decoder_keys_values, source.attention_mask, mask)
+        weight = self.model.output_weight
+        scores = states @ weight[candidates].transpose(1, 2) + self.not_padding[candidates][:, None]
+        best, choice = scores.max(-1)
+        confidence = -(scores - best[..., None]).exp().sum(-1).log()  # not a number, if padding is all there is
+        targets = candidates.gather(1, choice)
+        is_unsure = ~(confidence >= min_confidence) & (mask == 1)
+        targets = torch.onnx.ops.symbolic(
+            f"{_DOMAIN}::LikeliestWhereUnsure",
+            (targets, is_unsure, states, weight, self.not_padding),
+            dtype=targets.dtype,
+            shape=targets.shape,
+            version=1,
+        )
+        return targets.masked_fill(mask == 0, config.pad_token_id), torch.stack([mask.sum(), is_unsure.sum()])
 
 
-def _argmax(logits: torch.Tensor) -> torch.Tensor:
-    """argmax over the last of (batch, length, size), the first one of equals.
+_DOMAIN = "lvnar_hf"  # of an operation that `assemble` puts in; no graph has it in the end
 
-    In two stages, since ONNX Runtime's ArgMax is several times slower than its ReduceMax.
+
+def _likeliest_where_unsure(vocab_size: int) -> str:
+    """The likeliest token of the whole vocabulary, at positions that are unsure; none is computed where none is.
+
+    In two stages, since ONNX Runtime's ArgMax is several times slower than its ReduceMax; the first one of equals.
     """
-    size = logits.shape[-1]
-    width = max(divisor for divisor in range(1, 257) if size % divisor == 0)
-    parts = logits.unflatten(-1, (size // width, width))
-    best_part = parts.amax(-1).argmax(-1)[..., None]  # (batch, length, 1)
-    best_parts = parts.gather(2, best_part[..., None].expand(-1, -1, -1, width))[..., 0, :]
-    return (best_part * width + best_parts.argmax(-1, keepdim=True))[..., 0]
+    width = max(divisor for divisor in range(1, 257) if vocab_size % divisor == 0)
+    return f"""
+<opset_import: ["" : {OPSET}], domain: "{_DOMAIN}">
+LikeliestWhereUnsure (targets, is_unsure, states, weight, not_padding) => (merged) {{
+  unsure_numbers = Cast <to = 7> (is_unsure)
+  num_unsure = ReduceSum <keepdims = 0> (unsure_numbers)
+  is_any = Cast <to = 9> (num_unsure)
+  merged = If (is_any) <
+    then_branch = whole () => (likeliest_merged) {{
+      positions = NonZero (is_unsure)
+      rows = Transpose <perm = [1, 0]> (positions)
+      unsure_states = GatherND (states, rows)
+      transposed = Transpose <perm = [1, 0]> (weight)
+      products = MatMul (unsure_states, transposed)
+      logits = Add (products, not_padding)
+      parts_shape = Constant <value_ints = [0, {vocab_size // width}, {width}]> ()
+      parts = Reshape (logits, parts_shape)
+      last = Constant <value_ints = [2]> ()
+      highest = ReduceMax <keepdims = 0> (parts, last)
+      best_part = ArgMax <axis = 1, keepdims = 1> (highest)
+      best_logits = GatherND <batch_dims = 1> (parts, best_part)
+      best_place = ArgMax <axis = 1, keepdims = 1> (best_logits)
+      part_width = Constant <value_int = {width}> ()
+      first_of_part = Mul (best_part, part_width)
+      likeliest = Add (first_of_part, best_place)
+      axis = Constant <value_ints = [1]> ()
+      likeliest_flat = Squeeze (likeliest, axis)
+      likeliest_merged = ScatterND (targets, rows, likeliest_flat)
+    }},
+    else_branch = nothing () => (as_it_was) {{
+      as_it_was = Identity (targets)
+    }}
+  >
+}}
+"""
 
 
 class _Beginning(_Translation):
     """The source, encoded, and its translation from the prior's mean."""
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, max_length: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        max_length: torch.Tensor,
+        candidates: torch.Tensor,
+        min_confidence: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         source = self.model.encode(input_ids, attention_mask)
-        targets = self.translate(source, source.prior_means, max_length)
+        output = self.translate(source, source.prior_means, max_length, candidates, min_confidence)
         keys_values = [tensor for pair in source.decoder_keys_values for tensor in pair]
-        return targets, source.embeddings, source.hidden_states, *keys_values
+        return *output, source.embeddings, source.hidden_states, *keys_values
 
 
 class _Step(_Translation):
@@ -117,13 +180,15 @@ class _Step(_Translation):
         hidden_states: torch.Tensor,
         keys_values: list[torch.Tensor],
         max_length: torch.Tensor,
-    ) -> torch.Tensor:
+        candidates: torch.Tensor,
+        min_confidence: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         pairs = tuple(zip(keys_values[::2], keys_values[1::2], strict=True))
         unused = hidden_states[..., :0].float()
         source = EncodedSource(attention_mask, embeddings, hidden_states, unused, unused, pairs)
         target_mask = (targets != self.model.config.pad_token_id).long()
         latents, _ = self.model.infer_posterior(source, targets, target_mask)
-        return self.translate(source, latents, max_length)
+        return self.translate(source, latents, max_length, candidates, min_confidence)
 
 
 @torch.no_grad()
@@ -154,7 +219,8 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
     for module in exported.modules():
         if isinstance(module, LvnarAttention):
             module.__class__ = _ExportedAttention
-    graph = assemble(*_export_pieces(exported), pad_token_id=model.config.pad_token_id)
+    config = model.config
+    graph = assemble(*_export_pieces(exported), config.pad_token_id, config.target_vocab_size or config.vocab_size)
     onnx.checker.check_model(graph)
     files["float32"].parent.mkdir(parents=True, exist_ok=True)
     onnx.save(graph, str(files["float32"]))
@@ -173,14 +239,16 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
 def _export_pieces(model: LvnarForConditionalGeneration) -> tuple[Any, Any]:
     """The two pieces as onnx.ModelProto; their inputs and outputs have the names that `assemble` joins them by."""
     config = model.config
-    batch, source_length, target_length = (
+    batch, num_candidates, source_length, target_length = (
         torch.export.Dim("batch", max=4096),
+        torch.export.Dim("num_candidates", max=2**20),
         torch.export.Dim("source_length", max=config.max_position_embeddings),
         torch.export.Dim("target_length", max=config.max_position_embeddings),
     )
     ids = torch.full((2, 5), config.vocab_size - 1)
     mask = torch.ones_like(ids)
     max_length = torch.tensor(config.max_position_embeddings)
+    candidates, min_confidence = torch.full((2, 3), 3), torch.tensor(0.0)
     source = model.encode(ids, mask)
     keys_values = [tensor for pair in source.decoder_keys_values for tensor in pair]
     names = [f"decoder_{kind}_{layer}" for layer in range(len(keys_values) // 2) for kind in ("keys", "values")]
@@ -203,25 +271,35 @@ def _export_pieces(model: LvnarForConditionalGeneration) -> tuple[Any, Any]:
 
     beginning = export(
         _Beginning(model),
-        (ids, mask, max_length),
-        (of_source, of_source, {}),
-        ["input_ids", "attention_mask", "max_length"],
-        ["first_targets", "embeddings", "hidden_states", *names],
+        (ids, mask, max_length, candidates, min_confidence),
+        (of_source, of_source, {}, {0: batch, 1: num_candidates}, {}),
+        ["input_ids", "attention_mask", "max_length", "candidates", "min_confidence"],
+        ["first_targets", "first_positions", "embeddings", "hidden_states", *names],
     )
     step = export(
         _Step(model),
-        (torch.full((2, 7), 3), mask, source.embeddings, source.hidden_states, keys_values, max_length),
-        ({0: batch, 1: target_length}, *[of_source] * 3, [of_source] * len(keys_values), {}),
-        ["targets", "attention_mask", "embeddings", "hidden_states", *names, "max_length"],
-        ["refined_targets"],
+        (
+            *(torch.full((2, 7), 3), mask, source.embeddings, source.hidden_states, keys_values),
+            *(max_length, candidates, min_confidence),
+        ),
+        (
+            *({0: batch, 1: target_length}, *[of_source] * 3, [of_source] * len(keys_values)),
+            *({}, {0: batch, 1: num_candidates}, {}),
+        ),
+        [
+            *("targets", "attention_mask", "embeddings", "hidden_states", *names),
+            *("max_length", "candidates", "min_confidence"),
+        ],
+        ["refined_targets", "step_positions"],
     )
     return beginning, step
 
 
 # What a step of the loop does around the exported piece, which sees only the sentences that have not stopped.
 _AROUND_STEP = """
-body (int64 iteration, bool going, int64[b, l] targets, bool[b] active, int64[b] taken)
-  => (bool going_on, int64[b, m] merged, bool[b] still_active, int64[b] taken_now) {
+body (int64 iteration, bool going, int64[b, l] targets, bool[b] active, int64[b] taken, int64[2] positions)
+  => (bool going_on, int64[b, m] merged, bool[b] still_active, int64[b] taken_now, int64[2] positions_now) {
+  positions_now = Add (positions, step_positions)
   axis = Constant <value_ints = [1]> ()
   active_numbers = Cast <to = 7> (active)
   active_positions = NonZero (active)
@@ -253,14 +331,16 @@ body (int64 iteration, bool going, int64[b, l] targets, bool[b] active, int64[b]
 
 # What stands before and after the loop.
 _AROUND_LOOP = """
-main (int64[b, s] input_ids, int64[b, s] attention_mask, int64 num_refinement_steps, int64 max_length)
-  => (int64[b, t] sequences, int64[b] num_steps_taken) {
+main (int64[b, s] input_ids, int64[b, s] attention_mask, int64 num_refinement_steps, int64 max_length,
+      int64[b, k] candidates, float min_confidence)
+  => (int64[b, t] sequences, int64[b] num_steps_taken, int64[2] num_positions) {
   batch = Shape <start = 0, end = 1> (input_ids)
   all_active = ConstantOfShape <value = bool[1] {1}> (batch)
   none_taken = ConstantOfShape <value = int64[1] {0}> (batch)
   begin = Constant <value = bool {1}> ()
-  last_targets, last_active, num_steps_taken =
-    Loop <body = placeholder () => () {}> (num_refinement_steps, begin, first_targets, all_active, none_taken)
+  last_targets, last_active, num_steps_taken, num_positions =
+    Loop <body = placeholder () => () {}>
+      (num_refinement_steps, begin, first_targets, all_active, none_taken, first_positions)
   zeros = Constant <value_ints = [0]> ()
   ones = Constant <value_ints = [1]> ()
   pad_token_id = Constant <value_int = PADDING> ()
@@ -274,16 +354,17 @@ main (int64[b, s] input_ids, int64[b, s] attention_mask, int64 num_refinement_st
 """
 
 
-def assemble(beginning: Any, step: Any, pad_token_id: int) -> Any:
-    """The two pieces and what is around them as one onnx.ModelProto."""
+def assemble(beginning: Any, step: Any, pad_token_id: int, vocab_size: int) -> Any:
+    """The two pieces and what is around them as one onnx.ModelProto; the vocabulary is that of the targets."""
     import onnx
+    import onnx.inliner
 
     main, body = (
         onnx.parser.parse_graph(text.replace("PADDING", str(pad_token_id))) for text in (_AROUND_LOOP, _AROUND_STEP)
     )
     weights: dict[bytes, Any] = {}  # by content: both pieces have the same ones, under other names
     begin_nodes = _take_over(beginning.graph, "beginning/", weights)
-    of_sentences = [value.name for value in step.graph.input if value.name != "max_length"]
+    of_sentences = [value.name for value in step.graph.input if value.name not in ("max_length", "min_confidence")]
     selected = {name: f"active/{name}" for name in of_sentences}
     select_nodes = [
         onnx.helper.make_node("Compress", [name, "active"], [new_name], axis=0) for name, new_name in selected.items()
@@ -299,9 +380,13 @@ def assemble(beginning: Any, step: Any, pad_token_id: int) -> Any:
     main.node.extend(main_nodes)
     main.initializer.extend(weights.values())
     main.name = "lvnar"
-    opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid("com.microsoft", 1)]
-    model = onnx.helper.make_model(main, opset_imports=opsets, producer_name="lvnar_hf")
+    versions = {"": OPSET, "com.microsoft": 1, _DOMAIN: 1}
+    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in versions.items()]
+    function = onnx.parser.parse_function(_likeliest_where_unsure(vocab_size))
+    model = onnx.helper.make_model(main, opset_imports=opsets, functions=[function], producer_name="lvnar_hf")
     model.ir_version = beginning.ir_version
+    model = onnx.inliner.inline_local_functions(model)
+    del model.opset_import[2:]
     return model
 
 
@@ -312,10 +397,9 @@ def _lay_out_for_products(graph: Any) -> None:
     """
     from onnx import TensorProto, helper, numpy_helper
 
-    (loop,) = (node for node in graph.node if node.op_type == "Loop")
     weights = {tensor.name: tensor for tensor in graph.initializer}
     copies: dict[str, str] = {}
-    for part in (graph, loop.attribute[0].g):
+    for part in _with_subgraphs(graph):
         nodes = [node for node in part.node if node.op_type == "Transpose" and node.input[0] in weights]
         new_names = {}
         for node in nodes:
@@ -330,6 +414,15 @@ def _lay_out_for_products(graph: Any) -> None:
             node.input[:] = [new_names.get(name, name) for name in node.input]
             if node.op_type == "MatMul":
                 part.value_info.append(helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None))
+
+
+def _with_subgraphs(graph: Any) -> Iterator[Any]:
+    """The graph, the bodies of its loops and the branches of its conditions, to any depth."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _with_subgraphs(attribute.g)
 
 
 def _take_over(graph: Any, prefix: str, weights: dict[bytes, Any], inputs: dict[str, str] | None = None) -> list[Any]:

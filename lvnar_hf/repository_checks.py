@@ -18,6 +18,8 @@ from .configuration_lvnar import CUSTOM_PIPELINES, LvnarConfig
 from .generation_lvnar import GENERATION_DEFAULTS, DecodingOptions
 from .modeling_lvnar import LvnarForConditionalGeneration
 from .onnx_export import FILES as ONNX_FILES
+from .shortlist import FILE as SHORTLIST_FILE
+from .shortlist import Shortlist
 from .tokenization_lvnar import LvnarTokenizer
 
 # The modules that a user needs who has not the package, all of them flat beside the weights.
@@ -95,7 +97,7 @@ def check_repository(folder: str | Path) -> None:
 
 
 def check_model_files(folder: Path) -> None:
-    """Refuse a model folder whose configuration, weights and tokenizer are unsound or do not fit together.
+    """Refuse a model folder whose configuration, weights, tokenizer or shortlist are unsound or do not fit together.
 
     Raises:
         FileNotFoundError, ValueError: as `check_repository`.
@@ -104,6 +106,8 @@ def check_model_files(folder: Path) -> None:
     read_generation_config(folder)
     check_weights(folder, config)
     check_tokenizer(folder, config)
+    if (folder / SHORTLIST_FILE).is_file():
+        Shortlist.load(folder / SHORTLIST_FILE, config)
 
 
 def list_files(folder: Path) -> list[str]:

@@ -16,7 +16,7 @@ from tests.test_teacher_engines import make_teacher_model
 from training import benchmark, benchmark_systems, benchmark_timing
 from training.benchmark_modes import RANDOM_LAYERS, TimingArguments, _convert, _export, check_lengths, translate_all
 from training.benchmark_plots import draw_quality, draw_throughput
-from training.benchmark_systems import SystemSpec, lvnar_specs, marian_specs, select_systems
+from training.benchmark_systems import SHORTLIST_ENGINE, SystemSpec, lvnar_specs, marian_specs, select_systems
 from training.benchmark_tables import (
     render_brief,
     render_crossovers,
@@ -34,7 +34,15 @@ from training.benchmark_timing import (
     summarise_latency,
     summarise_throughput,
 )
-from training.benchmark_weights import TokenCode, make_lvnar, make_marian, read_lengths, sample_batches, shift_codes
+from training.benchmark_weights import (
+    TokenCode,
+    make_lvnar,
+    make_marian,
+    make_random_shortlist,
+    read_lengths,
+    sample_batches,
+    shift_codes,
+)
 from training.benchmark_workers import SystemPlayer, Turn, TurnResult, Worker, time_calls
 from training.translation import translate_texts
 
@@ -62,8 +70,10 @@ def random_specs(tmp_path_factory) -> list[SystemSpec]:
     folder = tmp_path_factory.mktemp("random")
     lvnar = make_lvnar(small_config(), CODE)
     lvnar.save_pretrained(folder / "lvnar")
-    specs = lvnar_specs(str(folder / "lvnar"), str(folder / "lvnar-onnx"), remove_repetitions=False)
-    _export(lvnar, folder / "lvnar-onnx", specs)
+    exported = folder / "lvnar-onnx"
+    specs = lvnar_specs(str(folder / "lvnar"), str(exported), has_shortlist=True, remove_repetitions=False)
+    sources = CODE.make_sources(LENGTHS, torch.Generator().manual_seed(2))
+    _export(lvnar, exported, specs, make_random_shortlist(lvnar, sources, 60, 8, whole_share=0.2))
     for encoder_layers, decoder_layers in RANDOM_LAYERS:
         marian = make_marian(small_config(), (encoder_layers, decoder_layers), CODE)
         name = folder / f"{encoder_layers}-{decoder_layers}"
@@ -74,7 +84,7 @@ def random_specs(tmp_path_factory) -> list[SystemSpec]:
 
 
 def test_every_system_does_the_forced_lengths_and_every_refinement_step(random_specs, threads):
-    assert len(random_specs) == 3 * 3 + 2 * 6
+    assert len(random_specs) == 4 * 3 + 2 * 6
     sources = CODE.make_sources(LENGTHS, torch.Generator().manual_seed(1))
     assert [len(source) for source in sources] == [source for source, _ in LENGTHS]
     targets = [target for _, target in LENGTHS]
@@ -84,6 +94,8 @@ def test_every_system_does_the_forced_lengths_and_every_refinement_step(random_s
         assert [len(row) for row in result.outputs[1]] == targets[:1], spec.name
         steps = spec.setting if spec.family == "lvnar" else 0
         assert result.num_refinements == steps * (len(LENGTHS) + 1)
+        if spec.engine == SHORTLIST_ENGINE and spec.setting:
+            assert 0 < result.description["whole_vocabulary_share"] < 0.6
         assert len(result.seconds) == 2 and min(result.seconds) > 0 and result.peak_memory_mib > 50
         if spec.family == "autoregressive":
             assert all(row[-1] == 1 and 1 not in row[:-1] for row in result.outputs[0])
@@ -350,6 +362,7 @@ def test_one_command_runs_both_modes(monkeypatch, capsys, tmp_path, tiny_reposit
 def test_what_cannot_be_run_is_refused_with_what_to_do(monkeypatch, tmp_path, random_specs):
     assert [spec.name for spec in select_systems(random_specs, ["0 steps", "12-1, ctranslate2 int8, beam 3"])] == [
         *("lvnar, eager, 0 steps", "lvnar, onnx float32, 0 steps", "lvnar, onnx int8, 0 steps"),
+        "lvnar, onnx int8 shortlist, 0 steps",
         "marian 12-1, ctranslate2 int8, beam 3",
     ]
     with pytest.raises(ValueError, match="No system has 'openvino' in its name; there are: lvnar, eager, 0 steps; "):
@@ -378,7 +391,7 @@ def test_what_cannot_be_run_is_refused_with_what_to_do(monkeypatch, tmp_path, ra
     )
     with pytest.raises(ImportError, match=r"pip install 'lvnar-hf\[distil\]'. To go without it: --systems lvnar"):
         select_systems(random_specs, [])
-    assert len(select_systems(random_specs, ["lvnar", "transformers"])) == 9 + 4
+    assert len(select_systems(random_specs, ["lvnar", "transformers"])) == 12 + 4
     without = ("ctranslate2", "matplotlib", "onnxscript")
     monkeypatch.setattr(
         benchmark.importlib.util, "find_spec", lambda name, *rest: None if name in without else found(name, *rest)

@@ -42,7 +42,9 @@ def test_other_sentences_and_bleu(tiny_repository, flags, tmp_path, monkeypatch)
 
 def test_the_engines_are_those_of_the_cpu(tiny_repository, monkeypatch):
     monkeypatch.setattr(engine_quality, "export_onnx", lambda model, folder: {"int8": "a file"})
-    monkeypatch.setattr(engine_quality, "LvnarOnnxModel", lambda config, generation_config, file: file)
+    monkeypatch.setattr(
+        engine_quality, "LvnarOnnxModel", lambda config, generation_config, file, shortlist=None: shortlist or file
+    )
     engines = {
         name: getattr(model, "dtype", model) for name, model in engine_quality.load_engines(str(tiny_repository))
     }

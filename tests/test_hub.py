@@ -28,6 +28,8 @@ from lvnar_hf.repository_checks import (
     check_repository,
     list_files,
 )
+from lvnar_hf.shortlist import FILE as SHORTLIST_FILE
+from lvnar_hf.shortlist import Shortlist
 from tests.conftest import ROOT, make_model, tiny_config
 from tests.loopback_hub import TOKEN, Fault, point_client_at, running_hub
 from training import publish
@@ -185,10 +187,11 @@ def test_graphs_are_published_and_refused_if_they_are_cut_or_of_other_weights(
 ):
     folder = Path(shutil.copytree(model_folder, tmp_path / "with-graphs"))
     export_onnx(LvnarForConditionalGeneration.from_pretrained(folder), folder)
+    Shortlist(torch.ones(500, 2).int(), torch.tensor([5, 6]).int(), torch.tensor(-0.5)).save(folder)
     output = tmp_path / "output"
     publish.main(["--model", str(folder), "--repo_id", REPO_ID, "--output_folder", str(output)])
     shown = capsys.readouterr().out
-    for name in FILES.values():
+    for name in (*FILES.values(), SHORTLIST_FILE):
         assert (output / name).read_bytes() == (folder / name).read_bytes() and f" {name}\n" in shown
     content = (output / FILES["int8"]).read_bytes()
     (output / FILES["int8"]).write_bytes(content[:-99])
@@ -229,6 +232,10 @@ REFUSED = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"has no model\.safetensors"),
     "other code": (lambda f: (f / "losses_lvnar.py").write_text("import os\n"), r"losses_lvnar\.py differs"),
     "more code": (lambda f: (f / "setup.py").write_text("import os\n"), r"setup\.py is no module"),
+    "another shortlist": (
+        lambda f: Shortlist(torch.ones(9, 2).int(), torch.ones(3).int(), torch.tensor(0.0)).save(f),
+        r"shortlist\.safetensors is for 9 source tokens; the model has 500",
+    ),
     "another graph": (lambda f: add_file(f, "onnx/weights.data"), r"onnx/weights\.data is no graph of this package"),
     "a graph elsewhere": (lambda f: add_file(f, "model.onnx"), r"model\.onnx is no graph of this package"),
     "pickle": (lambda f: (f / "results" / "scores.pkl").write_bytes(b""), r"results/scores\.pkl"),

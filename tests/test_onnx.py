@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
 from lvnar_hf.onnx_engine import LvnarOnnxModel
-from lvnar_hf.onnx_export import FILES, export_onnx
-from tests.conftest import ROOT, make_batch, make_model, tiny_config
+from lvnar_hf.onnx_export import FILES
+from tests.conftest import ROOT, make_batch
 from training import export
 from training.translation import translate_texts
 from training.translation_quality.measures import corpus_scores
@@ -74,14 +74,6 @@ def test_int8_differs_in_few_sentences_and_costs_no_bleu(repository, model, samp
     assert abs(bleu - other_bleu) <= 1.0  # of 300 sentences; EXPERIMENTS.md has the whole test set
 
 
-def test_two_vocabularies_and_an_output_projection_of_its_own(tmp_path):
-    model = make_model(tiny_config(target_vocab_size=45, tie_word_embeddings=False))
-    export_onnx(model, tmp_path)
-    engine = LvnarOnnxModel(model.config, model.generation_config, tmp_path / FILES["float32"])
-    inputs = {"input_ids": make_batch(model.config, LENGTHS)["input_ids"], "num_refinement_steps": 3}
-    assert torch.equal(engine.generate(**inputs), model.generate(**inputs))
-
-
 def test_the_pipeline_takes_it(repository, model, engine, sample_texts):
     tokenizer = AutoTokenizer.from_pretrained(repository)
     texts = [*sample_texts[0][:6], ""]
@@ -135,7 +127,7 @@ def damaged(graph: bytes) -> dict[str, bytes]:
     [
         ("cut", r"cannot load .*model\.onnx"),
         ("opset", r"cannot load .*model\.onnx.*[Oo]pset"),
-        ("inputs", "has the inputs input_ids, attention_mask, num_steps, max_length; a graph of this model has"),
+        ("inputs", "has the inputs input_ids, attention_mask, num_steps, max_length, .*; a graph of this model has"),
     ],
 )
 def test_a_damaged_graph_is_refused(repository, tmp_path, damage, message):

@@ -1,88 +1,236 @@
-"""Shortlists of the vocabulary: counted by hand, exact at full size, and run whole on a tiny model."""
+"""Shortlists of the vocabulary: made, stored, and used by ONNX Runtime without losing a token in silence."""
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from lvnar_hf.onnx_engine import LvnarOnnxModel
+from lvnar_hf.onnx_export import FILES, export_onnx
+from lvnar_hf.shortlist import FILE, Shortlist
+from tests.conftest import make_batch, make_model, tiny_config
 from training import shortlist, tables
-from training.shortlist import DecoderStates, association, low_rank, measure_lexical, measure_screened
+from training.shortlist import (
+    DecoderStates,
+    aligned_counts,
+    calibrate,
+    confidences,
+    decoder_states,
+    make_shortlist,
+    measure,
+)
 
-SIZE, VOCAB = 12, 30
-
-
-@pytest.fixture
-def batch():
-    """Five positions of two sentences."""
-    generator = torch.Generator().manual_seed(0)
-    states, weight = (torch.randn(rows, SIZE, generator=generator) for rows in (5, VOCAB))
-    logits = states @ weight.T
-    logits[:, 0] = float("-inf")
-    return DecoderStates(torch.tensor([[3, 4], [5, 0]]), torch.tensor([0, 0, 0, 1, 1]), states, logits), weight
-
-
-def test_association_is_dice():
-    pairs = [([3, 4, 3], [5]), ([3], [5, 6]), ([4], [6])]
-    coefficients = association(pairs, 6, 7)
-    assert coefficients[3, 5] == 1.0  # twice, always together
-    assert coefficients[3, 6] == 0.5 and coefficients[4, 5] == 0.5 and coefficients[4, 6] == 0.5
-    assert coefficients[5].sum() == 0
+CONFIG = tiny_config(target_vocab_size=45, tie_word_embeddings=False)
+LENGTHS = [(1 + (7 * row) % 39, 1) for row in range(40)]
+WORST = torch.tensor(float("-inf"))
 
 
-def test_lexical_misses_are_counted_by_sentence(batch):
-    states, _ = batch
-    best = states.logits.argmax(-1)
-    candidates = torch.full((VOCAB, 2), 29)
-    candidates[3, 0] = best[0]
-    allowed_first, allowed_second = {29, 1, int(best[0])}, {29, 1}
-    expected = sum(int(token) not in allowed_first for token in best[:3])
-    expected += sum(int(token) not in allowed_second for token in best[3:])
-    result = measure_lexical([states], candidates, torch.tensor([1]))
-    assert result["missed"] == expected / 5 and 0 < expected < 5
-    assert result["mean_size"] == (len(allowed_first) + 2) / 2
-    assert result["mean_size_of_batches"] == len(allowed_first | allowed_second)
-    everything = torch.arange(VOCAB).expand(VOCAB, -1)
-    assert measure_lexical([states], everything, torch.tensor([1]))["missed"] == 0
+def random_shortlist(min_confidence: float, num_candidates: int = 2, config=CONFIG) -> Shortlist:
+    generator = torch.Generator().manual_seed(3)
+    size, num_targets = (config.vocab_size, num_candidates), config.target_vocab_size or config.vocab_size
+    candidates = torch.randint(3, num_targets, size, generator=generator).int()
+    return Shortlist(candidates, torch.tensor([3, 4], dtype=torch.int32), torch.tensor(min_confidence))
 
 
-def test_screening_is_exact_at_full_rank_and_certain_is_never_missed(batch):
-    states, weight = batch
-    calibration = torch.randn(100, SIZE, generator=torch.Generator().manual_seed(1))
-    tokens, reduction = low_rank(weight, calibration, SIZE)
-    torch.testing.assert_close(tokens @ reduction, weight, atol=1e-4, rtol=1e-4)
-    assert measure_screened([states], weight, calibration, SIZE, 2) == {"missed": 0.0, "certain": 1.0}
-    narrow = measure_screened([states], weight, calibration, 2, 2)
-    assert narrow["missed"] > 0 and narrow["missed"] + narrow["certain"] <= 1
+# alignment
 
 
-def test_low_rank_is_nearest_on_the_states():
-    """Of all products of that rank; so better there than the one that is nearest to the weight itself."""
-    generator = torch.Generator().manual_seed(2)
-    weight = torch.randn(VOCAB, SIZE, generator=generator)
-    states = torch.randn(200, SIZE, generator=generator) * torch.linspace(0.1, 3, SIZE)
-    tokens, reduction = low_rank(weight, states, 4)
-    left, values, right = torch.linalg.svd(weight, full_matrices=False)
-    plain = (left[:, :4] * values[:4]) @ right[:4]
-    error, plain_error = ((states @ (weight - other).T).norm() for other in (tokens @ reduction, plain))
-    assert error < plain_error
+def literal_model_1(pairs, num_iterations):
+    """As Brown et al. write it, one token at a time: expected counts, by (source token, target token)."""
+    probabilities, counts = {}, {}
+    for _ in range(num_iterations):
+        counts, totals = {}, {}
+        for source, target in pairs:
+            for t in target:
+                weights = [probabilities.get((s, t), 1.0) for s in [None, *source]]
+                for s, weight in zip([None, *source], weights, strict=True):
+                    counts[s, t] = counts.get((s, t), 0.0) + weight / sum(weights)
+                    totals[s] = totals.get(s, 0.0) + weight / sum(weights)
+        probabilities = {(s, t): count / totals[s] for (s, t), count in counts.items()}
+    return counts
+
+
+def test_counts_are_those_of_ibm_model_1():
+    generator = np.random.default_rng(0)
+    pairs = [(generator.integers(0, 6, 4).tolist(), generator.integers(0, 5, n).tolist()) for n in (3, 1, 6, 2, 4)]
+    for num_iterations in (1, 4):
+        counts = aligned_counts(pairs, 6, 5, num_iterations)
+        expected = literal_model_1(pairs, num_iterations)
+        for source in range(6):
+            for target in range(5):
+                assert counts[source, target] == pytest.approx(expected.get((source, target), 0.0), abs=1e-6)
+
+
+def test_a_word_that_stands_beside_everything_is_nobodys_translation():
+    pairs = [([3, 9], [13, 19]), ([4, 9], [14, 19]), ([5, 9], [15, 19]), ([3, 4], [14, 13])]
+    counts = aligned_counts(pairs, 10, 20, 10)
+    assert [counts[token].argmax() for token in (3, 4, 5, 9)] == [13, 14, 15, 19]
+    chosen = make_shortlist(counts, torch.tensor([19]), 3, pad_token_id=0)
+    assert chosen.candidates[5].tolist()[0] == 15 and 19 not in chosen.candidates
+    assert chosen.candidates[7].tolist() == [0, 0, 0], "a token that was never seen has none"
+
+
+# the file
+
+
+def test_candidates_are_those_of_the_sentence_once_each():
+    tokens = Shortlist(
+        torch.tensor([[7, 7], [9, 0], [8, 9], [4, 5]]).int(), torch.tensor([5, 6]).int(), torch.tensor(-1.0)
+    )
+    config = tiny_config(vocab_size=4, target_vocab_size=11, tie_word_embeddings=False)
+    ids, mask = torch.tensor([[1, 2, 1], [3, 0, 0], [3, 2, 0]]), torch.tensor([[1, 1, 1], [1, 0, 0], [1, 0, 0]])
+    assert tokens.candidates_of(ids, mask, config).tolist() == [[5, 6, 8, 9], [4, 5, 6, 0], [4, 5, 6, 0]]
+    nothing = Shortlist(torch.zeros(4, 1).int(), torch.zeros(0).int(), torch.tensor(-1.0))
+    assert nothing.candidates_of(ids, mask, config).tolist() == [[0], [0], [0]]
+
+
+def test_the_file_is_what_was_saved_and_another_models_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    saved = random_shortlist(-0.5)
+    assert saved.save(tmp_path) == tmp_path / FILE
+    loaded = Shortlist.from_pretrained(tmp_path, CONFIG)
+    for name in ("candidates", "frequent", "min_confidence"):
+        assert torch.equal(getattr(loaded, name), getattr(saved, name)) and getattr(loaded, name).dtype != torch.int64
+    with pytest.raises(ValueError, match="is for 60 source tokens; the model has 61"):
+        Shortlist.load(tmp_path / FILE, tiny_config(vocab_size=61, target_vocab_size=45, tie_word_embeddings=False))
+    with pytest.raises(ValueError, match="is no shortlist of target ids 0 to 39"):
+        Shortlist.load(tmp_path / FILE, tiny_config(target_vocab_size=40, tie_word_embeddings=False))
+    tensors = {"candidates": saved.candidates.float(), "frequent": saved.frequent, "min_confidence": WORST}
+    save_file(tensors, tmp_path / FILE)
+    with pytest.raises(ValueError, match="is no shortlist of target ids"):
+        Shortlist.load(tmp_path / FILE, CONFIG)
+    save_file({"candidates": saved.candidates}, tmp_path / FILE)
+    with pytest.raises(ValueError, match=r"shortlist\.safetensors is no shortlist: .*frequent"):
+        Shortlist.load(tmp_path / FILE, CONFIG)
+    (tmp_path / FILE).write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"shortlist\.safetensors is no shortlist"):
+        Shortlist.load(tmp_path / FILE, CONFIG)
+    with pytest.raises(FileNotFoundError, match=r"Make it: python training/shortlist\.py --config RECIPE --model"):
+        Shortlist.from_pretrained(tmp_path / "empty", CONFIG)
+
+
+# the confidence
+
+
+def test_misses_are_counted_by_hand():
+    logits = torch.full((3, 45), -50.0)
+    logits[0, [3, 10]] = torch.tensor([5.0, 1.0])  # 3 is tried: right
+    logits[1, [3, 10]] = torch.tensor([1.0, 5.0])  # 10 is not: missed, though the list is sure of 3
+    logits[2, [3, 4, 10]] = torch.tensor([1.0, 1.0, 5.0])  # missed, and the list is not sure
+    states = DecoderStates(torch.tensor([[7]]), torch.tensor([[1]]), torch.zeros(3, dtype=torch.int64), logits)
+    tried = Shortlist(torch.full((60, 1), 5).int(), torch.tensor([3, 4]).int(), torch.tensor(-0.1))
+    values, is_missed, size = confidences(states, tried, CONFIG)
+    assert is_missed.tolist() == [False, True, True] and size == 3
+    torch.testing.assert_close(values.exp(), torch.tensor([1.0, 1.0, 0.5]), atol=1e-6, rtol=0)
+    expected = {"missed_without_check": 2 / 3, "missed": 1 / 3, "whole_share": 1 / 3, "mean_size": 3.0}
+    assert measure(tried, [states], CONFIG) == pytest.approx(expected)
+    assert calibrate(tried, [states], CONFIG, 0.34).min_confidence == values.sort().values[1]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def graph(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("graph")
+    export_onnx(model, folder)
+    return folder / FILES["float32"]
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 3])  # with two vocabularies and an output projection of its own
+def test_a_list_that_is_never_trusted_changes_nothing(model, graph, num_steps):
+    options = {"num_refinement_steps": num_steps, "return_dict_in_generate": True, "remove_repetitions": False}
+    inputs = {"input_ids": make_batch(CONFIG, LENGTHS)["input_ids"], **options}
+    expected = model.generate(**inputs)
+    for tokens in (None, random_shortlist(1.0)):  # no probability is more than 1
+        output = LvnarOnnxModel(CONFIG, model.generation_config, graph, shortlist=tokens).generate(**inputs)
+        assert torch.equal(output.sequences, expected.sequences)
+        assert torch.equal(output.num_steps_taken, expected.num_steps_taken)
+        all_positions, whole = output.num_positions.tolist()
+        assert all_positions == whole >= int((expected.sequences_per_step[0] != 0).sum())
+
+
+def test_a_list_of_every_token_changes_nothing_and_needs_no_whole_vocabulary(model, graph):
+    everything = Shortlist(torch.zeros(60, 1).int(), torch.arange(45).int(), WORST)
+    inputs = {"input_ids": make_batch(CONFIG, LENGTHS)["input_ids"], "num_refinement_steps": 2}
+    engine = LvnarOnnxModel(CONFIG, model.generation_config, graph, shortlist=everything)
+    output = engine.generate(**inputs, return_dict_in_generate=True)
+    assert torch.equal(output.sequences, model.generate(**inputs))
+    assert output.num_positions[1] == 0 < output.num_positions[0]
+
+
+def test_a_position_has_the_list_or_the_whole_vocabulary_by_its_confidence(model, graph):
+    """One pass, against the same choice made here from all logits."""
+    input_ids = make_batch(CONFIG, LENGTHS)["input_ids"]
+    mask = (input_ids != 0).long()
+    source = model.encode(input_ids, mask)
+    lengths = model.likeliest_lengths(model.predict_length(source, source.prior_means), mask)
+    target_mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+    with torch.no_grad():
+        logits = model.decode(source, source.prior_means, target_mask)
+    logits[..., 0] = float("-inf")
+    tokens = random_shortlist(0.0, num_candidates=1)
+    is_tried = torch.zeros(40, 45, dtype=torch.bool)
+    is_tried.scatter_(1, tokens.candidates_of(input_ids, mask, CONFIG), True)
+    tried = logits.masked_fill(~is_tried[:, None], float("-inf"))
+    confidence = tried.amax(-1) - tried.logsumexp(-1)
+    tokens = random_shortlist(float(confidence[target_mask.bool()].median()) + 1e-4, num_candidates=1)
+    is_sure = confidence >= tokens.min_confidence
+    expected = torch.where(is_sure, tried.argmax(-1), logits.argmax(-1)).masked_fill(target_mask == 0, 0)
+    assert not torch.equal(expected, logits.argmax(-1).masked_fill(target_mask == 0, 0))
+    engine = LvnarOnnxModel(CONFIG, model.generation_config, graph, shortlist=tokens)
+    options = {"num_refinement_steps": 0, "return_dict_in_generate": True, "remove_repetitions": False}
+    output = engine.generate(input_ids, **options)
+    assert torch.equal(output.sequences, expected)
+    num_positions, num_whole = output.num_positions.tolist()
+    assert num_positions == target_mask.sum() and num_whole == (~is_sure & target_mask.bool()).sum()
+    assert 0.4 < num_whole / num_positions < 0.6
+    # In parts of other sizes, and alone, a sentence has the same tokens.
+    for row in (0, 7, 39):
+        alone = engine.generate(input_ids[row : row + 1], **options).sequences[0]
+        assert alone.tolist() == expected[row][: len(alone)].tolist() and len(alone) == lengths[row]
+
+
+@pytest.mark.parametrize("num_steps", [0, 1])
+def test_states_are_those_of_a_refinement_step(model, num_steps):
+    input_ids = make_batch(CONFIG, LENGTHS[:9])["input_ids"]
+    states = decoder_states(model, input_ids, (input_ids != 0).long(), num_steps)
+    output = model.generate(input_ids, num_refinement_steps=num_steps, remove_repetitions=False)
+    assert states.logits.argmax(-1).tolist() == output[output != 0].tolist()
+    assert states.sentences.bincount().tolist() == (output != 0).sum(-1).tolist()
 
 
 def test_the_command(tiny_repository, sample_texts, tmp_path):
     files = {}
     for side, texts in zip(("source", "target"), sample_texts, strict=True):
-        for split, lines in (("train", texts[40:]), ("valid", texts[:40])):
+        for split, lines in (("train", texts[60:]), ("valid", texts[:60])):
             files[f"{split}_{side}_files"] = tmp_path / f"{split}.{side}"
             files[f"{split}_{side}_files"].write_text("".join(line + "\n" for line in lines), "utf-8")
     named = {"source_language": "en", "target_language": "de", **files, "model": tiny_repository}
-    named |= {"output_file": tmp_path / "shortlist.json", "num_frequent": 20, "num_candidates": 4}
+    named |= {"results_file": tmp_path / "shortlist.json", "output_folder": tmp_path / "out"}
+    named |= {"num_frequent": 20, "num_candidates": 4, "num_sentences": 50, "whole_share": 0.1}
     flags = [part for name, value in named.items() for part in (f"--{name}", str(value))]
     result = shortlist.main(flags)
-    assert json.loads((tmp_path / "shortlist.json").read_text()) == json.loads(json.dumps(result))
-    assert result["num_sentences"] == 40 and result["num_positions"] > 200
-    (lexical,) = result["lexical"].values()
-    assert 0 < lexical["missed"] < 1 and 20 < lexical["mean_size"] < lexical["mean_size_of_batches"] < 500
-    assert set(result["screened"]) == {4, 8, 16}
-    assert result["screened"][16]["missed"] <= result["screened"][4]["missed"]
-    assert "| screened: rank | missed | certain not to be missed |" in tables.shortlist_table(tmp_path)
+    assert json.loads((tmp_path / "shortlist.json").read_text()) == result
+    assert result["num_sentences"] == 25 and result["num_positions"] > 100 and result["num_pairs"] == 240
+    rows = result["candidates"]
+    assert list(rows) == ["4", "16", "32", "128"] and 20 < rows["4"]["mean_size"] < rows["32"]["mean_size"] < 500
+    for row in rows.values():
+        assert 0 < row["missed"] < row["missed_without_check"] < 1 and 0 < row["whole_share"] < 0.3
+    model = make_model(tiny_config(vocab_size=500))
+    stored = Shortlist.from_pretrained(tmp_path / "out", model.config)
+    assert stored.candidates.shape == (500, 4) and len(stored.frequent) == 20 and stored.min_confidence < 0
+    table = tables.shortlist_table(tmp_path)
+    assert "| candidates a source token | tokens tried | missed without check | whole vocabulary | missed |" in table
     with pytest.raises(FileExistsError, match="--overwrite"):
+        shortlist.main(flags)
+    with pytest.raises(ValueError, match=r"whole_share is 1\.0; it must be at least 0 and less than 1"):
+        shortlist.main([*flags, "--whole_share", "1.0"])
+    del named["output_folder"]
+    flags = [part for name, value in {**named, "model": "no/model"}.items() for part in (f"--{name}", str(value))]
+    with pytest.raises(ValueError, match="no/model is no folder: give --output_folder"):
         shortlist.main(flags)

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, pipeline
 
 from lvnar_hf.onnx_export import FILES, export_onnx
+from lvnar_hf.shortlist import Shortlist
 from tests.conftest import ROOT
 from tests.test_distil import launch, run_killed  # noqa: F401  (a fixture)
 from training import translate
@@ -130,6 +131,13 @@ def test_engines(tiny_repository, source, unbroken, tmp_path):
     translator = load_translator(str(repository), "auto")
     assert translator.engine == "onnx-int8"
     assert len(translator.translate(["Tom laughed.", ""]).texts) == 2
+    with pytest.raises(FileNotFoundError, match=r"no shortlist\.safetensors\. Make it"):
+        load_translator(str(repository), "onnx-int8-shortlist")
+    size = translator.model.config.vocab_size
+    Shortlist(torch.zeros(size, 1).int(), torch.tensor([5, 6]).int(), torch.tensor(float("-inf"))).save(repository)
+    shortlisted = load_translator(str(repository), "onnx-int8-shortlist")
+    ids = shortlisted.model.generate(torch.tensor([[7, 8, 9, 1]]))
+    assert set(ids.flatten().tolist()) <= {5, 6} and shortlisted.fingerprint != translator.fingerprint
     (repository / FILES["int8"]).write_bytes((repository / FILES["float32"]).read_bytes())
     assert load_translator(str(repository), "onnx-int8").fingerprint != translator.fingerprint
     with pytest.raises(ValueError, match="runs on the CPU, not on cuda"):

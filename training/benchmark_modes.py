@@ -7,7 +7,7 @@ and quality stands beside speed.
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from lvnar_hf import LvnarConfig
 from lvnar_hf.onnx_export import export_onnx
+from lvnar_hf.shortlist import Shortlist
 from training.benchmark_systems import (
     CTRANSLATE2_TYPES,
     DTYPES,
@@ -36,14 +37,22 @@ from training.benchmark_timing import (
     summarise_latency,
     summarise_throughput,
 )
-from training.benchmark_weights import Sample, TokenCode, make_lvnar, make_marian, sample_batches
+from training.benchmark_weights import (
+    Sample,
+    TokenCode,
+    make_lvnar,
+    make_marian,
+    make_random_shortlist,
+    sample_batches,
+)
 from training.benchmark_workers import Player, Turn, TurnResult, Worker
 from training.teacher_engines import EngineError, convert_to_ctranslate2, load_teacher, why_not_ctranslate2
-from training.test_sets import TestSet
+from training.test_sets import TestSet, at_even_distances
 from training.translation_quality.measures import corpus_scores
 
 RANDOM_LAYERS = ((6, 6), (12, 1))  # of encoder and decoder
 QUALITY_BATCH_SIZE = 32
+CALIBRATION_SENTENCES = 32  # at most, on which the confidence of a random shortlist is set
 BASELINE_SETTING = "transformers, beam 3"
 
 
@@ -110,10 +119,12 @@ def _convert(model: PreTrainedModel, converted: Path, specs: Sequence[SystemSpec
             convert_to_ctranslate2(model, str(folder), None if compute_type == "float32" else compute_type)
 
 
-def _export(model: PreTrainedModel, folder: Path, specs: Sequence[SystemSpec]) -> None:
+def _export(model: PreTrainedModel, folder: Path, specs: Sequence[SystemSpec], shortlist: Shortlist | None) -> None:
     """Write the model's ONNX graphs, if a system needs them, and what stands beside them."""
     if any(spec.folder == str(folder) for spec in specs):
         export_onnx(model, folder)
+        if shortlist is not None:
+            shortlist.save(folder)
         model.config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
 
@@ -148,13 +159,18 @@ def run_random(
     lvnar = make_lvnar(config, code, seed)
     marians = {layers: make_marian(config, layers, code, seed) for layers in RANDOM_LAYERS}
     exported = folder / "lvnar-onnx"
-    specs = lvnar_specs(str(folder / "lvnar"), str(exported), remove_repetitions=False, **arguments.common())
+    specs = lvnar_specs(
+        str(folder / "lvnar"), str(exported), has_shortlist=True, remove_repetitions=False, **arguments.common()
+    )
     for marian in marians.values():
         name = marian_name(marian).replace(" ", "-")
         specs += marian_specs(str(folder / name), folder / f"{name}-converted", marian, **arguments.common())
     specs = select_systems(specs, arguments.systems)
     lvnar.save_pretrained(folder / "lvnar")
-    _export(lvnar, exported, specs)
+    generator = torch.Generator().manual_seed(seed)
+    sources = dict(zip(timed, code.make_sources([lengths[index] for index in timed], generator), strict=True))
+    calibration = [sources[timed[i]] for i in at_even_distances(len(timed), min(CALIBRATION_SENTENCES, len(timed)))]
+    _export(lvnar, exported, specs, make_random_shortlist(lvnar, calibration))
     for marian in marians.values():
         name = marian_name(marian).replace(" ", "-")
         marian.save_pretrained(folder / name)
@@ -163,8 +179,6 @@ def run_random(
     described = {name: {"num_parameters": model.num_parameters()} for name, model in models.items()}
     del lvnar, marians, models
 
-    generator = torch.Generator().manual_seed(seed)
-    sources = dict(zip(timed, code.make_sources([lengths[index] for index in timed], generator), strict=True))
     shortest = min(timed, key=lambda index: lengths[index])
     turns: dict[TurnKey, Turn] = {
         ("model", sample.batch_size): Turn(
@@ -230,7 +244,16 @@ def run_trained(
     models: dict[str, PreTrainedModel] = {"lvnar": lvnar}
     sources = {"lvnar": model}
     exported = folder / "lvnar-onnx"
-    specs = lvnar_specs(model, str(exported), tokenizer_folder=model, **arguments.common())
+    shortlist: Shortlist | None = None
+    with suppress(FileNotFoundError):
+        shortlist = Shortlist.from_pretrained(model, lvnar.config)
+    specs = lvnar_specs(
+        model,
+        str(exported),
+        has_shortlist=shortlist is not None,
+        tokenizer_folder=model,
+        **arguments.common(),
+    )
     loaded = [load_teacher(name) for name in teachers]
     for number, teacher in enumerate(loaded):
         common = {"tokenizer_folder": teacher.name, **arguments.common()}
@@ -238,7 +261,7 @@ def run_trained(
         models[marian_name(teacher.model)] = teacher.model
         sources[marian_name(teacher.model)] = teacher.name
     specs = select_systems(specs, arguments.systems)
-    _export(lvnar, exported, specs)
+    _export(lvnar, exported, specs, shortlist)
     for number, teacher in enumerate(loaded):
         if any(Path(spec.folder).parent == folder / str(number) for spec in specs):
             if (reason := why_not_ctranslate2(teacher)) is not None:
@@ -316,7 +339,7 @@ def describe_systems(
             "family": spec.family,
             "model": spec.model,
             "engine": spec.engine,
-            "compute_type": spec.engine.split()[-1] if " " in spec.engine else spec.dtype,
+            "compute_type": spec.engine.split()[1] if " " in spec.engine else spec.dtype,
             **played.descriptions[name],
         }
         for kind in sorted({kind for kind, _ in times}, reverse=True):  # "model" first

@@ -27,6 +27,7 @@ from training.teacher_engines import end_ids
 REFINEMENT_STEPS = (0, 1, 3)
 NUM_BEAMS = (1, 3)
 CTRANSLATE2_TYPES = ("float32", "int8")
+SHORTLIST_ENGINE = "onnx int8 shortlist"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CALIBRATION_SENTENCES = 32  # at most, of a batch on which CTranslate2's two ways are compared
@@ -40,7 +41,7 @@ class SystemSpec:
         name: as in the tables; each system has its own.
         family: "lvnar" or "autoregressive".
         model: what the weights are, for example "marian 12-1".
-        engine: a key of `ENGINES`, with CTranslate2's number type behind it: the rows of one plot.
+        engine: a key of `ENGINES`, with the number type behind it where the engine has several: the rows of one plot.
         folder: the model, in the engine's format.
         setting: refinement steps, or beams.
         max_target_length: tokens at which an autoregressive translation is cut, `</s>` included.
@@ -129,14 +130,16 @@ class EagerLvnar:
 
 
 class OnnxLvnar:
-    """This package's `generate` in ONNX Runtime, float32 or int8."""
+    """This package's `generate` in ONNX Runtime, float32 or int8, with a shortlist or without."""
 
     def __init__(self, spec: SystemSpec):
-        self.model = LvnarOnnxModel.from_pretrained(spec.folder, spec.engine.split()[1], spec.num_threads)
+        _, precision, *rest = spec.engine.split()
+        self.has_shortlist = rest == ["shortlist"]
+        self.model = LvnarOnnxModel.from_pretrained(spec.folder, precision, spec.num_threads, self.has_shortlist)
         self.options: dict[str, Any] = {"num_refinement_steps": spec.setting, "return_dict_in_generate": True}
         if spec.remove_repetitions is not None:
             self.options["remove_repetitions"] = spec.remove_repetitions
-        self.num_refinements = 0
+        self.num_refinements, self.num_positions = 0, torch.zeros(2, dtype=torch.int64)
         self.description: dict[str, Any] = {}
 
     def prepare(self, batch: list[list[int]]) -> None:
@@ -147,6 +150,10 @@ class OnnxLvnar:
         input_ids, attention_mask = _pad(batch, padding, self.model.device)
         output: Any = self.model.generate(input_ids, attention_mask=attention_mask, **self.options)
         self.num_refinements += int(output.num_steps_taken.sum())
+        if self.has_shortlist:
+            self.num_positions += output.num_positions
+            num_all, num_whole = self.num_positions.tolist()
+            self.description["whole_vocabulary_share"] = num_whole / num_all
         return [[token for token in row if token != padding] for row in output.sequences.tolist()]
 
 
@@ -260,17 +267,21 @@ def build_system(spec: SystemSpec) -> System:
     return ENGINES[spec.engine.split()[0]](spec)
 
 
-def lvnar_specs(folder: str, exported: str, device: str = "cpu", **common: Any) -> list[SystemSpec]:
+def lvnar_specs(
+    folder: str, exported: str, device: str = "cpu", has_shortlist: bool = False, **common: Any
+) -> list[SystemSpec]:
     """This model in every engine the package has, with each number of refinement steps.
 
     Args:
         folder: the model.
         exported: a folder with its configuration and ONNX graphs, or where they will be.
         device: ONNX Runtime is for the CPU alone.
+        has_shortlist: whether there is, or will be, a shortlist in that folder.
     """
     folders = {"eager": folder}
     if device == "cpu":
         folders |= {f"onnx {precision}": exported for precision in ONNX_FILES}
+        folders |= {SHORTLIST_ENGINE: exported} if has_shortlist else {}
     return [
         SystemSpec(
             name=f"lvnar, {engine}, {steps} step{'s' * (steps != 1)}",

@@ -23,7 +23,9 @@ from torch import nn
 from transformers import MarianMTModel
 
 from lvnar_hf import LvnarConfig, LvnarForConditionalGeneration
+from lvnar_hf.shortlist import Shortlist
 from training.recipe import TeacherArguments
+from training.shortlist import calibrate, decoder_states
 
 LENGTHS_FILE = Path(__file__).with_name("newstest2014_lengths.json")
 NUM_SPECIAL_TOKENS = 3  # <pad>, </s>, <unk>
@@ -206,6 +208,34 @@ def make_lvnar(config: LvnarConfig, code: TokenCode, seed: int = 0) -> LvnarForC
     # The decoder's states have the sign of the latents, and so have the likeliest tokens.
     model.decoder.latent_proj.weight.copy_(5 * size**0.5 * sign_code[:, None].expand(-1, latent_dim) / latent_dim)
     return model
+
+
+def make_random_shortlist(
+    model: LvnarForConditionalGeneration,
+    sources: Sequence[list[int]],
+    num_frequent: int = 256,
+    num_candidates: int = 64,
+    whole_share: float = 0.03,
+    seed: int = 0,
+) -> Shortlist:
+    """Random tokens in the numbers that `training/shortlist.py` has.
+
+    Random tokens are seldom the same for two source tokens, so the lists are longer than those of a trained model.
+
+    Args:
+        sources: ids, on which the confidence is set.
+        whole_share: of their target positions, of two passes; more than that script asks for, since it comes out
+            otherwise in each pass and in 8 bits. The share that a run had is in its results.
+    """
+    config = model.config
+    generator = torch.Generator().manual_seed(seed)
+    size, num_targets = (config.vocab_size, num_candidates), config.target_vocab_size or config.vocab_size
+    candidates = torch.randint(NUM_SPECIAL_TOKENS, num_targets, size, generator=generator)
+    frequent = NUM_SPECIAL_TOKENS + torch.randperm(num_targets - NUM_SPECIAL_TOKENS, generator=generator)[:num_frequent]
+    shortlist = Shortlist(candidates.int(), frequent.int(), torch.tensor(float("-inf")))
+    batches = [torch.tensor([row]) for row in sources]
+    states = [decoder_states(model, ids, torch.ones_like(ids), steps) for ids in batches for steps in (0, 1)]
+    return calibrate(shortlist, states, config, whole_share)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
     python training/engine_quality.py --model model_cards/lvnar-tatoeba-en-de --source_file test.en \
         --target_file test.de --source_language en --target_language de --output_file runs/engine_quality.json
 
-Each way of running the model is compared with PyTorch in float32. The ONNX graphs are made for the occasion.
+Each way of running the model is compared with PyTorch in float32. The ONNX graphs are made for the occasion; the
+shortlist is the repository's, if it has one.
 """
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -23,6 +25,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser
 import lvnar_hf  # noqa: F401  (registers model and tokenizer)
 from lvnar_hf.onnx_engine import LvnarOnnxModel
 from lvnar_hf.onnx_export import export_onnx
+from lvnar_hf.shortlist import Shortlist
 from training.atomic_files import write_json
 from training.environment import describe_machine, describe_versions
 from training.outputs import refuse_existing
@@ -94,6 +97,10 @@ def load_engines(name: str) -> Iterator[tuple[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="onnx-") as folder:
         for precision, file in export_onnx(model, folder).items():
             yield f"onnx {precision}", LvnarOnnxModel(model.config, model.generation_config, file)
+        with contextlib.suppress(FileNotFoundError):
+            shortlist = Shortlist.from_pretrained(name, model.config)
+            engine = LvnarOnnxModel(model.config, model.generation_config, file, shortlist=shortlist)
+            yield f"onnx {precision} shortlist", engine
     for dtype in (torch.bfloat16, torch.float16):
         yield f"eager, {str(dtype).removeprefix('torch.')}", model.to(dtype)
 

@@ -16,8 +16,8 @@ from lvnar_hf.onnx_engine import LvnarOnnxModel
 from training.atomic_files import hash_file
 from training.teacher_engines import folder_fingerprint, make_batches
 
-ENGINES = ("auto", "torch", "onnx", "onnx-int8")
-PRECISIONS = {"onnx": "float32", "onnx-int8": "int8"}
+ENGINES = ("auto", "torch", "onnx", "onnx-int8", "onnx-int8-shortlist")
+PRECISIONS = {"onnx": "float32", "onnx-int8": "int8", "onnx-int8-shortlist": "int8"}
 # Of a line, so many characters are looked at: more than fit any model, and few enough to tokenize in a second.
 MAX_CHARACTERS = 100_000
 
@@ -114,7 +114,7 @@ def load_translator(
 
     Raises:
         ValueError: for another engine, an engine that is not for this device, or a budget below 1.
-        FileNotFoundError: the graph that was asked for is not there; says how to make it.
+        FileNotFoundError: the graph or the shortlist that was asked for is not there; says how to make it.
         ImportError: onnxruntime is asked for, and is missing.
     """
     if engine not in ENGINES:
@@ -131,7 +131,8 @@ def load_translator(
             with contextlib.suppress(ImportError, OSError):  # no onnxruntime, or no graph
                 model, engine = LvnarOnnxModel.from_pretrained(name, precision="int8"), "onnx-int8"
     elif engine in PRECISIONS:
-        model = LvnarOnnxModel.from_pretrained(name, precision=PRECISIONS[engine])
+        has_shortlist = engine.endswith("shortlist")
+        model = LvnarOnnxModel.from_pretrained(name, precision=PRECISIONS[engine], shortlist=has_shortlist)
     if model is None:
         model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32).eval().to(device)
     if model.config.model_type == "lvnar" and num_refinement_steps is None:

@@ -1,20 +1,17 @@
-"""Whether the vocabulary projection could be cut: how often a shortlist misses the likeliest token.
+"""Make a model's shortlist, and measure what it leaves out.
 
     python training/shortlist.py --config training/configs/tatoeba_en_de.yaml --model model_cards/lvnar-tatoeba-en-de \
-        --output_file runs/shortlist.json
+        --results_file runs/shortlist.json
 
-Two kinds, on the decoder's states for the validation sources, after one refinement step:
-- lexical (Jean et al., 2015): the target tokens that go with the source's tokens in the training text, and the most
-  frequent ones; the whole product is computed for these alone;
-- screened (Shim et al., 2017): a product of small rank for all tokens, then the exact one for the best of them. The
-  low-rank factors are those nearest to the embedding on the model's own states, for sources of random tokens.
-
-A miss is certain not to be one where the Cauchy-Schwarz inequality bounds what the first product leaves out.
+Writes `shortlist.safetensors` into the model's folder, see `lvnar_hf.shortlist`. The candidates of a source token are
+the target tokens that IBM Model 1 (Brown et al., 1993) aligns with it most often in the recipe's training text. The
+least confidence is such that a given share of the target positions has the whole vocabulary; it is set on one half of
+the validation sources, and what is missed is counted on the other, both after one refinement step.
 """
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +19,14 @@ from typing import Any
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import numpy as np
 import torch
+from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import lvnar_hf  # noqa: F401  (registers model and tokenizer)
 from lvnar_hf.generation_lvnar import lengths_to_mask
+from lvnar_hf.shortlist import FILE, Shortlist
 from training.atomic_files import write_json
 from training.corpora import load_pairs
 from training.environment import describe_machine, describe_versions
@@ -35,188 +35,221 @@ from training.recipe import DataArguments, parse_recipe
 from training.test_sets import at_even_distances
 
 BATCH_SIZE = 32
-NUM_CALIBRATION_BATCHES = 16
 
 
 @dataclass
 class ShortlistArguments:
-    """Section `shortlist`: the model, and what is tried."""
+    """Section `shortlist`: the model, and how long the lists are."""
 
-    model: str = field(metadata={"help": "folder or Hub id of a model of this package"})
-    output_file: str = field(metadata={"help": "JSON with the result"})
-    num_sentences: int = field(default=512, metadata={"help": "validation sources, at even distances"})
-    num_frequent: int = field(default=256, metadata={"help": "lexical: most frequent target tokens, in every list"})
-    num_candidates: list[int] = field(
-        default_factory=lambda: [16, 32, 64], metadata={"help": "lexical: target tokens for each source token"}
+    model: str = field(metadata={"help": "model folder or Hub id"})
+    output_folder: str | None = field(
+        default=None, metadata={"help": f"{FILE} goes there; by default into the model's own folder"}
     )
-    rank_divisors: list[int] = field(
-        default_factory=lambda: [8, 4, 2], metadata={"help": "screened: the rank is the hidden size divided by this"}
+    results_file: str | None = field(default=None, metadata={"help": "JSON with what was measured"})
+    num_pairs: int = field(default=200_000, metadata={"help": "training pairs that are aligned, at even distances"})
+    num_iterations: int = field(default=5, metadata={"help": "of IBM Model 1"})
+    num_frequent: int = field(default=256, metadata={"help": "most frequent target tokens, tried for every sentence"})
+    num_candidates: int = field(default=64, metadata={"help": "target tokens for each source token"})
+    compared_candidates: list[int] = field(
+        default_factory=lambda: [16, 32, 128], metadata={"help": "other numbers of candidates, measured alone"}
     )
-    num_screened: int = field(default=32, metadata={"help": "screened: tokens with an exact product"})
-    overwrite: bool = field(default=False, metadata={"help": "write over an output file"})
+    whole_share: float = field(default=0.01, metadata={"help": "share of positions with the whole vocabulary"})
+    num_sentences: int = field(default=1000, metadata={"help": "validation sources, at even distances"})
+    overwrite: bool = field(default=False, metadata={"help": "write over output files"})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.whole_share < 1:
+            raise ValueError(f"whole_share is {self.whole_share}; it must be at least 0 and less than 1.")
+        for name in ("num_pairs", "num_iterations", "num_frequent", "num_candidates", "num_sentences"):
+            if getattr(self, name) < (2 if name == "num_sentences" else 1):
+                raise ValueError(f"{name} is {getattr(self, name)}; that is too few.")
 
 
 @dataclass
 class DecoderStates:
-    """Of a batch: source ids (sentences, length); the rest for each of the valid target positions.
+    """Of a batch, what the decoder says of each of its valid target positions.
 
     Attributes:
+        input_ids, attention_mask: (sentences, length), of the sources.
         sentences: (positions,) which sentence.
-        states: (positions, hidden_size).
         logits: (positions, target_vocab_size), that of padding -inf.
     """
 
-    source_ids: torch.Tensor
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
     sentences: torch.Tensor
-    states: torch.Tensor
     logits: torch.Tensor
 
 
 @torch.no_grad()
 def decoder_states(
-    model: Any, weight: torch.Tensor, source_ids: torch.Tensor, attention_mask: torch.Tensor
+    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, num_refinement_steps: int = 1
 ) -> DecoderStates:
-    """After one refinement step; the weight is that of the projection, source and mask are (sentences, length)."""
-    options = {"num_refinement_steps": 0, "remove_repetitions": False}
-    targets = model.generate(source_ids, attention_mask=attention_mask, **options)
-    source = model.encode(source_ids, attention_mask)
-    latents, _ = model.infer_posterior(source, targets, (targets != model.config.pad_token_id).long())
+    """After so many refinement steps; source ids and mask are (sentences, length)."""
+    source = model.encode(input_ids, attention_mask)
+    latents = source.prior_means
+    if num_refinement_steps:
+        options = {"num_refinement_steps": num_refinement_steps - 1, "remove_repetitions": False}
+        targets = model.generate(input_ids, attention_mask=attention_mask, **options)
+        latents, _ = model.infer_posterior(source, targets, (targets != model.config.pad_token_id).long())
     lengths = model.likeliest_lengths(model.predict_length(source, latents), attention_mask)
     mask = lengths_to_mask(lengths, int(lengths.max()))
-    is_valid = mask.bool()
-    states = model.decoder(latents, source.decoder_keys_values, attention_mask, mask)[is_valid]
-    logits = states @ weight.T
+    logits = model.decode(source, latents, mask)[mask.bool()]
     logits[:, model.config.pad_token_id] = float("-inf")
-    return DecoderStates(source_ids, is_valid.nonzero()[:, 0], states, logits)
+    return DecoderStates(input_ids, attention_mask, mask.nonzero()[:, 0], logits)
 
 
-def association(pairs: Iterable[tuple[list[int], list[int]]], source_size: int, target_size: int) -> torch.Tensor:
-    """Dice coefficients of source and target tokens that stand in the same pairs: (source_size, target_size)."""
-    together = torch.zeros(source_size, target_size)
-    source_counts, target_counts = torch.zeros(source_size, 1), torch.zeros(target_size)
-    for source_ids, target_ids in pairs:
-        rows, columns = torch.tensor(sorted(set(source_ids))), torch.tensor(sorted(set(target_ids)))
-        together[rows[:, None], columns] += 1
-        source_counts[rows] += 1
-        target_counts[columns] += 1
-    return 2 * together / (source_counts + target_counts).clamp(min=1)
-
-
-def measure_lexical(
-    batches: list[DecoderStates], candidates: torch.Tensor, frequent: torch.Tensor
-) -> dict[str, float | int]:
-    """Share of positions whose likeliest token is not in the list of its sentence; sizes of the lists.
+def aligned_counts(
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]], source_size: int, target_size: int, num_iterations: int
+) -> np.ndarray:
+    """How often each target token is expected to translate each source token, by IBM Model 1 with an empty word.
 
     Args:
-        candidates: (source_vocab_size, k) target tokens.
-        frequent: (n,) target tokens that are in every list.
+        pairs: source and target ids.
+        num_iterations: of expectation maximisation.
+
+    Returns:
+        (source_size, target_size) float32.
     """
-    missed = num_positions = 0
-    sizes, batch_sizes = [], []
-    for batch in batches:
-        allowed = torch.zeros(len(batch.source_ids), batch.logits.shape[-1], dtype=torch.bool)
-        allowed[:, frequent] = True
-        allowed.scatter_(1, candidates[batch.source_ids].flatten(1), True)
-        best = batch.logits.argmax(-1)
-        missed += int((~allowed[batch.sentences, best]).sum())
-        num_positions += len(best)
-        sizes += allowed.sum(-1).tolist()
-        batch_sizes.append(int(allowed.any(0).sum()))
+    empty = source_size
+    sources, targets, positions, num_positions = [], [], [], 0
+    for source_ids, target_ids in pairs:
+        source, target = np.array([empty, *source_ids]), np.asarray(target_ids)
+        sources.append(np.tile(source, len(target)))
+        targets.append(np.repeat(target, len(source)))
+        positions.append(num_positions + np.repeat(np.arange(len(target)), len(source)))
+        num_positions += len(target)
+    position = np.concatenate(positions)
+    links = np.concatenate(sources).astype(np.int64) * target_size + np.concatenate(targets)
+    kinds, kind = np.unique(links, return_inverse=True)  # of links, each (source token, target token) once
+    probabilities = np.ones(len(kinds))
+    for _ in range(num_iterations):
+        weights = probabilities[kind]
+        weights /= np.bincount(position, weights, minlength=num_positions)[position]
+        counts = np.bincount(kind, weights, minlength=len(kinds))
+        totals = np.bincount(kinds // target_size, counts, minlength=source_size + 1)
+        probabilities = counts / totals[kinds // target_size]
+    table = np.zeros((source_size + 1, target_size), dtype=np.float32)
+    table.flat[kinds] = counts
+    return table[:empty]
+
+
+def make_shortlist(counts: np.ndarray, frequent: torch.Tensor, num_candidates: int, pad_token_id: int) -> Shortlist:
+    """The candidates with the largest counts that are not frequent ones; whatever the confidence, they are enough.
+
+    Args:
+        counts: (source_size, target_size), of `aligned_counts`.
+        frequent: (n,) target tokens.
+    """
+    others = torch.from_numpy(counts).clone()
+    others[:, frequent] = 0
+    best, candidates = others.topk(min(num_candidates, others.shape[1]))
+    candidates = candidates.masked_fill(best == 0, pad_token_id)
+    return Shortlist(candidates.int(), frequent.int(), torch.tensor(float("-inf")))
+
+
+def confidences(states: DecoderStates, shortlist: Shortlist, config: Any) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Of each position, the log probability of the best among those tried, and whether a likelier token is not tried.
+
+    Returns:
+        (positions,), (positions,) bool, and the number of tokens tried, over all sentences.
+    """
+    tried = shortlist.candidates_of(states.input_ids, states.attention_mask, config)
+    scores = states.logits.gather(1, tried[states.sentences])
+    highest = scores.amax(-1)
+    return highest - scores.logsumexp(-1), states.logits.amax(-1) > highest, int((tried != config.pad_token_id).sum())
+
+
+def calibrate(shortlist: Shortlist, batches: Sequence[DecoderStates], config: Any, whole_share: float) -> Shortlist:
+    """With the confidence that `whole_share` of the positions do not have."""
+    values = torch.cat([confidences(states, shortlist, config)[0] for states in batches])
+    least = values.sort().values[int(whole_share * len(values))]
+    return Shortlist(shortlist.candidates, shortlist.frequent, least)
+
+
+def measure(shortlist: Shortlist, batches: Sequence[DecoderStates], config: Any) -> dict[str, float]:
+    """Share of positions that miss the likeliest token, by the list alone and with the check; shares and sizes."""
+    values, is_missed, sizes = zip(*(confidences(states, shortlist, config) for states in batches), strict=True)
+    has_whole = torch.cat(values) < shortlist.min_confidence
+    missed = torch.cat(is_missed)
     return {
-        "missed": missed / num_positions,
-        "mean_size": sum(sizes) / len(sizes),
-        "mean_size_of_batches": sum(batch_sizes) / len(batch_sizes),
+        "missed_without_check": missed.double().mean().item(),
+        "missed": (missed & ~has_whole).double().mean().item(),
+        "whole_share": has_whole.double().mean().item(),
+        "mean_size": sum(sizes) / sum(len(states.input_ids) for states in batches),
     }
 
 
-def low_rank(weight: torch.Tensor, states: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The factors (vocab_size, rank) and (rank, hidden_size) whose product is nearest to the weight on these states."""
-    second_moment = states.T @ states / len(states)
-    second_moment += 1e-3 * second_moment.diagonal().mean() * torch.eye(len(second_moment))
-    root = torch.linalg.cholesky(second_moment)
-    left, values, right = torch.linalg.svd(weight @ root, full_matrices=False)
-    return left[:, :rank] * values[:rank], torch.linalg.solve_triangular(root, right[:rank], left=False, upper=False)
-
-
-def measure_screened(
-    batches: list[DecoderStates], weight: torch.Tensor, calibration: torch.Tensor, rank: int, num_screened: int
-) -> dict[str, float]:
-    """Share of positions whose likeliest token is missed, and of those that are certain not to be missed."""
-    tokens, reduction = low_rank(weight, calibration, rank)
-    basis, _ = torch.linalg.qr(reduction.T)  # (hidden_size, rank): what the first product sees of a state
-    largest_residual = (weight - tokens @ reduction).norm(dim=-1).max()
-    missed = certain = num_positions = 0
-    for batch in batches:
-        approximate = (batch.states @ reduction.T) @ tokens.T
-        approximate.masked_fill_(batch.logits == float("-inf"), float("-inf"))
-        scores, best = approximate.topk(num_screened)
-        highest = batch.logits.gather(1, best).amax(-1)
-        missed += int((highest < batch.logits.amax(-1)).sum())
-        unseen = (batch.states - (batch.states @ basis) @ basis.T).norm(dim=-1)
-        certain += int((highest >= scores[:, -1] + largest_residual * unseen).sum())
-        num_positions += len(highest)
-    return {"missed": missed / num_positions, "certain": certain / num_positions}
+def _states_of(model: Any, tokenizer: Any, texts: Sequence[str]) -> Iterator[DecoderStates]:
+    limit = model.config.max_position_embeddings
+    for start in tqdm(range(0, len(texts), BATCH_SIZE), desc="decoder's states", unit="batch"):
+        encoded = tokenizer(
+            list(texts[start : start + BATCH_SIZE]),
+            padding=True,
+            truncation=True,
+            max_length=limit,
+            return_tensors="pt",
+        )
+        yield decoder_states(model, encoded["input_ids"], encoded["attention_mask"])
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Measure both kinds, print and write the result; return what is in the JSON."""
+    """Make the shortlist, print one JSON line; return what is in it.
+
+    Raises:
+        FileExistsError: there is an output file, and `--overwrite` is not given.
+        ValueError: --model is no folder, and no --output_folder is given; and what the recipe's text is refused for.
+    """
     data, arguments = parse_recipe({"data": DataArguments, "shortlist": ShortlistArguments}, argv)
-    refuse_existing(arguments.output_file, arguments.overwrite, "--output_file")
+    folder = Path(arguments.output_folder or arguments.model)
+    if arguments.output_folder is None and not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: give --output_folder.")
+    refuse_existing(folder / FILE, arguments.overwrite, "--output_folder")
+    if arguments.results_file is not None:
+        refuse_existing(arguments.results_file, arguments.overwrite, "--results_file")
     model: Any = AutoModelForSeq2SeqLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(arguments.model)
     config = model.config
     target_size = config.target_vocab_size or config.vocab_size
-    weight = (model._target_embedding if config.tie_word_embeddings else model.output_proj).weight.detach()
-
-    limit = config.max_position_embeddings
-    valid = load_pairs(data, "valid")["source"]
-    sources = [valid[i] for i in at_even_distances(len(valid), arguments.num_sentences)]
-    batches = []
-    for start in range(0, len(sources), BATCH_SIZE):
-        texts = sources[start : start + BATCH_SIZE]
-        encoded = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        batches.append(decoder_states(model, weight, encoded["input_ids"], encoded["attention_mask"]))
-
-    generator = torch.Generator().manual_seed(0)
-    states = []
-    for length in torch.linspace(3, min(40, limit), NUM_CALIBRATION_BATCHES).long().tolist():
-        ids = torch.randint(3, config.vocab_size, (BATCH_SIZE, length), generator=generator)
-        ids[:, -1] = config.eos_token_id
-        states.append(decoder_states(model, weight, ids, torch.ones_like(ids)).states)
-    calibration = torch.cat(states)
 
     train = load_pairs(data, "train")
-    train_sources = tokenizer(train["source"], verbose=False)["input_ids"]
-    train_targets = tokenizer(text_target=train["target"], verbose=False)["input_ids"]
-    coefficients = association(zip(train_sources, train_targets, strict=True), config.vocab_size, target_size)
-    counts = torch.bincount(torch.tensor([token for ids in train_targets for token in ids]), minlength=target_size)
-    frequent = counts.topk(arguments.num_frequent).indices
+    sources, targets = train["source"], train["target"]
+    chosen = at_even_distances(len(sources), min(arguments.num_pairs, len(sources)))
+    source_ids = tokenizer([sources[i] for i in chosen], verbose=False)["input_ids"]
+    target_ids = tokenizer(text_target=[targets[i] for i in chosen], verbose=False)["input_ids"]
+    pairs = list(zip(source_ids, target_ids, strict=True))
+    counts = aligned_counts(pairs, config.vocab_size, target_size, arguments.num_iterations)
+    frequencies = torch.bincount(torch.tensor([i for ids in target_ids for i in ids]), minlength=target_size)
+    frequent = frequencies.topk(min(arguments.num_frequent, target_size)).indices
 
+    valid = load_pairs(data, "valid")["source"]
+    texts = [valid[i] for i in at_even_distances(len(valid), min(arguments.num_sentences, len(valid)))]
+    calibration, held_out = (list(_states_of(model, tokenizer, texts[half::2])) for half in (0, 1))
+
+    def of_size(num_candidates: int) -> Shortlist:
+        shortlist = make_shortlist(counts, frequent, num_candidates, config.pad_token_id)
+        return calibrate(shortlist, calibration, config, arguments.whole_share)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file = of_size(arguments.num_candidates).save(folder)
+    sizes = sorted({arguments.num_candidates, *arguments.compared_candidates})
     result = {
         "model": arguments.model,
-        "num_sentences": len(sources),
-        "num_positions": sum(len(batch.states) for batch in batches),
+        "file": file.name,
+        "num_pairs": len(pairs),
+        "num_sentences": len(texts[1::2]),
+        "num_positions": sum(len(states.logits) for states in held_out),
         "target_vocab_size": target_size,
-        "hidden_size": config.hidden_size,
-        "batch_size": BATCH_SIZE,
-        "num_frequent": arguments.num_frequent,
-        "lexical": {
-            count: measure_lexical(batches, coefficients.topk(count).indices, frequent)
-            for count in arguments.num_candidates
-        },
-        "num_screened": arguments.num_screened,
-        "screened": {
-            config.hidden_size // divisor: measure_screened(
-                batches, weight, calibration, config.hidden_size // divisor, arguments.num_screened
-            )
-            for divisor in arguments.rank_divisors
-        },
+        "num_frequent": len(frequent),
+        "num_candidates": arguments.num_candidates,
+        "candidates": {str(size): measure(of_size(size), held_out, config) for size in sizes},
         "versions": describe_versions(),
         "machine": describe_machine(torch.device("cpu")),
     }
     print(json.dumps(result))
-    Path(arguments.output_file).parent.mkdir(parents=True, exist_ok=True)
-    write_json(Path(arguments.output_file), result)
+    if arguments.results_file is not None:
+        Path(arguments.results_file).parent.mkdir(parents=True, exist_ok=True)
+        write_json(Path(arguments.results_file), result)
     return result
 
 

@@ -308,25 +308,28 @@ def engine_quality_table(results: Path) -> str:
 
 
 def shortlist_table(results: Path) -> str:
-    """How often a shortlist of the vocabulary would miss the likeliest token."""
+    """What a shortlist leaves out, by the number of candidates."""
     result = read_result(results, "shortlist")
-    lexical = [
-        (count, f"{row['missed']:.2%}", f"{row['mean_size']:,.0f}", f"{row['mean_size_of_batches']:,.0f}")
-        for count, row in result["lexical"].items()
+    rows = [
+        (
+            count,
+            f"{row['mean_size']:,.0f}",
+            f"{row['missed_without_check']:.2%}",
+            f"{row['whole_share']:.2%}",
+            f"{row['missed']:.2%}",
+        )
+        for count, row in sorted(result["candidates"].items(), key=lambda item: int(item[0]))
     ]
-    screened = [
-        (rank, f"{row['missed']:.2%}", f"{row['certain']:.0%}", f"{int(rank) / result['hidden_size']:.0%}")
-        for rank, row in result["screened"].items()
-    ]
-    batch = f"tokens for a batch of {result['batch_size']}"
+    header = (
+        *("candidates a source token", "tokens tried", "missed without check", "whole vocabulary"),
+        "missed",
+    )
     return "\n\n".join(
         (
-            table(("lexical: candidates a source token", "missed", "tokens for a sentence", batch), lexical),
-            table(("screened: rank", "missed", "certain not to be missed", "work of the first product"), screened),
+            table(header, rows),
             f"{result['num_positions']:,} target positions of {result['num_sentences']} validation sentences, after "
-            f"one step; {result['target_vocab_size']:,} target tokens, hidden size {result['hidden_size']}. Lexical: "
-            f"with the {result['num_frequent']} most frequent tokens. Screened: exact products for "
-            f"{result['num_screened']} tokens a position.",
+            f"one step; {result['target_vocab_size']:,} target tokens, of which the {result['num_frequent']} most "
+            f"frequent are always tried. The shortlist that ships has {result['num_candidates']} candidates.",
         )
     )
 

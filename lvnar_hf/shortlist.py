@@ -1,0 +1,106 @@
+"""A shortlist: few target tokens for each sentence, tried before the whole vocabulary (Jean et al., 2015, section 4.3).
+
+The projection to the vocabulary is a third of the work of a pass at the paper's sizes. With a shortlist it is computed
+for the tokens that are likely translations of the source's, and for the most frequent ones. No token becomes
+unreachable: a position where the best of the list has too small a share of the list's own probability is computed with
+the whole vocabulary. That is where the likeliest token tends to be one that is not in the list.
+
+`training/shortlist.py` makes the file, `shortlist.safetensors` in a model repository.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers.utils import cached_file
+
+from .configuration_lvnar import LvnarConfig
+from .generation_lvnar import lengths_to_mask
+
+FILE = "shortlist.safetensors"
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """Which target tokens are tried for a sentence, and when they are enough.
+
+    Attributes:
+        candidates: (vocab_size, k) int32, target tokens for each source token; padding where there are fewer.
+        frequent: (n,) int32, target tokens that are tried for every sentence.
+        min_confidence: () float32, log of the least probability, among the tokens tried, with which the best is taken.
+    """
+
+    candidates: torch.Tensor
+    frequent: torch.Tensor
+    min_confidence: torch.Tensor
+
+    def candidates_of(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, config: LvnarConfig) -> torch.Tensor:
+        """The tokens tried for each sentence, once each: (batch, largest number of them) int64, padded on the right.
+
+        Args:
+            input_ids, attention_mask: (batch, source_length).
+        """
+        tokens = self.candidates[input_ids].long()  # (batch, source_length, k)
+        tokens = tokens.masked_fill(attention_mask[..., None] == 0, config.pad_token_id)
+        is_tried = torch.zeros(len(input_ids), config.target_vocab_size or config.vocab_size, dtype=torch.bool)
+        is_tried[:, self.frequent.long()] = True
+        is_tried.scatter_(1, tokens.flatten(1), True)
+        is_tried[:, config.pad_token_id] = False
+        counts = is_tried.sum(-1)
+        result = torch.full((len(input_ids), max(1, int(counts.max()))), config.pad_token_id)
+        result[lengths_to_mask(counts, result.shape[1]).bool()] = is_tried.nonzero()[:, 1]
+        return result
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the file of a model repository."""
+        file = Path(folder) / FILE
+        tensors = {"candidates": self.candidates, "frequent": self.frequent, "min_confidence": self.min_confidence}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(file))
+        return file
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike, config: LvnarConfig, **where: Any) -> "Shortlist":
+        """From a model folder or a repository of the Hub.
+
+        Args:
+            config: of the model.
+            where: `revision`, `cache_dir`, `token`, `local_files_only`, as in transformers.
+
+        Raises:
+            FileNotFoundError: the repository has no shortlist; says how to make it.
+            ValueError: it is damaged, or is of another model's vocabularies.
+        """
+        file = cached_file(str(name), FILE, _raise_exceptions_for_missing_entries=False, **where)
+        if file is None:
+            raise FileNotFoundError(
+                f"{name} has no {FILE}. Make it: python training/shortlist.py --config RECIPE --model {name}"
+            )
+        return cls.load(file, config)
+
+    @classmethod
+    def load(cls, file: str | Path, config: LvnarConfig) -> "Shortlist":
+        """From its file, for a model.
+
+        Raises:
+            ValueError: the file is damaged, or is of another model's vocabularies; names it.
+        """
+        try:
+            with safe_open(str(file), "pt") as tensors:
+                candidates, frequent, min_confidence = map(
+                    tensors.get_tensor, ("candidates", "frequent", "min_confidence")
+                )
+        except SafetensorError as error:
+            raise ValueError(f"{file} is no shortlist: {error}") from error
+        num_targets = config.target_vocab_size or config.vocab_size
+        is_sound = candidates.dtype == frequent.dtype == torch.int32 and min_confidence.dtype == torch.float32
+        is_sound = is_sound and (candidates.dim(), frequent.dim(), min_confidence.dim()) == (2, 1, 0)
+        tokens = torch.cat([candidates.flatten(), frequent])
+        if not is_sound or bool(((tokens < 0) | (tokens >= num_targets)).any()):
+            raise ValueError(f"{file} is no shortlist of target ids 0 to {num_targets - 1}.")
+        if len(candidates) != config.vocab_size:
+            raise ValueError(f"{file} is for {len(candidates)} source tokens; the model has {config.vocab_size}.")
+        return cls(candidates, frequent, min_confidence)
