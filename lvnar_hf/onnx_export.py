@@ -1,9 +1,10 @@
 """One ONNX graph for a whole translation, its refinement steps included.
 
-What is unusual: torch exports two pieces, all that comes before the first refinement step and one such step; here they
-are put together, the second as the body of a loop that ends when every sentence has repeated itself; those that have
-leave the batch. Both pieces read one copy of the weights, and the loop's body reads the encoded source from outside.
-Batch, lengths and number of steps are dynamic:
+What is unusual: torch exports three pieces, the encoding of the source, the posterior, and what makes a translation of
+latents; here they are put together. The last two are the body of a loop, whose first round takes the prior's means for
+the posterior's, so that each product with a weight is there once. The loop ends when every sentence has repeated
+itself; those that have leave the batch. Its body reads the encoded source from outside. Batch, lengths and number of
+steps are dynamic:
 
     input_ids, attention_mask   (batch, source_length) int64
     num_refinement_steps        () int64
@@ -62,6 +63,38 @@ class _ExportedAttention(LvnarAttention):
         return self.output_proj(context)
 
 
+class _Source(nn.Module):
+    """The source, encoded, and the prior's means."""
+
+    def __init__(self, model: LvnarForConditionalGeneration):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        source = self.model.encode(input_ids, attention_mask)
+        keys_values = [tensor for pair in source.decoder_keys_values for tensor in pair]
+        return source.prior_means, source.embeddings, source.hidden_states, *keys_values
+
+
+class _Posterior(nn.Module):
+    """The means of q(z | x, y)."""
+
+    def __init__(self, model: LvnarForConditionalGeneration):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        targets: torch.Tensor,
+        attention_mask: torch.Tensor,
+        embeddings: torch.Tensor,
+        hidden_states: torch.Tensor,
+    ) -> torch.Tensor:
+        source = _encoded_source(attention_mask, embeddings, hidden_states, [])
+        target_mask = (targets != self.model.config.pad_token_id).long()
+        return self.model.infer_posterior(source, targets, target_mask)[0]
+
+
 class _Translation(nn.Module):
     """argmax p(y | x, z), as `generate` has it, in operations that know no number of positions beforehand."""
 
@@ -74,23 +107,27 @@ class _Translation(nn.Module):
         not_padding[model.config.pad_token_id] = float("-inf")
         self.register_buffer("not_padding", not_padding)
 
-    def translate(
+    def forward(
         self,
-        source: EncodedSource,
         latents: torch.Tensor,
+        attention_mask: torch.Tensor,
+        embeddings: torch.Tensor,
+        hidden_states: torch.Tensor,
+        keys_values: list[torch.Tensor],
         max_length: torch.Tensor,
         candidates: torch.Tensor,
         min_confidence: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(batch, longest translation) ids, and what is added to `num_positions`."""
         config = self.model.config
+        source = _encoded_source(attention_mask, embeddings, hidden_states, keys_values)
         length_logits = self.model.predict_length(source, latents)
-        lengths = self.model.likeliest_lengths(length_logits, source.attention_mask, max_length)
+        lengths = self.model.likeliest_lengths(length_logits, attention_mask, max_length)
         longest: Any = lengths.max().clamp(min=2).item()  # torch.export takes a length of 1 for a special case
         torch._check(longest >= 2)
         torch._check(longest <= max(2, config.max_position_embeddings))
         mask = lengths_to_mask(lengths, longest)
-        states = self.model.decoder(latents, source.decoder_keys_values, source.attention_mask, mask)
+        states = self.model.decoder(latents, source.decoder_keys_values, attention_mask, mask)
         weight = self.model.output_weight
         scores = states @ weight[candidates].transpose(1, 2) + self.not_padding[candidates][:, None]
         best, choice = scores.max(-1)
@@ -105,6 +142,18 @@ class _Translation(nn.Module):
             version=1,
         )
         return targets.masked_fill(mask == 0, config.pad_token_id), torch.stack([mask.sum(), is_unsure.sum()])
+
+
+def _encoded_source(
+    attention_mask: torch.Tensor,
+    embeddings: torch.Tensor,
+    hidden_states: torch.Tensor,
+    keys_values: list[torch.Tensor],
+) -> EncodedSource:
+    """As `encode` gives it, without the prior."""
+    pairs = tuple(zip(keys_values[::2], keys_values[1::2], strict=True))
+    unused = hidden_states[..., :0].float()
+    return EncodedSource(attention_mask, embeddings, hidden_states, unused, unused, pairs)
 
 
 _DOMAIN = "lvnar_hf"  # of an operation that `assemble` puts in; no graph has it in the end
@@ -152,45 +201,6 @@ LikeliestWhereUnsure (targets, is_unsure, states, weight, not_padding) => (merge
 """
 
 
-class _Beginning(_Translation):
-    """The source, encoded, and its translation from the prior's mean."""
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        max_length: torch.Tensor,
-        candidates: torch.Tensor,
-        min_confidence: torch.Tensor,
-    ) -> tuple[torch.Tensor, ...]:
-        source = self.model.encode(input_ids, attention_mask)
-        output = self.translate(source, source.prior_means, max_length, candidates, min_confidence)
-        keys_values = [tensor for pair in source.decoder_keys_values for tensor in pair]
-        return *output, source.embeddings, source.hidden_states, *keys_values
-
-
-class _Step(_Translation):
-    """One refinement step."""
-
-    def forward(
-        self,
-        targets: torch.Tensor,
-        attention_mask: torch.Tensor,
-        embeddings: torch.Tensor,
-        hidden_states: torch.Tensor,
-        keys_values: list[torch.Tensor],
-        max_length: torch.Tensor,
-        candidates: torch.Tensor,
-        min_confidence: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        pairs = tuple(zip(keys_values[::2], keys_values[1::2], strict=True))
-        unused = hidden_states[..., :0].float()
-        source = EncodedSource(attention_mask, embeddings, hidden_states, unused, unused, pairs)
-        target_mask = (targets != self.model.config.pad_token_id).long()
-        latents, _ = self.model.infer_posterior(source, targets, target_mask)
-        return self.translate(source, latents, max_length, candidates, min_confidence)
-
-
 @torch.no_grad()
 def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dict[str, Path]:
     """Write `onnx/model.onnx`, float32, and `onnx/model_int8.onnx`, its weights and activations in 8 bits.
@@ -233,11 +243,14 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
         reduce_range=True,  # 7 bits of a weight: with 8, processors without VNNI overflow
         extra_options={"EnableSubgraph": True},
     )
+    quantised = onnx.load(str(files["int8"]))
+    _move_weights_into_loop(quantised.graph)
+    onnx.save(quantised, str(files["int8"]))
     return files
 
 
-def _export_pieces(model: LvnarForConditionalGeneration) -> tuple[Any, Any]:
-    """The two pieces as onnx.ModelProto; their inputs and outputs have the names that `assemble` joins them by."""
+def _export_pieces(model: LvnarForConditionalGeneration) -> tuple[Any, Any, Any]:
+    """The three pieces as onnx.ModelProto; their inputs and outputs have the names that `assemble` joins them by."""
     config = model.config
     batch, num_candidates, source_length, target_length = (
         torch.export.Dim("batch", max=4096),
@@ -269,37 +282,38 @@ def _export_pieces(model: LvnarForConditionalGeneration) -> tuple[Any, Any]:
             )
         return program.model_proto
 
-    beginning = export(
-        _Beginning(model),
-        (ids, mask, max_length, candidates, min_confidence),
-        (of_source, of_source, {}, {0: batch, 1: num_candidates}, {}),
-        ["input_ids", "attention_mask", "max_length", "candidates", "min_confidence"],
-        ["first_targets", "first_positions", "embeddings", "hidden_states", *names],
+    source_names = ["attention_mask", "embeddings", "hidden_states"]
+    states = (mask, source.embeddings, source.hidden_states)
+    source_piece = export(
+        _Source(model),
+        (ids, mask),
+        (of_source, of_source),
+        ["input_ids", "attention_mask"],
+        ["prior_means", "embeddings", "hidden_states", *names],
     )
-    step = export(
-        _Step(model),
-        (
-            *(torch.full((2, 7), 3), mask, source.embeddings, source.hidden_states, keys_values),
-            *(max_length, candidates, min_confidence),
-        ),
-        (
-            *({0: batch, 1: target_length}, *[of_source] * 3, [of_source] * len(keys_values)),
-            *({}, {0: batch, 1: num_candidates}, {}),
-        ),
-        [
-            *("targets", "attention_mask", "embeddings", "hidden_states", *names),
-            *("max_length", "candidates", "min_confidence"),
-        ],
-        ["refined_targets", "step_positions"],
+    posterior_piece = export(
+        _Posterior(model),
+        (torch.full((2, 7), 3), *states),
+        ({0: batch, 1: target_length}, *[of_source] * 3),
+        ["targets", *source_names],
+        ["posterior_means"],
     )
-    return beginning, step
+    translation_piece = export(
+        _Translation(model),
+        (source.prior_means, *states, keys_values, max_length, candidates, min_confidence),
+        (*[of_source] * 4, [of_source] * len(keys_values), {}, {0: batch, 1: num_candidates}, {}),
+        ["latents", *source_names, *names, "max_length", "candidates", "min_confidence"],
+        ["new_targets", "pass_positions"],
+    )
+    return source_piece, posterior_piece, translation_piece
 
 
-# What a step of the loop does around the exported piece, which sees only the sentences that have not stopped.
-_AROUND_STEP = """
+# What a round of the loop does around the exported pieces, which see only the sentences that have not stopped. In the
+# first one all targets are padding, so that no sentence is as it was.
+_AROUND_PASS = """
 body (int64 iteration, bool going, int64[b, l] targets, bool[b] active, int64[b] taken, int64[2] positions)
   => (bool going_on, int64[b, m] merged, bool[b] still_active, int64[b] taken_now, int64[2] positions_now) {
-  positions_now = Add (positions, step_positions)
+  positions_now = Add (positions, pass_positions)
   axis = Constant <value_ints = [1]> ()
   active_numbers = Cast <to = 7> (active)
   active_positions = NonZero (active)
@@ -307,14 +321,14 @@ body (int64 iteration, bool going, int64[b, l] targets, bool[b] active, int64[b]
   no_padding = Constant <value_ints = [0, 0, 0]> ()
   padding = Constant <value_int = PADDING> ()
   old_length = Shape <start = 1> (targets)
-  new_length = Shape <start = 1> (refined_targets)
+  new_length = Shape <start = 1> (new_targets)
   length = Max (old_length, new_length)
   old_missing = Sub (length, old_length)
   new_missing = Sub (length, new_length)
   old_pads = Concat <axis = 0> (no_padding, old_missing)
   new_pads = Concat <axis = 0> (no_padding, new_missing)
   old = Pad (targets, old_pads, padding)
-  new = Pad (refined_targets, new_pads, padding)
+  new = Pad (new_targets, new_pads, padding)
   merged = ScatterND (old, active_rows, new)
   equal = Equal (merged, old)
   different = Not (equal)
@@ -335,12 +349,18 @@ main (int64[b, s] input_ids, int64[b, s] attention_mask, int64 num_refinement_st
       int64[b, k] candidates, float min_confidence)
   => (int64[b, t] sequences, int64[b] num_steps_taken, int64[2] num_positions) {
   batch = Shape <start = 0, end = 1> (input_ids)
+  one = Constant <value_int = 1> ()
+  num_passes = Add (num_refinement_steps, one)
   all_active = ConstantOfShape <value = bool[1] {1}> (batch)
-  none_taken = ConstantOfShape <value = int64[1] {0}> (batch)
+  before_the_first = ConstantOfShape <value = int64[1] {-1}> (batch)
+  one_column = Constant <value_ints = [1]> ()
+  first_shape = Concat <axis = 0> (batch, one_column)
+  first_targets = ConstantOfShape <value = int64[1] {PADDING}> (first_shape)
+  no_positions = Constant <value_ints = [0, 0]> ()
   begin = Constant <value = bool {1}> ()
   last_targets, last_active, num_steps_taken, num_positions =
     Loop <body = placeholder () => () {}>
-      (num_refinement_steps, begin, first_targets, all_active, none_taken, first_positions)
+      (num_passes, begin, first_targets, all_active, before_the_first, no_positions)
   zeros = Constant <value_ints = [0]> ()
   ones = Constant <value_ints = [1]> ()
   pad_token_id = Constant <value_int = PADDING> ()
@@ -354,28 +374,41 @@ main (int64[b, s] input_ids, int64[b, s] attention_mask, int64 num_refinement_st
 """
 
 
-def assemble(beginning: Any, step: Any, pad_token_id: int, vocab_size: int) -> Any:
-    """The two pieces and what is around them as one onnx.ModelProto; the vocabulary is that of the targets."""
+def assemble(source: Any, posterior: Any, translation: Any, pad_token_id: int, vocab_size: int) -> Any:
+    """The pieces and what is around them as one onnx.ModelProto; the vocabulary is that of the targets."""
     import onnx
     import onnx.inliner
 
+    make_node, make_value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
     main, body = (
-        onnx.parser.parse_graph(text.replace("PADDING", str(pad_token_id))) for text in (_AROUND_LOOP, _AROUND_STEP)
+        onnx.parser.parse_graph(text.replace("PADDING", str(pad_token_id))) for text in (_AROUND_LOOP, _AROUND_PASS)
     )
-    weights: dict[bytes, Any] = {}  # by content: both pieces have the same ones, under other names
-    begin_nodes = _take_over(beginning.graph, "beginning/", weights)
-    of_sentences = [value.name for value in step.graph.input if value.name not in ("max_length", "min_confidence")]
-    selected = {name: f"active/{name}" for name in of_sentences}
-    select_nodes = [
-        onnx.helper.make_node("Compress", [name, "active"], [new_name], axis=0) for name, new_name in selected.items()
+    weights: dict[bytes, Any] = {}  # by content: the pieces have the same ones, under other names
+    source_nodes = _take_over(source.graph, "source/", weights)
+    inputs = {value.name for piece in (posterior, translation) for value in piece.graph.input} | {"prior_means"}
+    of_sentences = sorted(inputs - {"latents", "max_length", "min_confidence"})
+    active = {name: f"active/{name}" for name in of_sentences}
+    select_nodes = [make_node("Compress", [name, "active"], [new_name], axis=0) for name, new_name in active.items()]
+    branches = {
+        "then_branch": [make_node("Identity", [active["prior_means"]], ["first_means"])],
+        "else_branch": _take_over(posterior.graph, "posterior/", weights, active),
+    }
+    graphs = {}
+    for name, nodes in branches.items():
+        output = make_value("first_means" if name == "then_branch" else "posterior_means", onnx.TensorProto.FLOAT, None)
+        graphs[name] = onnx.helper.make_graph(nodes, name, [], [output])
+    means_nodes = [
+        make_node("Constant", [], ["no_round"], value_int=0),
+        make_node("Equal", ["iteration", "no_round"], ["is_first"]),
+        make_node("If", ["is_first"], ["latents"], **graphs),
     ]
-    step_nodes = _take_over(step.graph, "step/", weights, selected)
-    body_nodes = [*select_nodes, *step_nodes, *body.node]
+    translation_nodes = _take_over(translation.graph, "translation/", weights, active)
+    body_nodes = [*select_nodes, *means_nodes, *translation_nodes, *body.node]
     del body.node[:]
     body.node.extend(body_nodes)
     (loop,) = (node for node in main.node if node.op_type == "Loop")
     loop.attribute[0].g.CopyFrom(body)
-    main_nodes = [*begin_nodes, *main.node]
+    main_nodes = [*source_nodes, *main.node]
     del main.node[:]
     main.node.extend(main_nodes)
     main.initializer.extend(weights.values())
@@ -384,7 +417,7 @@ def assemble(beginning: Any, step: Any, pad_token_id: int, vocab_size: int) -> A
     opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in versions.items()]
     function = onnx.parser.parse_function(_likeliest_where_unsure(vocab_size))
     model = onnx.helper.make_model(main, opset_imports=opsets, functions=[function], producer_name="lvnar_hf")
-    model.ir_version = beginning.ir_version
+    model.ir_version = source.ir_version
     model = onnx.inliner.inline_local_functions(model)
     del model.opset_import[2:]
     return model
@@ -414,6 +447,22 @@ def _lay_out_for_products(graph: Any) -> None:
             node.input[:] = [new_names.get(name, name) for name in node.input]
             if node.op_type == "MatMul":
                 part.value_info.append(helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None))
+
+
+def _move_weights_into_loop(graph: Any) -> None:
+    """Give the loop's body the weights that are used there alone.
+
+    ONNX Runtime lays weights out for its products when it loads them, if they are not more than one graph further out.
+    It then has them twice: for the float32 graph, whose products gain less, that is too much.
+    """
+    (loop,) = (node for node in graph.node if node.op_type == "Loop")
+    body = loop.attribute[0].g
+    used_inside = {name for part in _with_subgraphs(body) for node in part.node for name in node.input}
+    used_outside = {name for node in graph.node for name in node.input}
+    moved = [tensor for tensor in graph.initializer if tensor.name in used_inside - used_outside]
+    body.initializer.extend(moved)
+    for tensor in moved:
+        graph.initializer.remove(tensor)
 
 
 def _with_subgraphs(graph: Any) -> Iterator[Any]:

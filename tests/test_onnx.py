@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
 from lvnar_hf.onnx_engine import LvnarOnnxModel
-from lvnar_hf.onnx_export import FILES
+from lvnar_hf.onnx_export import FILES, _with_subgraphs
 from tests.conftest import ROOT, make_batch
 from training import export
 from training.translation import translate_texts
@@ -146,12 +146,16 @@ def test_the_graph_has_one_copy_of_each_weight_and_no_traces_of_this_machine(rep
     (loop,) = (node for node in graph.node if node.op_type == "Loop")
     body = loop.attribute[0].g
     assert not body.initializer
-    # Attention is one operation; a step computes of the sentences that have not stopped, and of no others.
+    # Attention is one operation; a round computes of the sentences that have not stopped, and of no others.
     config = model.config
-    num_attentions = config.num_posterior_encoder_layers
-    num_attentions += 2 * (config.num_posterior_decoder_layers + config.num_decoder_layers)
-    assert sum(node.op_type == "MultiHeadAttention" for node in body.node) == num_attentions
-    for name in ("attention_mask", "embeddings", "hidden_states", "decoder_keys_0", "decoder_values_0"):
-        assert {node.op_type for node in body.node if name in node.input} == {"Compress"}, name
+    num_attentions = {"loop": 0, "rest": sum(node.op_type == "MultiHeadAttention" for node in graph.node)}
+    for part in _with_subgraphs(body):
+        num_attentions["loop"] += sum(node.op_type == "MultiHeadAttention" for node in part.node)
+    num_layers = 2 * (config.num_posterior_decoder_layers + config.num_decoder_layers)
+    assert num_attentions["loop"] == config.num_posterior_encoder_layers + num_layers
+    assert num_attentions["rest"] == config.num_prior_layers
+    for name in ("attention_mask", "embeddings", "hidden_states", "prior_means", "candidates", "decoder_keys_0"):
+        users = {node.op_type for part in _with_subgraphs(body) for node in part.node if name in node.input}
+        assert users == {"Compress"}, name
     for trace in (b"/work", b"site-packages", b"lvnar_hf/", b".py"):
         assert trace not in content
