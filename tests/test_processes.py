@@ -165,7 +165,9 @@ def fork(recipe: Path, environments: list[dict[str, str]], script: str, *flags: 
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         arguments = (recipe, environment, script, *flags)
         processes.append(context.Process(target=run_as_launched, args=arguments, daemon=True))
-        processes[-1].start()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(ROOT))  # for the process that is forked from, which the first start makes
+            processes[-1].start()
     return processes
 
 
