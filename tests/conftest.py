@@ -67,15 +67,20 @@ def make_batch(config: LvnarConfig, lengths: list[tuple[int, int]], seed: int = 
 SLOW_FILES = (
     "test_training.py",
     "test_onnx.py",
-    "test_distil.py",
     "test_processes.py",
-    "test_scripts.py",
-    "test_loading.py",
-    "test_resume.py",
     "test_translate.py",
+    "test_loading.py",
     "test_hub.py",
+    "test_distil.py",
+    "test_scripts.py",
+    "test_resume.py",
     "test_benchmark.py",
+    "test_data.py",
+    "test_segmentation.py",
+    "test_pipeline.py",
+    "test_modeling.py",
     "test_shipped_model.py",
+    "test_tokenization.py",
 )
 
 
