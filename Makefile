@@ -13,7 +13,7 @@ ENVIRONMENTS = $(VERSIONS:%=.environments/%/.installed)
 PACKAGES_OF = $$($(1)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 # The loading tests, on the installed transformers or on another; they check that it is the one that was asked for.
-LOADING_TESTS = -m pytest tests/test_loading.py
+LOADING_TESTS = -m pytest tests/test_loading.py -n 2 --dist worksteal
 ON_VERSION = LVNAR_TRANSFORMERS=$(1:transformers-%=%) OMP_NUM_THREADS=1 .environments/$(1)/bin/python $(LOADING_TESTS)
 
 .PHONY: help demo test matrix lint train-tools clean
@@ -24,9 +24,9 @@ help:  ## list the targets
 demo: $(VENV)/.demo  ## translate with the model that ships: 0 and 1 refinement steps, times, BLEU
 	$(BIN)/python training/demo.py
 
-# A file's tests stay in one process, which makes its graphs and models once.
+# A file's tests stay in one process, which makes its graphs and models once; tests/conftest.py has the files' order.
 test: $(VENV)/.dev $(ENVIRONMENTS)  ## run the tests, on the oldest supported transformers too
-	LVNAR_ENVIRONMENTS=$(CURDIR)/.environments OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	LVNAR_ENVIRONMENTS=$(CURDIR)/.environments OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	$(call ON_VERSION,$(firstword $(VERSIONS)))
 
 matrix: $(VENV)/.dev $(ENVIRONMENTS)  ## run the loading tests on each supported transformers

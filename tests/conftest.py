@@ -62,6 +62,33 @@ def make_batch(config: LvnarConfig, lengths: list[tuple[int, int]], seed: int = 
     }
 
 
+# Files by the time they take, longest first. They are handed to the processes of `make test` in this order, so that
+# none has a long one left when the others are done; the rest, of seconds, follow.
+SLOW_FILES = (
+    "test_training.py",
+    "test_onnx.py",
+    "test_processes.py",
+    "test_translate.py",
+    "test_loading.py",
+    "test_hub.py",
+    "test_distil.py",
+    "test_scripts.py",
+    "test_resume.py",
+    "test_benchmark.py",
+    "test_data.py",
+    "test_segmentation.py",
+    "test_pipeline.py",
+    "test_modeling.py",
+    "test_shipped_model.py",
+    "test_tokenization.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 @pytest.fixture(scope="session")
 def _tiny_model() -> LvnarForConditionalGeneration:
     return make_model(tiny_config())

@@ -1,14 +1,20 @@
 """Two processes train as one that takes the batches of both, in shards too; and all resume to the bit."""
 
+import functools
 import json
+import multiprocessing
 import os
+import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
 import yaml
@@ -35,24 +41,28 @@ SHARDED = (
 TIMES = ("target_tokens_per_second", "loading_share")
 
 
-@pytest.fixture
-def recipe(tmp_path, digit_tokenizer) -> Path:  # noqa: F811
+def write_recipe(folder: Path, tokenizer) -> Path:
     """The digits recipe, smaller, with dropout, in a folder of its own with its text."""
-    write_digits(tmp_path / "data" / "digits", num_train=600, num_valid=20)
-    digit_tokenizer.save_pretrained(tmp_path / "runs" / "digits" / "tokenizer")
+    write_digits(folder / "data" / "digits", num_train=600, num_valid=20)
+    tokenizer.save_pretrained(folder / "runs" / "digits" / "tokenizer")
     recipe = yaml.safe_load((ROOT / "training" / "configs" / "digits.yaml").read_text("utf-8"))
     changes = {"max_steps": 12, "save_every_steps": 3, "log_every_steps": 1, "valid_bleu_sentences": 0}
     for stage, model in (("training", "model"), ("teacher_training", "teacher")):
         recipe[stage] |= {**changes, "train_on": "raw", "warmup_steps": 4, "cooldown_steps": 0, "label_smoothing": 0.1}
         recipe[model] |= {"dropout": 0.2, "hidden_size": 32, "intermediate_size": 48}
-    path = tmp_path / "recipe.yaml"
+    path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe), "utf-8")
     return path
 
 
 @pytest.fixture
-def run(recipe, monkeypatch):
-    """Run a training script to its end on one process, here, or on two of their own."""
+def recipe(tmp_path, digit_tokenizer) -> Path:  # noqa: F811
+    return write_recipe(tmp_path, digit_tokenizer)
+
+
+@pytest.fixture
+def run(recipe, monkeypatch, launched_environments):
+    """Run a training script to its end on one process, here, or on two forked ones."""
     monkeypatch.chdir(recipe.parent)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", recipe.parent / "cache")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
@@ -62,24 +72,111 @@ def run(recipe, monkeypatch):
             AcceleratorState._reset_state(reset_partial_state=True)
             SCRIPTS[script].main(["--config", str(recipe), *flags])
             return
-        arguments = command(recipe, script, *flags, is_sharded=is_sharded)
-        result = subprocess.run(**arguments, capture_output=True, timeout=300)
-        assert result.returncode == 0, result.stderr[-3000:]
-        assert "processes: 2\n" in result.stdout
+        processes = fork(recipe, launched_environments(is_sharded), script, *flags)
+        deadline = time.monotonic() + 300
+        while any(process.exitcode is None for process in processes) and time.monotonic() < deadline:
+            if any(process.exitcode for process in processes):
+                break  # the other would wait for it
+            time.sleep(0.02)
+        kill(processes)
+        output = "".join(file.read_text("utf-8") for file in sorted(recipe.parent.glob("rank-*.txt")))
+        assert [process.exitcode for process in processes] == [0, 0], output[-3000:]
+        assert "processes: 2\n" in output
 
     yield run
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def command(recipe: Path, script: str, *flags: str, is_sharded: bool = False) -> dict:
-    """Arguments of `subprocess.run` for a training script on two CPU processes."""
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    launch += [*(SHARDED if is_sharded else ("--multi_gpu",)), "--num_machines", "1"]
-    launch += ["--num_processes", "2", "--main_process_port", "0"]
-    environment = {**os.environ, "HF_DATASETS_CACHE": str(recipe.parent / "cache"), "OMP_NUM_THREADS": "1"}
-    path = [ROOT / "tests" / "fsdp_on_cpu.py", script] if is_sharded else [ROOT / "training" / script]
-    arguments = [*launch, *map(str, path), "--config", str(recipe), *flags]
-    return {"args": arguments, "cwd": recipe.parent, "env": environment, "text": True}
+def launch(*command: str, is_sharded: bool, folder: Path) -> str:
+    """What `accelerate launch` prints of a script on two CPU processes."""
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    launcher += [*(SHARDED if is_sharded else ("--multi_gpu",)), "--num_machines", "1"]
+    launcher += ["--num_processes", "2", "--main_process_port", "0"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_DATASETS_CACHE": str(folder / "cache")}
+    environment["OMP_NUM_THREADS"] = "1"
+    options = {"cwd": folder, "env": environment, "capture_output": True, "text": True, "timeout": 300}
+    result = subprocess.run([*launcher, *command], **options)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def script_of(script: str, is_sharded: bool) -> list[str]:
+    if is_sharded:
+        return [str(ROOT / "tests" / "fsdp_on_cpu.py"), script]
+    return [str(ROOT / "training" / script)]
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory, digit_tokenizer) -> Callable[..., Path]:  # noqa: F811
+    """The output of a training script that was launched on two processes and ran to its end."""
+    recipe = write_recipe(tmp_path_factory.mktemp("launched"), digit_tokenizer)
+
+    @functools.cache
+    def run(script: str, is_sharded: bool) -> Path:
+        output = recipe.parent / f"{script}-{is_sharded}"
+        command = [*script_of(script, is_sharded), "--config", str(recipe), "--output_folder", str(output)]
+        assert "processes: 2\n" in launch(*command, is_sharded=is_sharded, folder=recipe.parent)
+        return output
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def launched_environments(tmp_path_factory) -> Callable[[bool], list[dict[str, str]]]:
+    """The environment variables that `accelerate launch` gives to each of two processes."""
+
+    @functools.cache
+    def find(is_sharded: bool) -> list[dict[str, str]]:
+        folder = tmp_path_factory.mktemp("environment")
+        script = folder / "script.py"
+        script.write_text("import json, os\njson.dump(dict(os.environ), open(os.environ['RANK'] + '.json', 'w'))\n")
+        launch(str(script), is_sharded=is_sharded, folder=folder)
+        return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+    return find
+
+
+def run_as_launched(recipe: Path, environment: dict[str, str], script: str, *flags: str) -> None:
+    """A script with the environment that a launcher would give, in this process and to its end."""
+    with open(recipe.parent / f"rank-{environment['RANK']}.txt", "w", encoding="utf-8") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    os.chdir(recipe.parent)
+    os.environ.clear()
+    os.environ.update(environment)
+    datasets.config.HF_DATASETS_CACHE = recipe.parent / "cache"
+    torch.set_num_threads(1)
+    path, *others = script_of(script, is_sharded="ACCELERATE_USE_FSDP" in environment)
+    sys.argv = [path, *others, "--config", str(recipe), *flags]
+    runpy.run_path(path, run_name="__main__")
+
+
+def fork(recipe: Path, environments: list[dict[str, str]], script: str, *flags: str) -> list:
+    """Two processes that run a script as if launched, forked from one with all modules imported."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_processes"])
+    processes = []
+    for given in environments:
+        # There is no launcher to find the other process by: the first of the two waits for it at the port.
+        environment = {name: value for name, value in given.items() if not name.startswith("TORCHELASTIC_")}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        arguments = (recipe, environment, script, *flags)
+        processes.append(context.Process(target=run_as_launched, args=arguments, daemon=True))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(ROOT))  # for the process that is forked from, which the first start makes
+            processes[-1].start()
+    return processes
+
+
+def kill(processes: list) -> None:
+    """SIGKILL to those that are still there."""
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
 
 
 def log_lines(folder: Path) -> list[dict]:
@@ -89,22 +186,22 @@ def log_lines(folder: Path) -> list[dict]:
 
 @pytest.mark.parametrize("script", ["train.py", "teacher.py"])
 @pytest.mark.parametrize("is_sharded", [False, True])
-def test_two_processes_learn_as_one_with_the_same_batches(run, tmp_path, script, is_sharded):
+def test_two_processes_learn_as_one_with_the_same_batches(run, launched, tmp_path, script, is_sharded):
     run(script, 1, "--gradient_accumulation_steps", "2", "--output_folder", "one")
-    run(script, 2, "--output_folder", "two", is_sharded=is_sharded)
-    one, two = log_lines(tmp_path / "one"), log_lines(tmp_path / "two")
+    folders = tmp_path / "one", launched(script, is_sharded)
+    one, two = map(log_lines, folders)
     assert len(one) == len(two) > 12 and one[-1]["step"] == 12
     for first, second in zip(one, two, strict=True):
         # Loss, gradient norm, every part of the loss and its counts, step by step.
         assert first.pop("kind") == second.pop("kind")
         assert second == pytest.approx(first, rel=2e-4)
     assert two[0] == pytest.approx(one[0], rel=1e-5)
-    first, second = weights(tmp_path / "one" / "best"), weights(tmp_path / "two" / "best")
+    first, second = (weights(folder / "best") for folder in folders)
     for name, tensor in first.items():
         # Where there is no gradient, as for the bias of keys, Adam makes a step of the noise.
         torch.testing.assert_close(second[name], tensor, atol=5e-4, rtol=2e-3)
-    files = [sorted(path.name for path in (tmp_path / name / "best").iterdir()) for name in ("one", "two")]
-    configs = [(tmp_path / name / "best" / "config.json").read_text("utf-8") for name in ("one", "two")]
+    files = [sorted(path.name for path in (folder / "best").iterdir()) for folder in folders]
+    configs = [(folder / "best" / "config.json").read_text("utf-8") for folder in folders]
     assert files[0] == files[1] and configs[0] == configs[1]
 
 
@@ -121,23 +218,24 @@ def test_gradients_in_shards_are_clipped_to_the_norm_of_all(run, tmp_path):
 
 
 @pytest.mark.parametrize(("is_sharded", "kills"), [(False, (5, 10)), (True, (7,))])
-def test_two_processes_killed_resume_to_the_bit(run, recipe, tmp_path, is_sharded, kills):
-    run("train.py", 2, "--output_folder", "unbroken", is_sharded=is_sharded)
-    killed = tmp_path / "killed"
+def test_two_processes_killed_resume_to_the_bit(
+    run, launched, launched_environments, recipe, tmp_path, is_sharded, kills
+):
+    unbroken, killed = launched("train.py", is_sharded), tmp_path / "killed"
     log = killed / "log.jsonl"
     flags = ("--output_folder", "killed", "--resume")
     for num_lines in kills:
-        process = subprocess.Popen(**command(recipe, "train.py", *flags, is_sharded=is_sharded), start_new_session=True)
+        processes = fork(recipe, launched_environments(is_sharded), "train.py", *flags)
         deadline = time.monotonic() + 120
         while not log.exists() or len(log.read_text("utf-8").splitlines()) < num_lines:
-            assert process.poll() is None and time.monotonic() < deadline
+            assert all(process.is_alive() for process in processes) and time.monotonic() < deadline
             time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill(processes)
+        assert [process.exitcode for process in processes] == [-signal.SIGKILL] * 2
         assert '"step": 12' not in log.read_text("utf-8")
     run("train.py", 2, *flags, is_sharded=is_sharded)
-    assert log_lines(killed) == log_lines(tmp_path / "unbroken")
-    assert_equal(weights(killed / "best"), weights(tmp_path / "unbroken" / "best"))
+    assert log_lines(killed) == log_lines(unbroken)
+    assert_equal(weights(killed / "best"), weights(unbroken / "best"))
 
 
 def test_another_split_over_processes_is_refused(run, tmp_path):

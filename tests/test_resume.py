@@ -1,12 +1,14 @@
 """A run that was killed and resumed ends as one that was never stopped, to the bit (CPU, one process)."""
 
 import errno
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from tests.test_training import (  # noqa: F401  (fixtures)
     fresh_accelerator,
     log_lines,
     make_trainer,
+    trainer_factory,
     weights,
 )
 from training import train
@@ -47,11 +50,28 @@ def run_to_the_end(make_trainer, folder: str, **changes):  # noqa: F811
     return trainer, trainer.train()
 
 
+@pytest.fixture(scope="module")
+def run_unbroken(tmp_path_factory, digit_tokenizer, digit_pairs) -> Callable[..., tuple]:  # noqa: F811
+    """A run that was never stopped, and what it returned; made once for each number of batches a step."""
+    factory = trainer_factory(tmp_path_factory.mktemp("unbroken"), digit_tokenizer, digit_pairs)
+
+    @functools.cache
+    def run(accumulation: int = 1) -> tuple:
+        return run_to_the_end(factory, str(accumulation), gradient_accumulation_steps=accumulation)
+
+    return run
+
+
 # 3 batches an epoch: 3 is the last of an epoch and is not a step that saves, 6 is the last of an epoch and saves.
 @pytest.mark.parametrize("killed_after", [2, 3, 5, 6, 7])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_killed_run_ends_as_one_that_was_never_stopped(make_trainer, killed_after, accumulation):  # noqa: F811
-    unbroken, expected = run_to_the_end(make_trainer, "unbroken", gradient_accumulation_steps=accumulation)
+def test_a_killed_run_ends_as_one_that_was_never_stopped(
+    make_trainer,  # noqa: F811
+    run_unbroken,
+    killed_after,
+    accumulation,
+):
+    unbroken, expected = run_unbroken(accumulation)
     changes = {"dropout": 0.2, "max_steps": 8, "save_every_steps": 2, "gradient_accumulation_steps": accumulation}
     broken = make_trainer("broken", **changes)
     step = broken._optimizer_step
@@ -68,8 +88,8 @@ def test_a_killed_run_ends_as_one_that_was_never_stopped(make_trainer, killed_af
 
 
 @pytest.mark.parametrize("where", ["validate", "_save", "_save_state"])
-def test_a_run_killed_between_epochs_resumes_too(make_trainer, where):  # noqa: F811
-    unbroken, expected = run_to_the_end(make_trainer, "unbroken")
+def test_a_run_killed_between_epochs_resumes_too(make_trainer, run_unbroken, where):  # noqa: F811
+    unbroken, expected = run_unbroken()
     broken = make_trainer("broken", dropout=0.2, max_steps=8, save_every_steps=2)
     original = getattr(broken, where)
     setattr(broken, where, lambda *arguments: original(*arguments) if broken.step < 6 else kill())
@@ -85,8 +105,8 @@ def test_a_run_killed_between_epochs_resumes_too(make_trainer, where):  # noqa: 
 
 
 @pytest.mark.parametrize("what", ["model", "state", "name"])
-def test_a_disk_that_takes_no_more_leaves_what_was_there(make_trainer, monkeypatch, what):  # noqa: F811
-    unbroken, expected = run_to_the_end(make_trainer, "unbroken")
+def test_a_disk_that_takes_no_more_leaves_what_was_there(make_trainer, run_unbroken, monkeypatch, what):  # noqa: F811
+    unbroken, expected = run_unbroken()
     broken = make_trainer("broken", dropout=0.2, max_steps=8, save_every_steps=2)
 
     def fill_the_disk(original):

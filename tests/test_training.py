@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,13 +57,12 @@ def digit_pairs(digit_tokenizer) -> tuple[Dataset, Dataset, tuple[list[str], lis
     return *datasets, (source, target)
 
 
-@pytest.fixture
-def make_trainer(tmp_path, digit_tokenizer, digit_pairs):
-    """A trainer of a tiny model; by default, 3 batches an epoch and 8 steps, without dropout."""
+def trainer_factory(parent: Path, digit_tokenizer, digit_pairs) -> Callable[..., TranslationTrainer]:
+    """Makes trainers of a tiny model; by default, 3 batches an epoch and 8 steps, without dropout."""
 
     def make_trainer(folder: str = "run", dropout: float = 0.0, **changes) -> TranslationTrainer:
         defaults = {"max_steps": 8, "max_tokens_per_batch": 500, "warmup_steps": 2, "valid_bleu_sentences": 0}
-        defaults |= {"output_folder": str(tmp_path / folder), "log_every_steps": 1}
+        defaults |= {"output_folder": str(parent / folder), "log_every_steps": 1}
         arguments = OptimizationArguments(**{**defaults, **changes})
         accelerator = Accelerator(cpu=True, mixed_precision=arguments.mixed_precision)
         set_seed(arguments.seed)
@@ -70,6 +70,11 @@ def make_trainer(tmp_path, digit_tokenizer, digit_pairs):
         return TranslationTrainer(accelerator, model, digit_tokenizer, *digit_pairs, arguments)
 
     return make_trainer
+
+
+@pytest.fixture
+def make_trainer(tmp_path, digit_tokenizer, digit_pairs) -> Callable[..., TranslationTrainer]:
+    return trainer_factory(tmp_path, digit_tokenizer, digit_pairs)
 
 
 def weights(model: torch.nn.Module | Path) -> dict[str, torch.Tensor]:
