@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import cached_file
 
 from .configuration_lvnar import LvnarConfig
-from .generation_lvnar import lengths_to_mask
 
 FILE = "shortlist.safetensors"
 
@@ -44,16 +44,18 @@ class Shortlist:
         Args:
             input_ids, attention_mask: (batch, source_length).
         """
-        tokens = self.candidates[input_ids].long()  # (batch, source_length, k)
-        tokens = tokens.masked_fill(attention_mask[..., None] == 0, config.pad_token_id)
-        is_tried = torch.zeros(len(input_ids), config.target_vocab_size or config.vocab_size, dtype=torch.bool)
-        is_tried[:, self.frequent.long()] = True
-        is_tried.scatter_(1, tokens.flatten(1), True)
+        # In numpy: torch's threads, which wait for more work for a while, would take the cores from ONNX Runtime's.
+        tokens = self.candidates.numpy()[input_ids.numpy()]  # (batch, source_length, k)
+        tokens = np.where(attention_mask.numpy()[..., None] == 0, config.pad_token_id, tokens)
+        num_sentences, num_targets = len(tokens), config.target_vocab_size or config.vocab_size
+        is_tried = np.zeros((num_sentences, num_targets), dtype=bool)
+        is_tried[:, self.frequent.numpy()] = True
+        is_tried[np.arange(num_sentences)[:, None], tokens.reshape(num_sentences, -1)] = True
         is_tried[:, config.pad_token_id] = False
         counts = is_tried.sum(-1)
-        result = torch.full((len(input_ids), max(1, int(counts.max()))), config.pad_token_id)
-        result[lengths_to_mask(counts, result.shape[1]).bool()] = is_tried.nonzero()[:, 1]
-        return result
+        result = np.full((num_sentences, max(1, counts.max())), config.pad_token_id, dtype=np.int64)
+        result[np.arange(result.shape[1]) < counts[:, None]] = is_tried.nonzero()[1]
+        return torch.from_numpy(result)
 
     def save(self, folder: str | Path) -> Path:
         """Write the file of a model repository."""

@@ -96,6 +96,7 @@ def test_every_system_does_the_forced_lengths_and_every_refinement_step(random_s
         assert result.num_refinements == steps * (len(LENGTHS) + 1)
         if spec.engine == SHORTLIST_ENGINE and spec.setting:
             assert 0 < result.description["whole_vocabulary_share"] < 0.6
+            assert 60 < result.description["tokens_tried"]["6"] < 60 + 8 * 12
         assert len(result.seconds) == 2 and min(result.seconds) > 0 and result.peak_memory_mib > 50
         if spec.family == "autoregressive":
             assert all(row[-1] == 1 and 1 not in row[:-1] for row in result.outputs[0])

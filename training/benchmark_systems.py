@@ -134,8 +134,7 @@ class OnnxLvnar:
 
     def __init__(self, spec: SystemSpec):
         _, precision, *rest = spec.engine.split()
-        self.has_shortlist = rest == ["shortlist"]
-        self.model = LvnarOnnxModel.from_pretrained(spec.folder, precision, spec.num_threads, self.has_shortlist)
+        self.model = LvnarOnnxModel.from_pretrained(spec.folder, precision, spec.num_threads, bool(rest))
         self.options: dict[str, Any] = {"num_refinement_steps": spec.setting, "return_dict_in_generate": True}
         if spec.remove_repetitions is not None:
             self.options["remove_repetitions"] = spec.remove_repetitions
@@ -143,14 +142,18 @@ class OnnxLvnar:
         self.description: dict[str, Any] = {}
 
     def prepare(self, batch: list[list[int]]) -> None:
-        pass
+        if self.model.shortlist is not None:
+            inputs = _pad(batch, self.model.config.pad_token_id, self.model.device)
+            tried = self.model.shortlist.candidates_of(*inputs, self.model.config)
+            mean = (tried != self.model.config.pad_token_id).sum().item() / len(batch)
+            self.description.setdefault("tokens_tried", {})[str(len(batch))] = mean
 
     def translate(self, batch: list[list[int]]) -> list[list[int]]:
         padding = self.model.config.pad_token_id
         input_ids, attention_mask = _pad(batch, padding, self.model.device)
         output: Any = self.model.generate(input_ids, attention_mask=attention_mask, **self.options)
         self.num_refinements += int(output.num_steps_taken.sum())
-        if self.has_shortlist:
+        if self.model.shortlist is not None:
             self.num_positions += output.num_positions
             num_all, num_whole = self.num_positions.tolist()
             self.description["whole_vocabulary_share"] = num_whole / num_all

@@ -138,10 +138,13 @@ def render_conditions(benchmark: dict[str, Any], mode: str) -> str:
             "The mean (std) of milliseconds a sentence is over sentences, one at a time."
             + ("" if over is None else f" Speed-up: over {over}, from these means.")
         )
-    shares = [row["whole_vocabulary_share"] for row in result["systems"].values() if "whole_vocabulary_share" in row]
-    if shares:
+    listed = [system for system in result["systems"].values() if "whole_vocabulary_share" in system]
+    if listed:
+        shares = [system["whole_vocabulary_share"] for system in listed]
+        sizes = [size for system in listed for size in system["tokens_tried"].values()]
         lines.append(
-            f"With a shortlist, {min(shares):.1%} to {max(shares):.1%} of the positions had the whole vocabulary."
+            f"With a shortlist, {min(sizes):,.0f} to {max(sizes):,.0f} tokens were tried for a sentence, and "
+            f"{min(shares):.1%} to {max(shares):.1%} of the positions had the whole vocabulary."
         )
     if settings["device"] == "cpu":
         libraries = max(_libraries(result, system) or 0.0 for system in result["systems"].values())

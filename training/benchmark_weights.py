@@ -220,8 +220,6 @@ def make_random_shortlist(
 ) -> Shortlist:
     """Random tokens in the numbers that `training/shortlist.py` has.
 
-    Random tokens are seldom the same for two source tokens, so the lists are longer than those of a trained model.
-
     Args:
         sources: ids, on which the confidence is set.
         whole_share: of their target positions, of two passes; more than that script asks for, since it comes out
