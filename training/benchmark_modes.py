@@ -70,7 +70,7 @@ class TimingArguments:
     )
     num_repeats: int = field(default=3, metadata={"help": "times that each system translates them, in turns"})
     max_minutes: float = field(
-        default=10.0,
+        default=13.5,
         metadata={"help": "of one mode's rounds: after two repeats another is begun only if it would end by then"},
     )
     num_threads: int | None = field(default=None, metadata={"help": "CPU threads; by default, torch's"})
