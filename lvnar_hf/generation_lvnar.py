@@ -223,11 +223,12 @@ class LvnarGenerationMixin:
             targets_per_step.append(targets)
             bounds_per_step.append(bounds_per_step[-1].index_copy(0, active, refined_bounds))
             changed = (refined != previous).any(-1)
-            active = active[changed]
-            if active.numel() == 0:
+            rows = changed.nonzero()[:, 0]
+            if rows.numel() == 0:
                 break
-            if active.numel() < changed.numel():
-                source = source.select(changed)
+            if rows.numel() < changed.numel():
+                rows = self._fill_batch(rows)
+                source, active = source.select(rows), active[rows]
         longest = int((targets != self.config.pad_token_id).sum(-1).max())
         return LvnarGenerateOutput(
             sequences=targets[:, :longest],
@@ -235,6 +236,10 @@ class LvnarGenerationMixin:
             sequences_per_step=tuple(targets_per_step),
             lower_bounds=torch.stack(bounds_per_step, dim=1) if with_bounds else None,
         )
+
+    def _fill_batch(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows (sentences,) of a batch; an engine that takes batches of some sizes alone repeats some of them."""
+        return rows
 
     def _translate(
         self, source: Any, latents: torch.Tensor, max_length: int | None, with_bounds: bool

@@ -225,7 +225,9 @@ class LvnarDecoder(nn.Module):
         aligned_latents = self.length_transform(latents, source_mask, target_mask.sum(-1), target_length)
         hidden_states = self.latent_proj(aligned_latents.to(source_keys_values[0][0].dtype))
         positions = sinusoidal_positions(target_length, hidden_states.shape[-1], hidden_states.device)
-        hidden_states = self.dropout(hidden_states + positions.to(hidden_states.dtype))
+        # With a dimension for the batch: of two dimensions, torch's compiler would compile anew where the length
+        # happens to equal the batch size.
+        hidden_states = self.dropout(hidden_states + positions[None].to(hidden_states.dtype))
         return self.stack(hidden_states, target_mask, source_keys_values, source_mask)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lvnar_hf import LvnarConfig, LvnarForConditionalGeneration, LvnarTokenizer, train_tokenizer
+from lvnar_hf.compiled_engine import find_cpp_compiler
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -68,13 +69,14 @@ SLOW_FILES = (
     "test_training.py",
     "test_onnx.py",
     "test_processes.py",
+    "test_benchmark.py",
+    "test_compiled.py",
     "test_translate.py",
     "test_loading.py",
     "test_hub.py",
     "test_distil.py",
     "test_scripts.py",
     "test_resume.py",
-    "test_benchmark.py",
     "test_data.py",
     "test_segmentation.py",
     "test_pipeline.py",
@@ -119,6 +121,15 @@ def tiny_repository(tmp_path_factory, sample_tokenizer) -> Path:
     make_model(tiny_config(vocab_size=len(sample_tokenizer))).save_pretrained(folder)
     sample_tokenizer.save_pretrained(folder)
     return folder
+
+
+def has_cpp_compiler() -> bool:
+    """Whether there is one for torch.compile, which the project's own files cannot install."""
+    try:
+        find_cpp_compiler()
+    except RuntimeError:
+        return False
+    return True
 
 
 def other_versions() -> list[str]:

@@ -146,7 +146,7 @@ def test_engines(tiny_repository, source, unbroken, tmp_path):
 
 def test_what_is_wrong_is_refused(tiny_repository, source, tmp_path):
     output = tmp_path / "out"
-    with pytest.raises(ValueError, match="engine is 'fast'; it must be one of auto, torch, onnx, onnx-int8"):
+    with pytest.raises(ValueError, match="engine is 'fast'; it must be one of auto, torch, compiled, onnx, onnx-int8"):
         translate.main(flags(tiny_repository, source, output, engine="fast"))
     for name in ("max_batch_tokens", "shard_size", "num_workers"):
         with pytest.raises(ValueError, match=f"{name} is 0; it must be at least 1"):

@@ -1,4 +1,4 @@
-"""Many lines translated in batches of a token budget, by PyTorch or by ONNX Runtime."""
+"""Many lines translated in batches of a token budget, by PyTorch, compiled or not, or by ONNX Runtime."""
 
 import contextlib
 import hashlib
@@ -11,12 +11,13 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerBase
 
 import lvnar_hf  # noqa: F401  (registers the model)
+from lvnar_hf.compiled_engine import LvnarCompiledModel
 from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS
 from lvnar_hf.onnx_engine import LvnarOnnxModel
 from training.atomic_files import hash_file
 from training.teacher_engines import folder_fingerprint, make_batches
 
-ENGINES = ("auto", "torch", "onnx", "onnx-int8", "onnx-int8-shortlist")
+ENGINES = ("auto", "torch", "compiled", "onnx", "onnx-int8", "onnx-int8-shortlist")
 PRECISIONS = {"onnx": "float32", "onnx-int8": "int8", "onnx-int8-shortlist": "int8"}
 # Of a line, so many characters are looked at: more than fit any model, and few enough to tokenize in a second.
 MAX_CHARACTERS = 100_000
@@ -116,6 +117,7 @@ def load_translator(
         ValueError: for another engine, an engine that is not for this device, or a budget below 1.
         FileNotFoundError: the graph or the shortlist that was asked for is not there; says how to make it.
         ImportError: onnxruntime is asked for, and is missing.
+        RuntimeError: "compiled" is asked for on the CPU, and there is no C++ compiler.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine is {engine!r}; it must be one of {', '.join(ENGINES)}.")
@@ -133,6 +135,8 @@ def load_translator(
     elif engine in PRECISIONS:
         has_shortlist = engine.endswith("shortlist")
         model = LvnarOnnxModel.from_pretrained(name, precision=PRECISIONS[engine], shortlist=has_shortlist)
+    elif engine == "compiled":
+        model = LvnarCompiledModel.from_pretrained(name, device=device)
     if model is None:
         model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32).eval().to(device)
     if model.config.model_type == "lvnar" and num_refinement_steps is None:
