@@ -32,6 +32,7 @@ from .shortlist import Shortlist
 # what passes between the operations no longer fits the processor's cache: the logits alone are 4 bytes for each token
 # of the vocabulary and each position.
 MAX_PART_TOKENS = 512
+MAX_STEPS = 2**62  # the graph counts in 64 bits
 
 
 @dataclass
@@ -49,7 +50,8 @@ class LvnarOnnxGenerateOutput(LvnarGenerateOutput):
 class LvnarOnnxModel(LvnarGenerationMixin):
     """A model that translates on the CPU by ONNX Runtime.
 
-    `generate` has the arguments, the tokens and the errors of the PyTorch model. With `return_dict_in_generate=True` it
+    `generate` has the arguments and the errors of the PyTorch model, and in float32 its tokens. In int8 they depend on
+    the batch too: numbers are rounded by the largest of all its sentences. With `return_dict_in_generate=True` it
     gives an `LvnarOnnxGenerateOutput` with `sequences` and `num_steps_taken`; what the translation was before the last
     step does not leave the graph, and `output_scores=True` is refused. Large batches are translated in parts, sorted by
     length.
@@ -95,8 +97,8 @@ class LvnarOnnxModel(LvnarGenerationMixin):
         inputs = [value.name for value in self.session.get_inputs()]
         if sorted(inputs) != sorted(_INPUTS):
             raise ValueError(
-                f"{file} has the inputs {', '.join(inputs)}; a graph of this model has {', '.join(_INPUTS)}. "
-                "Make it: python training/export.py"
+                f"{file} has the inputs {', '.join(inputs)}; a graph of this version has {', '.join(_INPUTS)}. "
+                "Make it again: python training/export.py --model FOLDER --overwrite"
             )
 
     @classmethod
@@ -139,7 +141,7 @@ class LvnarOnnxModel(LvnarGenerationMixin):
     ) -> LvnarOnnxGenerateOutput:
         if options.output_scores:
             raise ValueError("output_scores=True needs the PyTorch model: the graph computes no probabilities.")
-        input_ids, attention_mask = input_ids.cpu(), attention_mask.cpu()
+        input_ids, attention_mask = input_ids.cpu().long(), attention_mask.cpu()
         order, sizes = _parts(attention_mask.sum(-1))
         outputs = [self._run(input_ids[rows], attention_mask[rows], options) for rows in order.split(sizes)]
         sequences, num_steps_taken, num_positions = zip(*outputs, strict=True)
@@ -168,7 +170,7 @@ class LvnarOnnxModel(LvnarGenerationMixin):
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
-            "num_refinement_steps": torch.tensor(options.num_refinement_steps),
+            "num_refinement_steps": torch.tensor(min(options.num_refinement_steps, MAX_STEPS)),
             "max_length": torch.tensor(min(options.max_length or limit, limit)),
             "candidates": candidates,
             "min_confidence": min_confidence,

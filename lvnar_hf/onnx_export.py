@@ -159,12 +159,23 @@ def _encoded_source(
 _DOMAIN = "lvnar_hf"  # of an operation that `assemble` puts in; no graph has it in the end
 
 
+_PAD_LOGITS = """
+      pads = Constant <value_ints = [0, 0, 0, {num_missing}]> ()
+      lowest = Constant <value_float = -3.4e38> ()
+      logits = Pad (products_and_padding, pads, lowest)
+"""
+
+
 def _likeliest_where_unsure(vocab_size: int) -> str:
     """The likeliest token of the whole vocabulary, at positions that are unsure; none is computed where none is.
 
-    In two stages, since ONNX Runtime's ArgMax is several times slower than its ReduceMax; the first one of equals.
+    In two stages, since ONNX Runtime's ArgMax is several times slower than its ReduceMax; the first one of equals. A
+    vocabulary that has no divisor for it is padded.
     """
     width = max(divisor for divisor in range(1, 257) if vocab_size % divisor == 0)
+    if width < 32 < vocab_size:
+        width = 256
+    num_missing = -vocab_size % width
     return f"""
 <opset_import: ["" : {OPSET}], domain: "{_DOMAIN}">
 LikeliestWhereUnsure (targets, is_unsure, states, weight, not_padding) => (merged) {{
@@ -178,8 +189,9 @@ LikeliestWhereUnsure (targets, is_unsure, states, weight, not_padding) => (merge
       unsure_states = GatherND (states, rows)
       transposed = Transpose <perm = [1, 0]> (weight)
       products = MatMul (unsure_states, transposed)
-      logits = Add (products, not_padding)
-      parts_shape = Constant <value_ints = [0, {vocab_size // width}, {width}]> ()
+      {"products_and_padding" if num_missing else "logits"} = Add (products, not_padding)
+      {_PAD_LOGITS.format(num_missing=num_missing) if num_missing else ""}
+      parts_shape = Constant <value_ints = [0, {-(-vocab_size // width)}, {width}]> ()
       parts = Reshape (logits, parts_shape)
       last = Constant <value_ints = [2]> ()
       highest = ReduceMax <keepdims = 0> (parts, last)
