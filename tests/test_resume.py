@@ -56,7 +56,7 @@ def run_unbroken(tmp_path_factory, digit_tokenizer, digit_pairs) -> Callable[...
     factory = trainer_factory(tmp_path_factory.mktemp("unbroken"), digit_tokenizer, digit_pairs)
 
     @functools.cache
-    def run(accumulation: int = 1) -> tuple:
+    def run(accumulation: int) -> tuple:
         return run_to_the_end(factory, str(accumulation), gradient_accumulation_steps=accumulation)
 
     return run
@@ -89,7 +89,7 @@ def test_a_killed_run_ends_as_one_that_was_never_stopped(
 
 @pytest.mark.parametrize("where", ["validate", "_save", "_save_state"])
 def test_a_run_killed_between_epochs_resumes_too(make_trainer, run_unbroken, where):  # noqa: F811
-    unbroken, expected = run_unbroken()
+    unbroken, expected = run_unbroken(1)
     broken = make_trainer("broken", dropout=0.2, max_steps=8, save_every_steps=2)
     original = getattr(broken, where)
     setattr(broken, where, lambda *arguments: original(*arguments) if broken.step < 6 else kill())
@@ -106,7 +106,7 @@ def test_a_run_killed_between_epochs_resumes_too(make_trainer, run_unbroken, whe
 
 @pytest.mark.parametrize("what", ["model", "state", "name"])
 def test_a_disk_that_takes_no_more_leaves_what_was_there(make_trainer, run_unbroken, monkeypatch, what):  # noqa: F811
-    unbroken, expected = run_unbroken()
+    unbroken, expected = run_unbroken(1)
     broken = make_trainer("broken", dropout=0.2, max_steps=8, save_every_steps=2)
 
     def fill_the_disk(original):
