@@ -23,6 +23,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser
 
 import lvnar_hf  # noqa: F401  (registers model and tokenizer)
+from lvnar_hf.compiled_engine import LvnarCompiledModel
 from lvnar_hf.onnx_engine import LvnarOnnxModel
 from lvnar_hf.onnx_export import export_onnx
 from lvnar_hf.shortlist import Shortlist
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     Raises:
         FileExistsError: the output file is there and `--overwrite` is not given.
         ImportError: onnx, onnxscript or onnxruntime is missing.
+        RuntimeError: there is no C++ compiler.
         ValueError, FileNotFoundError, OSError: what `load_test_set` refuses.
     """
     parser = HfArgumentParser((EngineQualityArguments, TestSetArguments))
@@ -101,8 +103,11 @@ def load_engines(name: str) -> Iterator[tuple[str, Any]]:
             shortlist = Shortlist.from_pretrained(name, model.config)
             engine = LvnarOnnxModel(model.config, model.generation_config, file, shortlist=shortlist)
             yield f"onnx {precision} shortlist", engine
+    yield "compiled, float32", LvnarCompiledModel(model)
     for dtype in (torch.bfloat16, torch.float16):
-        yield f"eager, {str(dtype).removeprefix('torch.')}", model.to(dtype)
+        type_name = str(dtype).removeprefix("torch.")
+        yield f"eager, {type_name}", model.to(dtype)
+        yield f"compiled, {type_name}", LvnarCompiledModel(model)
 
 
 if __name__ == "__main__":
