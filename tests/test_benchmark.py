@@ -8,15 +8,31 @@ import pytest
 import torch
 from matplotlib.colors import same_color
 from sacrebleu.metrics import BLEU
+from torch._inductor import cpp_builder
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from lvnar_hf import LvnarConfig
-from tests.conftest import SAMPLE
+from tests.conftest import SAMPLE, has_cpp_compiler
 from tests.test_teacher_engines import make_teacher_model
 from training import benchmark, benchmark_systems, benchmark_timing
-from training.benchmark_modes import RANDOM_LAYERS, TimingArguments, _convert, _export, check_lengths, translate_all
+from training.benchmark_modes import (
+    RANDOM_LAYERS,
+    TimingArguments,
+    _convert,
+    _export,
+    check_lengths,
+    count_rounds,
+    translate_all,
+)
 from training.benchmark_plots import draw_quality, draw_throughput
-from training.benchmark_systems import SHORTLIST_ENGINE, SystemSpec, lvnar_specs, marian_specs, select_systems
+from training.benchmark_systems import (
+    COMPILED_ENGINE,
+    SHORTLIST_ENGINE,
+    SystemSpec,
+    lvnar_specs,
+    marian_specs,
+    select_systems,
+)
 from training.benchmark_tables import (
     render_brief,
     render_crossovers,
@@ -43,7 +59,7 @@ from training.benchmark_weights import (
     sample_batches,
     shift_codes,
 )
-from training.benchmark_workers import SystemPlayer, Turn, TurnResult, Worker, time_calls
+from training.benchmark_workers import SystemPlayer, Turn, TurnResult, Worker, WorkerProcess, time_calls
 from training.translation import translate_texts
 
 LENGTHS = [(3, 4), (5, 5), (6, 12), (9, 9), (10, 4), (12, 10)]
@@ -73,18 +89,18 @@ def random_specs(tmp_path_factory) -> list[SystemSpec]:
     exported = folder / "lvnar-onnx"
     specs = lvnar_specs(str(folder / "lvnar"), str(exported), has_shortlist=True, remove_repetitions=False)
     sources = CODE.make_sources(LENGTHS, torch.Generator().manual_seed(2))
-    _export(lvnar, exported, specs, make_random_shortlist(lvnar, sources, 60, 8, whole_share=0.2))
+    _export(lvnar, exported, specs, make_random_shortlist(lvnar, CODE, sources, 60, 8, whole_share=0.2))
     for encoder_layers, decoder_layers in RANDOM_LAYERS:
         marian = make_marian(small_config(), (encoder_layers, decoder_layers), CODE)
         name = folder / f"{encoder_layers}-{decoder_layers}"
         marian.save_pretrained(name)
         specs += marian_specs(str(name), folder / f"{name}-converted", marian)
         _convert(marian, folder / f"{name}-converted", specs)
-    return specs
+    return [spec for spec in specs if spec.engine != COMPILED_ENGINE or has_cpp_compiler()]
 
 
 def test_every_system_does_the_forced_lengths_and_every_refinement_step(random_specs, threads):
-    assert len(random_specs) == 4 * 3 + 2 * 6
+    assert len(random_specs) == (5 if has_cpp_compiler() else 4) * 3 + 2 * 6
     sources = CODE.make_sources(LENGTHS, torch.Generator().manual_seed(1))
     assert [len(source) for source in sources] == [source for source, _ in LENGTHS]
     targets = [target for _, target in LENGTHS]
@@ -96,7 +112,10 @@ def test_every_system_does_the_forced_lengths_and_every_refinement_step(random_s
         assert result.num_refinements == steps * (len(LENGTHS) + 1)
         if spec.engine == SHORTLIST_ENGINE and spec.setting:
             assert 0 < result.description["whole_vocabulary_share"] < 0.6
-            assert 60 < result.description["tokens_tried"]["6"] < 60 + 8 * 12
+            tried = result.description["tokens_tried"]["6"]
+            lengths = [length for length, _ in LENGTHS]
+            assert 60 < tried["lowest"] <= 60 + 8 * 2 * min(lengths) < tried["highest"] < 60 + 8 * 2 * max(lengths)
+            assert tried["mean"] == pytest.approx(60 + 8 * statistics.mean(lengths), rel=0.25)
         assert len(result.seconds) == 2 and min(result.seconds) > 0 and result.peak_memory_mib > 50
         if spec.family == "autoregressive":
             assert all(row[-1] == 1 and 1 not in row[:-1] for row in result.outputs[0])
@@ -117,25 +136,30 @@ def test_ctranslate2_gets_the_faster_of_two_ways(random_specs, threads, monkeypa
     object.__setattr__(spec, "num_threads", 2)
     system = benchmark_systems.build_system(spec)
     now = [0.0]
-    cost = {1: 2.0, 2: 1.0}  # by number of workers
+    cost = {(1, 2): 2.0, (2, 1): 1.0, (1, 1): 3.0}  # by number of workers and threads of each
     translate = type(system).translate
 
     def slow(self, batch):
-        now[0] += cost[self.num_workers]
+        now[0] += cost[self.way]
         return translate(self, batch)
 
     monkeypatch.setattr(type(system), "translate", slow)
     monkeypatch.setattr(benchmark_systems.time, "perf_counter", lambda: now[0])
     sources = CODE.make_sources(LENGTHS[:4], torch.Generator())
-    system.prepare(sources[:1])
-    assert system.num_workers == 1
-    system.prepare(sources)
-    assert system.num_workers == 2
-    cost[2] = 3.0
-    system.prepare(sources[:3])
-    assert system.num_workers == 1
-    system.prepare(sources)
-    assert system.description == {"inter_threads": {"1": 1, "4": 2, "3": 1}}
+    system.prepare([sources[:1], sources[1:2]])
+    assert system.way == (1, 2)
+    system.prepare([sources])
+    assert system.way == (2, 1)
+    cost[2, 1] = 3.0
+    system.prepare([sources[:3]])
+    assert system.way == (1, 2)
+    system.prepare([sources])
+    assert system.way == (2, 1), "it was found before"
+    assert system.description == {"inter_and_intra_threads": {"1": [1, 2], "4": [2, 1], "3": [1, 2]}}
+    other = benchmark_systems.build_system(spec)
+    cost[1, 1] = 1.5
+    other.prepare([sources[:1]])
+    assert other.way == (1, 1)
     assert [len(row) for row in system.translate(sources)] == [target for _, target in LENGTHS[:4]]
 
 
@@ -239,6 +263,20 @@ def test_systems_take_turns_until_time_is_up(monkeypatch, max_seconds, last_roun
     assert len(played.calls) == sum(2 if size == 1 else 1 for _, size in notes)
 
 
+def test_quick_turns_are_taken_more_often(monkeypatch):
+    notes, clock = [], [0.0]
+    monkeypatch.setattr(benchmark_timing.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(benchmark_timing.time, "sleep", lambda seconds: None)
+    players = {"quick": FakePlayer("quick", notes, clock, 0.4), "slow": FakePlayer("slow", notes, clock, 0.5)}
+    turns = {("model", size): Turn([["x"] * size] * 2) for size in (1, 8, 32, 128)}
+    played = play_rounds(players, turns, 2, 100, lambda *_: None, "")
+    assert notes[:9] == [
+        *(("quick", 1), ("slow", 1), ("quick", 8), ("slow", 8), ("quick", 1)),
+        *(("quick", 32), ("slow", 32), ("quick", 1), ("quick", 128)),
+    ]
+    assert count_rounds(played, 1) == {"model": [2, 6]} and count_rounds(played, 8) == {"model": [2, 2]}
+
+
 def test_the_device_is_waited_for_before_each_timestamp(monkeypatch):
     events = []
     monkeypatch.setattr("training.benchmark_workers.time.perf_counter", lambda: events.append("time") or len(events))
@@ -263,21 +301,28 @@ def test_all_texts_are_translated_in_their_order():
 
 
 def test_what_fails_in_a_process_is_said_with_the_system(random_specs, tmp_path):
-    worker = Worker(SystemSpec("lost", "lvnar", "lvnar", "eager", str(tmp_path / "none"), 0, 0))
+    process = WorkerProcess([SystemSpec("lost", "lvnar", "lvnar", "eager", str(tmp_path / "none"), 0, 0)])
     try:
         with pytest.raises(RuntimeError, match=r"(?s)lost: Traceback.*none"):
-            worker.wait()
+            process.wait()
     finally:
-        worker.close()
-    worker = Worker(random_specs[0])
+        process.close()
+    process = WorkerProcess(random_specs[:2])
     try:
-        worker.wait()
-        assert 50 < worker.library_memory_mib <= worker.loaded_memory_mib
-        worker._process.kill()
-        with pytest.raises(RuntimeError, match=r"0 steps: its process ended with code -9"):
-            worker.play(Turn([[[3, 1]]]))
+        process.wait()
+        assert 50 < process.library_memory_mib <= process.loaded_memory_mib
+        assert [Worker(spec, process).play(Turn([[[3, 1]]])).num_refinements for spec in random_specs[:2]] == [0, 1]
+        process._process.kill()
+        with pytest.raises(RuntimeError, match=r"1 step: its process ended with code -9"):
+            Worker(random_specs[1], process).play(Turn([[[3, 1]]]))
     finally:
-        worker.close()
+        process.close()
+
+
+def test_systems_that_are_compiled_share_a_process(random_specs):
+    processes = {spec.process for spec in random_specs}
+    assert len(processes) == len(random_specs) - 2
+    assert {spec.setting for spec in random_specs if spec.process == COMPILED_ENGINE} == {0, 1, 3}
 
 
 # the whole command
@@ -333,7 +378,9 @@ def test_one_command_runs_both_modes(monkeypatch, capsys, tmp_path, tiny_reposit
         assert list(mode["sentences"]) == ["1", "4"] and mode["harness_share"] < 0.01
         assert mode["sentences"]["4"]["num_sentences"] == 4 and mode["sentences"]["1"]["num_sentences"] == 2
         for system in mode["systems"].values():
-            assert [len(seconds) for seconds in system["model"]["times_s"]["1"]] == [2, 2]
+            # Quick ones are taken again after each other turn, up to three times a round.
+            num_turns = 2 * min(3, 1 + len(mode["sentences"]["1"]["num_rounds"]))
+            assert [len(seconds) for seconds in system["model"]["times_s"]["1"]] == [2] * num_turns
             expected = summarise_latency(system["model"]["times_s"]["1"])
             assert system["model"]["latency_ms"] == expected and set(system["memory_mib"]["peak"]) == {"1", "4"}
     assert last_line["random"].keys() == by_random["systems"].keys()
@@ -362,8 +409,8 @@ def test_one_command_runs_both_modes(monkeypatch, capsys, tmp_path, tiny_reposit
 
 def test_what_cannot_be_run_is_refused_with_what_to_do(monkeypatch, tmp_path, random_specs):
     assert [spec.name for spec in select_systems(random_specs, ["0 steps", "12-1, ctranslate2 int8, beam 3"])] == [
-        *("lvnar, eager, 0 steps", "lvnar, onnx float32, 0 steps", "lvnar, onnx int8, 0 steps"),
-        "lvnar, onnx int8 shortlist, 0 steps",
+        *("lvnar, eager, 0 steps", "lvnar, compiled, 0 steps", "lvnar, onnx float32, 0 steps"),
+        *("lvnar, onnx int8, 0 steps", "lvnar, onnx int8 shortlist, 0 steps"),
         "marian 12-1, ctranslate2 int8, beam 3",
     ]
     with pytest.raises(ValueError, match="No system has 'openvino' in its name; there are: lvnar, eager, 0 steps; "):
@@ -392,7 +439,7 @@ def test_what_cannot_be_run_is_refused_with_what_to_do(monkeypatch, tmp_path, ra
     )
     with pytest.raises(ImportError, match=r"pip install 'lvnar-hf\[distil\]'. To go without it: --systems lvnar"):
         select_systems(random_specs, [])
-    assert len(select_systems(random_specs, ["lvnar", "transformers"])) == 12 + 4
+    assert len(select_systems(random_specs, ["lvnar", "transformers"])) == 15 + 4
     without = ("ctranslate2", "matplotlib", "onnxscript")
     monkeypatch.setattr(
         benchmark.importlib.util, "find_spec", lambda name, *rest: None if name in without else found(name, *rest)
@@ -404,6 +451,12 @@ def test_what_cannot_be_run_is_refused_with_what_to_do(monkeypatch, tmp_path, ra
     assert len(select_systems(random_specs, ["eager", "transformers"])) == 3 + 4
     with pytest.raises(ImportError, match=r"pip install 'lvnar-hf\[eval\]'"):
         benchmark.main(folder)
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: 1 / 0)
+    with pytest.raises(
+        RuntimeError, match=r"needs a C\+\+ compiler .*To go without: --systems eager onnx transformers"
+    ):
+        select_systems(random_specs, ["compiled"])
+    assert len(select_systems(random_specs, ["eager", "transformers"])) == 3 + 4
 
 
 # tables and plots
@@ -440,7 +493,12 @@ def known() -> dict:
         "marian 6-6, transformers, beam 3": system_row("autoregressive", "transformers", (10.0, 50.0), 25.04),
         "marian 6-6, ctranslate2 int8, beam 1": system_row("autoregressive", "ctranslate2 int8", (50.0, 400.0), 24.0),
     }
-    sentences = {"mean_source_tokens": 9.5, "mean_target_tokens": 10.25, "num_rounds": {"model": 3}, "num_batches": 1}
+    sentences = {
+        "mean_source_tokens": 9.5,
+        "mean_target_tokens": 10.25,
+        "num_rounds": {"model": [3, 9]},
+        "num_batches": 1,
+    }
     trained = {
         "what": "What was timed.",
         "settings": {"device": "cpu", "dtype": "float32", "threads": 2},
@@ -481,7 +539,11 @@ def test_tables_hold_what_the_json_holds(known):
         *("What was timed. 2 threads of Abacus, 4.0 GiB; float32", "torch 9.9", "Speed-up: over marian 6-6"),
         *("(300 MiB, the same for all)", "BLEU: `tok:13a`; chrF: `nc:6`", "all 1,000 sentences of test.en"),
         *("| 100 [50.0, 300] | 200 [100, 600] |", "10.0 [9.00, 200]", "0.0010% of the time"),
-        *("There is no plot of speed against quality", "`quality.trained.png`", "3 repeats; batch 8: 8 sentences"),
+        *(
+            "There is no plot of speed against quality",
+            "`quality.trained.png`",
+            "3 to 9 repeats, the most of quick systems; batch 8",
+        ),
     ):
         assert part in document, part
     assert document.count("BLEU: `tok:13a`") == 1 and render_paper() in document

@@ -22,6 +22,7 @@ from lvnar_hf.shortlist import Shortlist
 from training.benchmark_systems import (
     CTRANSLATE2_TYPES,
     DTYPES,
+    SHORTLIST_ENGINE,
     SystemSpec,
     lvnar_specs,
     marian_name,
@@ -45,7 +46,7 @@ from training.benchmark_weights import (
     make_random_shortlist,
     sample_batches,
 )
-from training.benchmark_workers import Player, Turn, TurnResult, Worker
+from training.benchmark_workers import Player, Turn, TurnResult, Worker, WorkerProcess
 from training.teacher_engines import EngineError, convert_to_ctranslate2, load_teacher, why_not_ctranslate2
 from training.test_sets import TestSet, at_even_distances
 from training.translation_quality.measures import corpus_scores
@@ -70,7 +71,7 @@ class TimingArguments:
     )
     num_repeats: int = field(default=3, metadata={"help": "times that each system translates them, in turns"})
     max_minutes: float = field(
-        default=13.5,
+        default=12.0,
         metadata={"help": "of one mode's rounds: after two repeats another is begun only if it would end by then"},
     )
     num_threads: int | None = field(default=None, metadata={"help": "CPU threads; by default, torch's"})
@@ -97,17 +98,17 @@ class TimingArguments:
 
 @contextmanager
 def working(specs: Sequence[SystemSpec]) -> Iterator[dict[str, Worker]]:
-    """A process for each system, loaded, by name; they end with the block."""
-    workers: dict[str, Worker] = {}
+    """Every system in its process, loaded, by name; the processes end with the block."""
+    processes: dict[str, WorkerProcess] = {}
     try:
-        for spec in specs:
-            workers[spec.name] = Worker(spec)
-        for worker in tqdm(workers.values(), desc="loading", unit="system"):
-            worker.wait()
-        yield workers
+        for name in dict.fromkeys(spec.process for spec in specs):
+            processes[name] = WorkerProcess([spec for spec in specs if spec.process == name])
+        for process in tqdm(processes.values(), desc="loading", unit="process"):
+            process.wait()
+        yield {spec.name: Worker(spec, processes[spec.process]) for spec in specs}
     finally:
-        for worker in workers.values():
-            worker.close()
+        for process in processes.values():
+            process.close()
 
 
 def _convert(model: PreTrainedModel, converted: Path, specs: Sequence[SystemSpec]) -> None:
@@ -169,8 +170,11 @@ def run_random(
     lvnar.save_pretrained(folder / "lvnar")
     generator = torch.Generator().manual_seed(seed)
     sources = dict(zip(timed, code.make_sources([lengths[index] for index in timed], generator), strict=True))
-    calibration = [sources[timed[i]] for i in at_even_distances(len(timed), min(CALIBRATION_SENTENCES, len(timed)))]
-    _export(lvnar, exported, specs, make_random_shortlist(lvnar, calibration))
+    shortlist: Shortlist | None = None
+    if any(spec.engine == SHORTLIST_ENGINE for spec in specs):
+        chosen = [timed[i] for i in at_even_distances(len(timed), min(CALIBRATION_SENTENCES, len(timed)))]
+        shortlist = make_random_shortlist(lvnar, code, [sources[index] for index in chosen])
+    _export(lvnar, exported, specs, shortlist)
     for marian in marians.values():
         name = marian_name(marian).replace(" ", "-")
         marian.save_pretrained(folder / name)
@@ -353,14 +357,24 @@ def describe_systems(
             summary["times_s"] = {str(sample.batch_size): times[kind, sample.batch_size] for sample in samples}
             system[kind] = summary
         system["memory_mib"] = {
-            "libraries": worker.library_memory_mib,
-            "loading": worker.loaded_memory_mib,
+            "libraries": worker.process.library_memory_mib,
+            "loading": worker.process.loaded_memory_mib,
             "peak": {
                 str(sample.batch_size): played.peak_memory_mib[name]["model", sample.batch_size] for sample in samples
             },
         }
         systems[name] = system
     return systems
+
+
+def count_rounds(played: Played, batch_size: int) -> dict[str, list[int]]:
+    """The fewest and the most repeats that a system had, by kind of turn."""
+    counts: dict[str, list[int]] = {}
+    for times in played.times.values():
+        for (kind, size), rounds in times.items():
+            if size == batch_size:
+                counts.setdefault(kind, []).append(len(rounds))
+    return {kind: [min(numbers), max(numbers)] for kind, numbers in counts.items()}
 
 
 def describe_run(
@@ -382,7 +396,6 @@ def describe_run(
         slowest = systems[baseline]["model"]["latency_ms"]["mean"]
         for system in systems.values():
             system["model"]["speed_up"] = slowest / system["model"]["latency_ms"]["mean"]
-    first = next(iter(played.times.values()))
     throughputs = {
         name: {int(size): row["median"] for size, row in system["model"]["sentences_per_second"].items()}
         for name, system in systems.items()
@@ -401,9 +414,7 @@ def describe_run(
                 "num_batches": len(sample.batches),
                 "mean_source_tokens": statistics.mean(lengths[index][0] for index in sample.indices),
                 "mean_target_tokens": statistics.mean(lengths[index][1] for index in sample.indices),
-                "num_rounds": {
-                    kind: len(rounds) for (kind, size), rounds in first.items() if size == sample.batch_size
-                },
+                "num_rounds": count_rounds(played, sample.batch_size),
             }
             for sample in samples
         },

@@ -5,11 +5,14 @@ process of its own. A new engine is a class with the interface `System`, a line 
 `lvnar_specs` or `marian_specs`.
 
 The autoregressive baselines are as fast as their users would make them: key-value cache, no gradient, all threads;
-CTranslate2 with the threads on one batch, or shared out among parts of it, whichever was faster; beam search that ends
-when `num_beams` translations are finished, CTranslate2's rule, in transformers too.
+CTranslate2 with all threads on a batch, or one on it or on each part of it, whichever was faster; beam search that ends
+when `num_beams` translations are finished, CTranslate2's rule, in transformers too. CTranslate2 has no vocabulary map,
+its own kind of shortlist.
 """
 
+import functools
 import importlib.util
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 import lvnar_hf  # noqa: F401  (registers the model)
+from lvnar_hf.compiled_engine import CAPTURE_CALLS, LvnarCompiledModel, find_cpp_compiler
 from lvnar_hf.onnx_engine import LvnarOnnxModel
 from lvnar_hf.onnx_export import FILES as ONNX_FILES
 from training.teacher_engines import end_ids
@@ -28,9 +32,11 @@ REFINEMENT_STEPS = (0, 1, 3)
 NUM_BEAMS = (1, 3)
 CTRANSLATE2_TYPES = ("float32", "int8")
 SHORTLIST_ENGINE = "onnx int8 shortlist"
+COMPILED_ENGINE = "compiled"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CALIBRATION_SENTENCES = 32  # at most, of a batch on which CTranslate2's two ways are compared
+CALIBRATION_CALLS = 5  # of one sentence, in each way
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,11 @@ class SystemSpec:
     dtype: str = "float32"
     num_threads: int = 1
 
+    @property
+    def process(self) -> str:
+        """The name of its process: its own, but that what takes a minute to compile is compiled once."""
+        return self.engine if self.engine == COMPILED_ENGINE else self.name
+
 
 class System(Protocol):
     """Translates token ids.
@@ -79,8 +90,8 @@ class System(Protocol):
     num_refinements: int
     description: dict[str, Any]
 
-    def prepare(self, batch: list[list[int]]) -> None:
-        """What a user would set up once for batches of this size; it is not timed."""
+    def prepare(self, batches: list[list[list[int]]]) -> None:
+        """What a user would set up once for batches of this size, and what is to be known of them; it is not timed."""
         ...
 
     def translate(self, batch: list[list[int]]) -> list[list[int]]:
@@ -119,7 +130,7 @@ class EagerLvnar:
     def _count(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
         self.num_refinements += len(inputs[0])
 
-    def prepare(self, batch: list[list[int]]) -> None:
+    def prepare(self, batches: list[list[list[int]]]) -> None:
         pass
 
     def translate(self, batch: list[list[int]]) -> list[list[int]]:
@@ -127,6 +138,38 @@ class EagerLvnar:
         input_ids, attention_mask = _pad(batch, padding, self.model.device)
         rows = self.model.generate(input_ids, attention_mask=attention_mask, **self.options).tolist()
         return [[token for token in row if token != padding] for row in rows]
+
+
+@functools.cache
+def _compiled_model(folder: str, dtype: str, device: str) -> tuple[LvnarCompiledModel, float]:
+    """The model, compiled, and the seconds that this took; one for all numbers of refinement steps."""
+    model = LvnarCompiledModel.from_pretrained(folder, DTYPES[dtype], device)
+    return model, model.warm_up()
+
+
+class CompiledLvnar:
+    """This package's `generate`, compiled."""
+
+    def __init__(self, spec: SystemSpec):
+        self.model, seconds = _compiled_model(spec.folder, spec.dtype, spec.device)
+        self.options: dict[str, Any] = {"num_refinement_steps": spec.setting, "return_dict_in_generate": True}
+        if spec.remove_repetitions is not None:
+            self.options["remove_repetitions"] = spec.remove_repetitions
+        self.num_refinements = 0
+        self.description: dict[str, Any] = {"compilation_s": seconds}
+
+    def prepare(self, batches: list[list[list[int]]]) -> None:
+        if self.model.device.type == "cuda":  # graphs of these shapes
+            for batch in batches:
+                for _ in range(CAPTURE_CALLS):
+                    self.translate(batch)
+
+    def translate(self, batch: list[list[int]]) -> list[list[int]]:
+        padding = self.model.config.pad_token_id
+        input_ids, attention_mask = _pad(batch, padding, self.model.device)
+        output: Any = self.model.generate(input_ids, attention_mask=attention_mask, **self.options)
+        self.num_refinements += int(output.num_steps_taken.sum())
+        return [[token for token in row if token != padding] for row in output.sequences.tolist()]
 
 
 class OnnxLvnar:
@@ -141,12 +184,21 @@ class OnnxLvnar:
         self.num_refinements, self.num_positions = 0, torch.zeros(2, dtype=torch.int64)
         self.description: dict[str, Any] = {}
 
-    def prepare(self, batch: list[list[int]]) -> None:
-        if self.model.shortlist is not None:
-            inputs = _pad(batch, self.model.config.pad_token_id, self.model.device)
-            tried = self.model.shortlist.candidates_of(*inputs, self.model.config)
-            mean = (tried != self.model.config.pad_token_id).sum().item() / len(batch)
-            self.description.setdefault("tokens_tried", {})[str(len(batch))] = mean
+    def prepare(self, batches: list[list[list[int]]]) -> None:
+        key, shortlist = str(len(batches[0])), self.model.shortlist
+        if shortlist is None or key in self.description.setdefault("tokens_tried", {}):
+            return
+        numbers: list[int] = []
+        for batch in batches:
+            tried = shortlist.candidates_of(
+                *_pad(batch, self.model.config.pad_token_id, self.model.device), self.model.config
+            )
+            numbers += (tried != self.model.config.pad_token_id).sum(-1).tolist()
+        self.description["tokens_tried"][key] = {
+            "mean": statistics.mean(numbers),
+            "lowest": min(numbers),
+            "highest": max(numbers),
+        }
 
     def translate(self, batch: list[list[int]]) -> list[list[int]]:
         padding = self.model.config.pad_token_id
@@ -183,7 +235,7 @@ class TransformersMarian:
             use_cache=True,
         )
 
-    def prepare(self, batch: list[list[int]]) -> None:
+    def prepare(self, batches: list[list[list[int]]]) -> None:
         pass
 
     def translate(self, batch: list[list[int]]) -> list[list[int]]:
@@ -195,9 +247,9 @@ class TransformersMarian:
 class CTranslate2Marian:
     """CTranslate2, float32 or int8.
 
-    One sentence has all threads (`intra_threads`). A larger batch either has them too, or is cut into as many parts as
-    there are threads, each translated on one (`inter_threads`): whichever way is faster on the first 32 sentences of
-    the first batch of its size. Only the translator in use is held.
+    A batch has all threads (`intra_threads`), or one on the whole of it if it is one sentence, and on each of as many
+    parts otherwise (`inter_threads`): whichever way is faster on the batch in the middle, 32 of its sentences at most.
+    Only the translator in use is held.
     """
 
     num_refinements = 0
@@ -205,48 +257,58 @@ class CTranslate2Marian:
     def __init__(self, spec: SystemSpec):
         self.spec, self.compute_type = spec, spec.engine.split()[1]
         self.device = torch.device(spec.device)
-        self.num_workers = 0  # of the translator that is held
-        self.fastest: dict[int, int] = {1: 1}  # batch size, up to CALIBRATION_SENTENCES, to workers
-        self.description: dict[str, Any] = {"inter_threads": {"1": 1}}
-        self._hold(1)
+        self.way = (0, 0)  # workers and threads of each, of the translator that is held
+        self.fastest: dict[int, tuple[int, int]] = {}  # by batch size, up to CALIBRATION_SENTENCES
+        self.description: dict[str, Any] = {"inter_and_intra_threads": {}}
+        self._hold((1, spec.num_threads))
 
-    def _hold(self, num_workers: int) -> None:
-        """Have a translator with so many workers, each with its share of the threads."""
+    def _hold(self, way: tuple[int, int]) -> None:
+        """Have a translator with so many workers, each with so many threads."""
         import ctranslate2
 
-        if num_workers == self.num_workers:
+        if way == self.way:
             return
         self.translator: Any = None  # the old one goes before the new one comes
-        is_cpu = self.device.type == "cpu"
+        num_workers, num_threads = way
         self.translator = ctranslate2.Translator(
             self.spec.folder,
             device=self.device.type,
             device_index=self.device.index or 0,
             compute_type=self.compute_type,
             inter_threads=num_workers,
-            intra_threads=max(1, self.spec.num_threads // num_workers) if is_cpu else 0,
+            intra_threads=num_threads if self.device.type == "cpu" else 0,
         )
-        self.num_workers = num_workers
+        self.way = way
 
-    def prepare(self, batch: list[list[int]]) -> None:
-        key = min(len(batch), CALIBRATION_SENTENCES)
-        ways = (1, self.spec.num_threads) if self.device.type == "cpu" and self.spec.num_threads > 1 else (1,)
+    def _ways(self, batch_size: int) -> list[tuple[int, int]]:
+        """Ways to translate a batch of this size, the first one without a trial."""
+        num_threads = self.spec.num_threads
+        if self.device.type != "cpu" or num_threads == 1:
+            return [(1, num_threads)]
+        return [(1, num_threads), (1, 1) if batch_size == 1 else (num_threads, 1)]
+
+    def prepare(self, batches: list[list[list[int]]]) -> None:
+        batch = batches[len(batches) // 2][:CALIBRATION_SENTENCES]
+        key, ways = len(batch), self._ways(len(batch))
         if key not in self.fastest and len(ways) > 1:
             seconds = {}
-            for num_workers in ways:
-                self._hold(num_workers)
+            for way in ways:
+                self._hold(way)
                 self.translate(batch[:1])
-                start = time.perf_counter()
-                self.translate(batch[:key])
-                seconds[num_workers] = time.perf_counter() - start
+                times = []
+                for _ in range(CALIBRATION_CALLS if key == 1 else 1):
+                    start = time.perf_counter()
+                    self.translate(batch)
+                    times.append(time.perf_counter() - start)
+                seconds[way] = statistics.median(times)
             self.fastest[key] = min(ways, key=lambda way: seconds[way])
-        self._hold(self.fastest.get(key, 1))
-        self.description["inter_threads"][str(len(batch))] = self.num_workers
+        self._hold(self.fastest.get(key, ways[0]))
+        self.description["inter_and_intra_threads"][str(len(batches[0]))] = list(self.way)
 
     def translate(self, batch: list[list[int]]) -> list[list[int]]:
         results = self.translator.translate_batch(
             [[str(token) for token in row] for row in batch],
-            max_batch_size=-(-len(batch) // self.num_workers),
+            max_batch_size=-(-len(batch) // self.way[0]),
             beam_size=self.spec.setting,
             max_input_length=0,
             max_decoding_length=self.spec.max_target_length,
@@ -259,6 +321,7 @@ class CTranslate2Marian:
 
 ENGINES: dict[str, Callable[[SystemSpec], System]] = {
     "eager": EagerLvnar,
+    COMPILED_ENGINE: CompiledLvnar,
     "onnx": OnnxLvnar,
     "transformers": TransformersMarian,
     "ctranslate2": CTranslate2Marian,
@@ -281,7 +344,7 @@ def lvnar_specs(
         device: ONNX Runtime is for the CPU alone.
         has_shortlist: whether there is, or will be, a shortlist in that folder.
     """
-    folders = {"eager": folder}
+    folders = {"eager": folder, COMPILED_ENGINE: folder}
     if device == "cpu":
         folders |= {f"onnx {precision}": exported for precision in ONNX_FILES}
         folders |= {SHORTLIST_ENGINE: exported} if has_shortlist else {}
@@ -341,6 +404,7 @@ def select_systems(specs: Sequence[SystemSpec], parts: Sequence[str]) -> list[Sy
     Raises:
         ValueError: no system has any of them, or two systems have one name.
         ImportError: CTranslate2 or a package of ONNX is missing, and a system needs it.
+        RuntimeError: the same of a C++ compiler.
     """
     names = [spec.name for spec in specs]
     if duplicates := sorted({name for name in names if names.count(name) > 1}):
@@ -354,6 +418,11 @@ def select_systems(specs: Sequence[SystemSpec], parts: Sequence[str]) -> list[Sy
             f"{', '.join(missing)} is not installed: pip install 'lvnar-hf[export]'. To go without: --systems eager "
             "transformers ctranslate2"
         )
+    if any(spec.engine == COMPILED_ENGINE and spec.device == "cpu" for spec in chosen):
+        try:
+            find_cpp_compiler()
+        except RuntimeError as error:
+            raise RuntimeError(f"{error} To go without: --systems eager onnx transformers ctranslate2") from error
     needs_ctranslate2 = any(spec.engine.startswith("ctranslate2") for spec in chosen)
     if needs_ctranslate2 and importlib.util.find_spec("ctranslate2") is None:
         raise ImportError(

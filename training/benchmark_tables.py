@@ -1,5 +1,6 @@
 """Markdown from the benchmark's JSON; nothing is measured here, and no number is typed by hand but the paper's own."""
 
+from collections.abc import Iterable
 from typing import Any
 
 ROWS = dict[str, dict[str, Any]]
@@ -113,6 +114,14 @@ def _range(value: float, lowest: float, highest: float) -> str:
     return f"{_number(value)} [{_number(lowest)}, {_number(highest)}]"
 
 
+def _repeats(ranges: Iterable[list[int]]) -> str:
+    """For example "3 repeats", or the fewest and the most."""
+    numbers = sorted({number for ends in ranges for number in ends})
+    if len(numbers) == 1:
+        return f"{numbers[0]} repeats"
+    return f"{numbers[0]} to {numbers[-1]} repeats, the most of quick systems"
+
+
 def render_conditions(benchmark: dict[str, Any], mode: str) -> str:
     """What was timed, on what, with what, and how: a paragraph."""
     result, machine = benchmark["modes"][mode], benchmark["machine"]
@@ -123,7 +132,7 @@ def render_conditions(benchmark: dict[str, Any], mode: str) -> str:
     sentences = "; ".join(
         f"batch {size}: {row['num_sentences']} sentences in {row['num_batches']} batches, on average "
         f"{row['mean_source_tokens']:.1f} source and {row['mean_target_tokens']:.1f} reference tokens, "
-        f"{min(row['num_rounds'].values())} repeats"
+        f"{_repeats(row['num_rounds'].values())}"
         for size, row in result["sentences"].items()
     )
     lines = [
@@ -141,10 +150,19 @@ def render_conditions(benchmark: dict[str, Any], mode: str) -> str:
     listed = [system for system in result["systems"].values() if "whole_vocabulary_share" in system]
     if listed:
         shares = [system["whole_vocabulary_share"] for system in listed]
-        sizes = [size for system in listed for size in system["tokens_tried"].values()]
+        tried = [row for system in listed for row in system["tokens_tried"].values()]
+        means = [row["mean"] for row in tried]
         lines.append(
-            f"With a shortlist, {min(sizes):,.0f} to {max(sizes):,.0f} tokens were tried for a sentence, and "
-            f"{min(shares):.1%} to {max(shares):.1%} of the positions had the whole vocabulary."
+            f"With a shortlist, {min(row['lowest'] for row in tried):,} to {max(row['highest'] for row in tried):,} "
+            f"tokens were tried for a sentence (on average {min(means):,.0f} to {max(means):,.0f}, by batch size), and "
+            f"{min(shares):.1%} to {max(shares):.1%} of the positions had the whole vocabulary. The baselines have no "
+            "shortlist; CTranslate2 can have one, its vocabulary map, which is not timed."
+        )
+    compiled = [system["compilation_s"] for system in result["systems"].values() if "compilation_s" in system]
+    if compiled:
+        lines.append(
+            f"Compiling took {max(compiled):,.0f} s, while other systems were loaded; it is in no other figure. The "
+            "compiled systems share a process, whose memory holds the compiler and the weights of two compilations."
         )
     if settings["device"] == "cpu":
         libraries = max(_libraries(result, system) or 0.0 for system in result["systems"].values())

@@ -212,23 +212,39 @@ def make_lvnar(config: LvnarConfig, code: TokenCode, seed: int = 0) -> LvnarForC
 
 def make_random_shortlist(
     model: LvnarForConditionalGeneration,
+    code: TokenCode,
     sources: Sequence[list[int]],
     num_frequent: int = 256,
-    num_candidates: int = 64,
+    num_per_token: int = 37,
     whole_share: float = 0.03,
     seed: int = 0,
 ) -> Shortlist:
-    """Random tokens in the numbers that `training/shortlist.py` has.
+    """Random tokens, as many for a sentence as the model that ships tries: its length times `num_per_token`, and more.
+
+    A sentence of this benchmark has few different tokens, since all of them say its length. Each therefore brings the
+    more new ones, the longer the sentence is of which it can be.
 
     Args:
+        code: of the model, from which the length is known.
         sources: ids, on which the confidence is set.
+        num_frequent: tokens tried for every sentence, beside the others.
+        num_per_token: new tokens for each source token; of the model that ships, on 12 to 15 tokens.
         whole_share: of their target positions, of two passes; more than that script asks for, since it comes out
             otherwise in each pass and in 8 bits. The share that a run had is in its results.
     """
     config = model.config
+    num_targets = config.target_vocab_size or config.vocab_size
     generator = torch.Generator().manual_seed(seed)
-    size, num_targets = (config.vocab_size, num_candidates), config.target_vocab_size or config.vocab_size
-    candidates = torch.randint(NUM_SPECIAL_TOKENS, num_targets, size, generator=generator)
+    source_lengths = (code.levels() - code.offsets()).clamp(min=1)
+    pairs = torch.stack([code.levels(), code.offsets()], dim=1)
+    _, place, counts = pairs.unique(dim=0, return_inverse=True, return_counts=True)
+    num_alike = counts[place].float()  # tokens that say the same, of which a sentence is made
+    num_different = num_alike * (1 - (1 - 1 / num_alike) ** source_lengths)  # expected, of so many drawn
+    sizes = torch.zeros(config.vocab_size, dtype=torch.int64)
+    sizes[NUM_SPECIAL_TOKENS:] = (num_per_token * source_lengths / num_different).ceil().clamp(max=num_targets // 4)
+    shape = (config.vocab_size, int(sizes.max()))
+    candidates = torch.randint(NUM_SPECIAL_TOKENS, num_targets, shape, generator=generator)
+    candidates.masked_fill_(torch.arange(shape[1]) >= sizes[:, None], config.pad_token_id)
     frequent = NUM_SPECIAL_TOKENS + torch.randperm(num_targets - NUM_SPECIAL_TOKENS, generator=generator)[:num_frequent]
     shortlist = Shortlist(candidates.int(), frequent.int(), torch.tensor(float("-inf")))
     batches = [torch.tensor([row]) for row in sources]

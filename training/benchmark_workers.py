@@ -1,5 +1,7 @@
 """Each system in a process of its own, which times it there and says how much memory it took.
 
+Systems with one model that takes long to compile share a process (`SystemSpec.process`).
+
 What is unusual: the processes live side by side and are given work in turns, one at a time; the others wait without a
 thread that runs. So repeats are interleaved, no engine disturbs another's threads, as CTranslate2 and torch do in one
 process, and the memory of the process is the system's own. What is timed is timed inside: the pipe is not in it.
@@ -91,16 +93,14 @@ class SystemPlayer:
     def __init__(self, spec: SystemSpec):
         torch.set_num_threads(spec.num_threads)
         self.spec, self.device = spec, torch.device(spec.device)
-        self.library_memory_mib = peak_memory_mib()
         self.system: System = build_system(spec)
         torch.set_num_threads(spec.num_threads)  # a translator of CTranslate2 sets its own for torch too
-        self.loaded_memory_mib = peak_memory_mib()
         self.tokenizer = None if spec.tokenizer_folder is None else AutoTokenizer.from_pretrained(spec.tokenizer_folder)
 
     def play(self, turn: Turn) -> TurnResult:
         """Prepare, warm up, translate."""
         is_text = isinstance(turn.batches[0][0], str)
-        self.system.prepare(self._encode(turn.batches[0]) if is_text else turn.batches[0])
+        self.system.prepare([self._encode(texts) for texts in turn.batches] if is_text else turn.batches)
         if turn.warm_up is not None:
             self._translate_texts(turn.warm_up) if is_text else self.system.translate(turn.warm_up)
         self._reset_peak_memory()
@@ -148,23 +148,25 @@ def peak_memory_mib() -> float | None:
     return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024 if status.exists() else None
 
 
-def _serve(connection: Connection, spec: SystemSpec) -> None:
-    """A process's life: build the system, then answer each turn, until the other end is closed."""
+def _serve(connection: Connection, specs: Sequence[SystemSpec]) -> None:
+    """A process's life: build its systems, then answer each turn, until the other end is closed."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        player = SystemPlayer(spec)
-        connection.send((player.library_memory_mib, player.loaded_memory_mib))
+        library_memory_mib = peak_memory_mib()
+        players = {spec.name: SystemPlayer(spec) for spec in specs}
+        connection.send((library_memory_mib, peak_memory_mib()))
         while True:
-            connection.send(player.play(connection.recv()))
+            name, turn = connection.recv()
+            connection.send(players[name].play(turn))
     except EOFError:  # the benchmark has gone
         return
     except Exception:
         connection.send(traceback.format_exc())
 
 
-class Worker:
-    """A system in a process of its own, which begins to load at once.
+class WorkerProcess:
+    """A process with systems in it, which begins to load at once.
 
     Attributes:
         library_memory_mib: resident before the model is loaded: Python and the libraries.
@@ -174,32 +176,32 @@ class Worker:
     library_memory_mib: float | None
     loaded_memory_mib: float | None
 
-    def __init__(self, spec: SystemSpec):
-        self.spec = spec
+    def __init__(self, specs: Sequence[SystemSpec]):
+        self.specs = specs
         context = multiprocessing.get_context("forkserver")  # one process imports the libraries, for all of them
         context.set_forkserver_preload(["torch", "transformers", "training.benchmark_workers"])
         self._connection, remote = context.Pipe()
-        self._process = context.Process(target=_serve, args=(remote, spec), daemon=True)
+        self._process = context.Process(target=_serve, args=(remote, specs), daemon=True)
         self._process.start()
         remote.close()
 
     def wait(self) -> None:
-        """Return when the system is built.
+        """Return when the systems are built.
 
         Raises:
             RuntimeError: what went wrong in the process.
         """
-        self.library_memory_mib, self.loaded_memory_mib = self._receive()
+        self.library_memory_mib, self.loaded_memory_mib = self._receive(self.specs[0].name)
 
-    def play(self, turn: Turn) -> TurnResult:
-        """Have the process take its turn, and wait for it.
+    def play(self, name: str, turn: Turn) -> TurnResult:
+        """Have a system take its turn, and wait for it.
 
         Raises:
             RuntimeError: what went wrong in the process.
         """
         with contextlib.suppress(BrokenPipeError):  # `_receive` says why
-            self._connection.send(turn)
-        return self._receive()
+            self._connection.send((name, turn))
+        return self._receive(name)
 
     def close(self) -> None:
         """End the process."""
@@ -208,12 +210,23 @@ class Worker:
         self._process.kill()
         self._process.join()
 
-    def _receive(self) -> Any:
+    def _receive(self, name: str) -> Any:
         try:
             answer = self._connection.recv()
         except (EOFError, ConnectionResetError):
             self._process.join()
             answer = f"its process ended with code {self._process.exitcode} (-9: perhaps killed for memory)"
         if isinstance(answer, str):
-            raise RuntimeError(f"{self.spec.name}: {answer}")
+            raise RuntimeError(f"{name}: {answer}")
         return answer
+
+
+@dataclass
+class Worker:
+    """A system in a process."""
+
+    spec: SystemSpec
+    process: WorkerProcess
+
+    def play(self, turn: Turn) -> TurnResult:
+        return self.process.play(self.spec.name, turn)
