@@ -1,4 +1,4 @@
-"""Training in float16 with a scaled loss, on the CPU, where accelerate leaves it out: all but this switch is as on a GPU."""
+"""Training in float16 with a scaled loss, on the CPU, where accelerate leaves it out: else all is as on a GPU."""
 
 import math
 
