@@ -3,6 +3,7 @@
 import copy
 import json
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch._inductor import cpp_builder
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from lvnar_hf import LvnarConfig
+from lvnar_hf.shortlist import FILE, Shortlist
 from tests.conftest import SAMPLE, has_cpp_compiler
 from tests.test_teacher_engines import make_teacher_model
 from training import benchmark, benchmark_systems, benchmark_timing
@@ -28,6 +30,7 @@ from training.benchmark_plots import draw_quality, draw_throughput
 from training.benchmark_systems import (
     COMPILED_ENGINE,
     SHORTLIST_ENGINE,
+    VOCABULARY_MAP_ENGINE,
     SystemSpec,
     lvnar_specs,
     marian_specs,
@@ -89,18 +92,19 @@ def random_specs(tmp_path_factory) -> list[SystemSpec]:
     exported = folder / "lvnar-onnx"
     specs = lvnar_specs(str(folder / "lvnar"), str(exported), has_shortlist=True, remove_repetitions=False)
     sources = CODE.make_sources(LENGTHS, torch.Generator().manual_seed(2))
-    _export(lvnar, exported, specs, make_random_shortlist(lvnar, CODE, sources, 60, 8, whole_share=0.2))
+    shortlist = make_random_shortlist(lvnar, CODE, sources, 60, 8, whole_share=0.2)
+    _export(lvnar, exported, specs, shortlist)
     for encoder_layers, decoder_layers in RANDOM_LAYERS:
         marian = make_marian(small_config(), (encoder_layers, decoder_layers), CODE)
         name = folder / f"{encoder_layers}-{decoder_layers}"
         marian.save_pretrained(name)
-        specs += marian_specs(str(name), folder / f"{name}-converted", marian)
-        _convert(marian, folder / f"{name}-converted", specs)
+        specs += marian_specs(str(name), folder / f"{name}-converted", marian, has_shortlist=True)
+        _convert(marian, folder / f"{name}-converted", specs, shortlist)
     return [spec for spec in specs if spec.engine != COMPILED_ENGINE or has_cpp_compiler()]
 
 
 def test_every_system_does_the_forced_lengths_and_every_refinement_step(random_specs, threads):
-    assert len(random_specs) == (5 if has_cpp_compiler() else 4) * 3 + 2 * 6
+    assert len(random_specs) == (5 if has_cpp_compiler() else 4) * 3 + 2 * 8
     sources = CODE.make_sources(LENGTHS, torch.Generator().manual_seed(1))
     assert [len(source) for source in sources] == [source for source, _ in LENGTHS]
     targets = [target for _, target in LENGTHS]
@@ -119,6 +123,20 @@ def test_every_system_does_the_forced_lengths_and_every_refinement_step(random_s
         assert len(result.seconds) == 2 and min(result.seconds) > 0 and result.peak_memory_mib > 50
         if spec.family == "autoregressive":
             assert all(row[-1] == 1 and 1 not in row[:-1] for row in result.outputs[0])
+
+
+def test_a_vocabulary_map_has_the_shortlist_and_no_padding(random_specs):
+    """CTranslate2 has nothing but the map's tokens: of the source's lists, and those that are always tried."""
+    spec = next(spec for spec in random_specs if spec.engine == VOCABULARY_MAP_ENGINE)
+    lines = (Path(spec.folder) / "vmap.txt").read_text().split("\n")
+    by_source = {source: set(map(int, tokens.split())) for source, tokens in (line.split("\t") for line in lines[:-1])}
+    shortlist = Shortlist.load(Path(random_specs[0].folder).parent / "lvnar-onnx" / FILE, small_config())
+    assert len(by_source) == 1 + CODE.vocab_size
+    assert by_source[""] == {1, *shortlist.frequent.tolist()}
+    source = max(range(3, 500), key=lambda token: len(by_source[str(token)]))
+    assert by_source[str(source)] == set(shortlist.candidates[source].tolist()) - {0}
+    (row,) = benchmark_systems.build_system(spec).translate([[source] * 5])
+    assert set(row) <= by_source[""] | by_source[str(source)]
 
 
 def test_a_system_that_does_other_lengths_stops_the_benchmark(random_specs):

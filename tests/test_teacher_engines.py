@@ -1,5 +1,7 @@
 """The teacher's engines: both give the same translations, and what one cannot do is said."""
 
+import copy
+
 import pytest
 import torch
 from transformers import BartConfig, BartForConditionalGeneration, MarianMTModel, T5Config, T5ForConditionalGeneration
@@ -97,6 +99,19 @@ def test_ctranslate2_leaves_the_number_of_threads_to_torch(sample_tokenizer):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_conversion_leaves_the_model_as_it_was(tmp_path):
+    model = make_teacher_model(60)
+    before = copy.deepcopy(model.state_dict())
+    vocabulary_map = tmp_path / "map.txt"
+    vocabulary_map.write_text("\t1 2\n7\t8 9\n")
+    for quantization in (None, "int8"):
+        folder = tmp_path / str(quantization)
+        folder.mkdir()
+        teacher_engines.convert_to_ctranslate2(model, str(folder), quantization, vocabulary_map)
+        assert (folder / "vmap.txt").read_text() == vocabulary_map.read_text()
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_forbidden_tokens_are_forbidden_in_both(sample_tokenizer):

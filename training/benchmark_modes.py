@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from lvnar_hf import LvnarConfig
 from lvnar_hf.onnx_export import export_onnx
 from lvnar_hf.shortlist import Shortlist
 from training.benchmark_systems import (
-    CTRANSLATE2_TYPES,
     DTYPES,
     SHORTLIST_ENGINE,
+    VOCABULARY_MAP_ENGINE,
     SystemSpec,
     lvnar_specs,
     marian_name,
@@ -71,7 +71,7 @@ class TimingArguments:
     )
     num_repeats: int = field(default=3, metadata={"help": "times that each system translates them, in turns"})
     max_minutes: float = field(
-        default=12.0,
+        default=11.5,
         metadata={"help": "of one mode's rounds: after two repeats another is begun only if it would end by then"},
     )
     num_threads: int | None = field(default=None, metadata={"help": "CPU threads; by default, torch's"})
@@ -111,13 +111,30 @@ def working(specs: Sequence[SystemSpec]) -> Iterator[dict[str, Worker]]:
             process.close()
 
 
-def _convert(model: PreTrainedModel, converted: Path, specs: Sequence[SystemSpec]) -> None:
-    """Write the conversions to CTranslate2 that the systems need."""
-    for compute_type in CTRANSLATE2_TYPES:
-        folder = converted / compute_type
-        if any(spec.folder == str(folder) for spec in specs):
-            folder.mkdir(parents=True)
-            convert_to_ctranslate2(model, str(folder), None if compute_type == "float32" else compute_type)
+def _convert(
+    model: PreTrainedModel, converted: Path, specs: Sequence[SystemSpec], shortlist: Shortlist | None = None
+) -> None:
+    """Write the conversions to CTranslate2 that the systems need, the lists of the shortlist as its vocabulary map."""
+    for engine in sorted({spec.engine for spec in specs if Path(spec.folder).parent == converted}):
+        folder, (_, compute_type, *rest) = converted / engine, engine.split()
+        folder.mkdir(parents=True)
+        vocabulary_map = None
+        if rest and shortlist is not None:
+            vocabulary_map = converted / "vocabulary_map.txt"
+            vocabulary_map.write_text(format_vocabulary_map(shortlist, model.config), "utf-8")
+        convert_to_ctranslate2(model, str(folder), None if compute_type == "float32" else compute_type, vocabulary_map)
+
+
+def format_vocabulary_map(shortlist: Shortlist, config: PretrainedConfig) -> str:
+    """In CTranslate2's format, ids as strings: a line a source token, and one without, of what is always tried.
+
+    Args:
+        config: of the autoregressive model.
+    """
+    lines = {"": {*shortlist.frequent.tolist(), config.eos_token_id}}
+    for source, candidates in enumerate(shortlist.candidates.tolist()):
+        lines[str(source)] = {*candidates} - {config.pad_token_id}
+    return "".join(f"{source}\t{' '.join(map(str, sorted(tokens)))}\n" for source, tokens in lines.items())
 
 
 def _export(model: PreTrainedModel, folder: Path, specs: Sequence[SystemSpec], shortlist: Shortlist | None) -> None:
@@ -165,20 +182,21 @@ def run_random(
     )
     for marian in marians.values():
         name = marian_name(marian).replace(" ", "-")
-        specs += marian_specs(str(folder / name), folder / f"{name}-converted", marian, **arguments.common())
+        converted = folder / f"{name}-converted"
+        specs += marian_specs(str(folder / name), converted, marian, has_shortlist=True, **arguments.common())
     specs = select_systems(specs, arguments.systems)
     lvnar.save_pretrained(folder / "lvnar")
     generator = torch.Generator().manual_seed(seed)
     sources = dict(zip(timed, code.make_sources([lengths[index] for index in timed], generator), strict=True))
     shortlist: Shortlist | None = None
-    if any(spec.engine == SHORTLIST_ENGINE for spec in specs):
+    if any(spec.engine in (SHORTLIST_ENGINE, VOCABULARY_MAP_ENGINE) for spec in specs):
         chosen = [timed[i] for i in at_even_distances(len(timed), min(CALIBRATION_SENTENCES, len(timed)))]
         shortlist = make_random_shortlist(lvnar, code, [sources[index] for index in chosen])
     _export(lvnar, exported, specs, shortlist)
     for marian in marians.values():
         name = marian_name(marian).replace(" ", "-")
         marian.save_pretrained(folder / name)
-        _convert(marian, folder / f"{name}-converted", specs)
+        _convert(marian, folder / f"{name}-converted", specs, shortlist)
     models = {"lvnar": lvnar, **{marian_name(marian): marian for marian in marians.values()}}
     described = {name: {"num_parameters": model.num_parameters()} for name, model in models.items()}
     del lvnar, marians, models
@@ -260,7 +278,8 @@ def run_trained(
     )
     loaded = [load_teacher(name) for name in teachers]
     for number, teacher in enumerate(loaded):
-        common = {"tokenizer_folder": teacher.name, **arguments.common()}
+        is_listed = shortlist is not None and teacher.tokenizer.get_vocab() == tokenizer.get_vocab()
+        common = {"has_shortlist": is_listed, "tokenizer_folder": teacher.name, **arguments.common()}
         specs += marian_specs(teacher.name, folder / str(number), teacher.model, **common)
         models[marian_name(teacher.model)] = teacher.model
         sources[marian_name(teacher.model)] = teacher.name
@@ -270,7 +289,7 @@ def run_trained(
         if any(Path(spec.folder).parent == folder / str(number) for spec in specs):
             if (reason := why_not_ctranslate2(teacher)) is not None:
                 raise EngineError(reason)
-            _convert(teacher.model, folder / str(number), specs)
+            _convert(teacher.model, folder / str(number), specs, shortlist)
 
     encode: Callable[..., Any] = tokenizer
     limit = lvnar.config.max_position_embeddings

@@ -6,8 +6,8 @@ process of its own. A new engine is a class with the interface `System`, a line 
 
 The autoregressive baselines are as fast as their users would make them: key-value cache, no gradient, all threads;
 CTranslate2 with all threads on a batch, or one on it or on each part of it, whichever was faster; beam search that ends
-when `num_beams` translations are finished, CTranslate2's rule, in transformers too. CTranslate2 has no vocabulary map,
-its own kind of shortlist.
+when `num_beams` translations are finished, CTranslate2's rule, in transformers too; where this model has a shortlist,
+the same lists for CTranslate2, as its vocabulary map.
 """
 
 import functools
@@ -32,6 +32,7 @@ REFINEMENT_STEPS = (0, 1, 3)
 NUM_BEAMS = (1, 3)
 CTRANSLATE2_TYPES = ("float32", "int8")
 SHORTLIST_ENGINE = "onnx int8 shortlist"
+VOCABULARY_MAP_ENGINE = "ctranslate2 int8 vmap"
 COMPILED_ENGINE = "compiled"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -245,7 +246,7 @@ class TransformersMarian:
 
 
 class CTranslate2Marian:
-    """CTranslate2, float32 or int8.
+    """CTranslate2, float32 or int8, with a vocabulary map or without.
 
     A batch has all threads (`intra_threads`), or one on the whole of it if it is one sentence, and on each of as many
     parts otherwise (`inter_threads`): whichever way is faster on the batch in the middle, 32 of its sentences at most.
@@ -255,22 +256,21 @@ class CTranslate2Marian:
     num_refinements = 0
 
     def __init__(self, spec: SystemSpec):
-        self.spec, self.compute_type = spec, spec.engine.split()[1]
+        self.spec = spec
+        _, self.compute_type, *rest = spec.engine.split()
+        self.has_vocabulary_map = bool(rest)
         self.device = torch.device(spec.device)
-        self.way = (0, 0)  # workers and threads of each, of the translator that is held
         self.fastest: dict[int, tuple[int, int]] = {}  # by batch size, up to CALIBRATION_SENTENCES
         self.description: dict[str, Any] = {"inter_and_intra_threads": {}}
-        self._hold((1, spec.num_threads))
+        self.way = (1, spec.num_threads)  # workers and threads of each, of the translator that is held
+        self.translator = self._make_translator(self.way)
 
-    def _hold(self, way: tuple[int, int]) -> None:
-        """Have a translator with so many workers, each with so many threads."""
+    def _make_translator(self, way: tuple[int, int]) -> Any:
+        """With so many workers, each with so many threads."""
         import ctranslate2
 
-        if way == self.way:
-            return
-        self.translator: Any = None  # the old one goes before the new one comes
         num_workers, num_threads = way
-        self.translator = ctranslate2.Translator(
+        return ctranslate2.Translator(
             self.spec.folder,
             device=self.device.type,
             device_index=self.device.index or 0,
@@ -278,31 +278,35 @@ class CTranslate2Marian:
             inter_threads=num_workers,
             intra_threads=num_threads if self.device.type == "cpu" else 0,
         )
-        self.way = way
 
     def _ways(self, batch_size: int) -> list[tuple[int, int]]:
-        """Ways to translate a batch of this size, the first one without a trial."""
         num_threads = self.spec.num_threads
         if self.device.type != "cpu" or num_threads == 1:
             return [(1, num_threads)]
         return [(1, num_threads), (1, 1) if batch_size == 1 else (num_threads, 1)]
 
+    def _find_fastest(self, batch: list[list[int]], ways: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """The way in which the batch is translated fastest, by the median of calls that take turns."""
+        translators = {way: self._make_translator(way) for way in ways}
+        seconds: dict[tuple[int, int], list[float]] = {way: [] for way in ways}
+        num_calls = CALIBRATION_CALLS if len(batch) == 1 else 1
+        for number in range(1 + num_calls):
+            for self.way, self.translator in translators.items():
+                start = time.perf_counter()
+                self.translate(batch if number else batch[:1])
+                if number:  # the first one warms up
+                    seconds[self.way].append(time.perf_counter() - start)
+        return min(ways, key=lambda way: statistics.median(seconds[way]))
+
     def prepare(self, batches: list[list[list[int]]]) -> None:
         batch = batches[len(batches) // 2][:CALIBRATION_SENTENCES]
-        key, ways = len(batch), self._ways(len(batch))
-        if key not in self.fastest and len(ways) > 1:
-            seconds = {}
-            for way in ways:
-                self._hold(way)
-                self.translate(batch[:1])
-                times = []
-                for _ in range(CALIBRATION_CALLS if key == 1 else 1):
-                    start = time.perf_counter()
-                    self.translate(batch)
-                    times.append(time.perf_counter() - start)
-                seconds[way] = statistics.median(times)
-            self.fastest[key] = min(ways, key=lambda way: seconds[way])
-        self._hold(self.fastest.get(key, ways[0]))
+        ways = self._ways(len(batch))
+        if len(batch) not in self.fastest:
+            self.fastest[len(batch)] = ways[0] if len(ways) == 1 else self._find_fastest(batch, ways)
+        if self.way != self.fastest[len(batch)]:
+            self.way = self.fastest[len(batch)]
+            self.translator = None  # the old one goes before the new one comes
+            self.translator = self._make_translator(self.way)
         self.description["inter_and_intra_threads"][str(len(batches[0]))] = list(self.way)
 
     def translate(self, batch: list[list[int]]) -> list[list[int]]:
@@ -314,6 +318,7 @@ class CTranslate2Marian:
             max_decoding_length=self.spec.max_target_length,
             end_token=list(self.spec.end_ids),
             suppress_sequences=[[str(token) for token in sequence] for sequence in self.spec.forbidden] or None,
+            use_vmap=self.has_vocabulary_map,
             return_end_token=True,
         )
         return [[int(token) for token in result.hypotheses[0]] for result in results]
@@ -370,16 +375,20 @@ def marian_name(model: PreTrainedModel) -> str:
     return f"{model.config.model_type} {model.config.encoder_layers}-{model.config.decoder_layers}"
 
 
-def marian_specs(folder: str, converted: Path, model: PreTrainedModel, **common: Any) -> list[SystemSpec]:
+def marian_specs(
+    folder: str, converted: Path, model: PreTrainedModel, has_shortlist: bool = False, **common: Any
+) -> list[SystemSpec]:
     """An autoregressive model in every engine, greedy and with three beams.
 
     Args:
         folder: the model.
         converted: where its conversions to CTranslate2 are, or will be, by number type.
         model: the same model, for its number of layers and its limits.
+        has_shortlist: whether there is one of its vocabulary.
     """
     name = marian_name(model)
-    folders = {"transformers": folder} | {f"ctranslate2 {kind}": str(converted / kind) for kind in CTRANSLATE2_TYPES}
+    engines = [f"ctranslate2 {kind}" for kind in CTRANSLATE2_TYPES] + [VOCABULARY_MAP_ENGINE] * has_shortlist
+    folders = {"transformers": folder} | {engine: str(converted / engine) for engine in engines}
     return [
         SystemSpec(
             name=f"{name}, {engine}, beam {num_beams}",

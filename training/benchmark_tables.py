@@ -155,8 +155,8 @@ def render_conditions(benchmark: dict[str, Any], mode: str) -> str:
         lines.append(
             f"With a shortlist, {min(row['lowest'] for row in tried):,} to {max(row['highest'] for row in tried):,} "
             f"tokens were tried for a sentence (on average {min(means):,.0f} to {max(means):,.0f}, by batch size), and "
-            f"{min(shares):.1%} to {max(shares):.1%} of the positions had the whole vocabulary. The baselines have no "
-            "shortlist; CTranslate2 can have one, its vocabulary map, which is not timed."
+            f"{min(shares):.1%} to {max(shares):.1%} of the positions had the whole vocabulary. CTranslate2's map of "
+            "the vocabulary (vmap) has the same lists: it tries those of all sentences of a batch, never all tokens."
         )
     compiled = [system["compilation_s"] for system in result["systems"].values() if "compilation_s" in system]
     if compiled:

@@ -227,7 +227,7 @@ def make_random_shortlist(
     Args:
         code: of the model, from which the length is known.
         sources: ids, on which the confidence is set.
-        num_frequent: tokens tried for every sentence, beside the others.
+        num_frequent: tokens tried for every sentence, beside the others; at least three of each level.
         num_per_token: new tokens for each source token; of the model that ships, on 12 to 15 tokens.
         whole_share: of their target positions, of two passes; more than that script asks for, since it comes out
             otherwise in each pass and in 8 bits. The share that a run had is in its results.
@@ -245,7 +245,13 @@ def make_random_shortlist(
     shape = (config.vocab_size, int(sizes.max()))
     candidates = torch.randint(NUM_SPECIAL_TOKENS, num_targets, shape, generator=generator)
     candidates.masked_fill_(torch.arange(shape[1]) >= sizes[:, None], config.pad_token_id)
-    frequent = NUM_SPECIAL_TOKENS + torch.randperm(num_targets - NUM_SPECIAL_TOKENS, generator=generator)[:num_frequent]
+    order = torch.randperm(num_targets - NUM_SPECIAL_TOKENS, generator=generator)
+    # First some of each level: in CTranslate2 an autoregressive model has these lists too, and counts down.
+    levels = code.levels()[order]
+    needed = [place for level in range(1, code.max_target_length + 1) for place in (levels == level).nonzero()[:3, 0]]
+    is_needed = torch.zeros(len(order), dtype=torch.bool)
+    is_needed[torch.stack(needed)] = True
+    frequent = NUM_SPECIAL_TOKENS + torch.cat([order[is_needed], order[~is_needed]])[: max(num_frequent, len(needed))]
     shortlist = Shortlist(candidates.int(), frequent.int(), torch.tensor(float("-inf")))
     batches = [torch.tensor([row]) for row in sources]
     states = [decoder_states(model, ids, torch.ones_like(ids), steps) for ids in batches for steps in (0, 1)]

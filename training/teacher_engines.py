@@ -388,16 +388,21 @@ class _IdTokenizer:
         return str(token_id)
 
 
-def convert_to_ctranslate2(model: PreTrainedModel, folder: str, quantization: str | None = None) -> None:
+def convert_to_ctranslate2(
+    model: PreTrainedModel, folder: str, quantization: str | None = None, vocabulary_map: Path | None = None
+) -> None:
     """Write a model in CTranslate2's format whose tokens are its ids as strings: "0", "1", ...
 
-    With `quantization`, for example "int8", the weights are stored so; else as they are.
+    With `quantization`, for example "int8", the weights are stored so; else as they are. With `vocabulary_map`, a file
+    in CTranslate2's format of these tokens, the model has it for `use_vmap`.
 
     CTranslate2's own converter of Marian takes the last row of the vocabulary for <pad> and starts decoding from zeros.
     Here the start is the embedding of `decoder_start_token_id`, wherever it is and whatever training made of it.
     """
     from ctranslate2.converters import transformers as converters
 
+    if quantization is not None:
+        model = copy.deepcopy(model)  # it is quantised in place
     config = model.config
     loader = converters._MODEL_LOADERS[type(config).__name__]
     tokenizer = _IdTokenizer(config)
@@ -419,6 +424,8 @@ def convert_to_ctranslate2(model: PreTrainedModel, folder: str, quantization: st
     (source_size,) = spec.get_source_vocabulary_size()
     spec.register_source_vocabulary([str(index) for index in range(source_size)])
     spec.register_target_vocabulary([str(index) for index in range(spec.get_target_vocabulary_size())])
+    if vocabulary_map is not None:
+        spec.register_vocabulary_mapping(str(vocabulary_map))
     spec.validate()
     spec.optimize(quantization=quantization)
     spec.save(folder)

@@ -37,7 +37,7 @@ class TranslationArguments:
     model: str = field(metadata={"help": "model folder or Hub id"})
     input_file: str = field(metadata={"help": "a sentence a line, UTF-8, plain or .gz; -: standard input"})
     output_file: str = field(metadata={"help": "the translations, a line each"})
-    engine: str = field(default="torch", metadata={"help": f"one of {', '.join(ENGINES)}"})
+    engine: str = field(default="auto", metadata={"help": f"one of {', '.join(ENGINES)}"})
     num_refinement_steps: int | None = field(default=None, metadata={"help": "by default the model's own"})
     max_batch_tokens: int | None = field(
         default=None, metadata={"help": "of a batch, padding included; by default 512 on the CPU, 16384 on a GPU"}
