@@ -8,12 +8,13 @@
 
 What is unusual: one compilation serves all lengths. On the CPU the weights are frozen into it, packed as oneDNN wants
 them; it is with lengths left open that the compiler packs float32 too. On CUDA each call is a replay of CUDA graphs,
-which are captured for each shape, so that lengths and batches are padded to few of them.
+which are captured for each sequence of shapes, so that lengths and batches are padded to few of them.
 """
 
 import contextlib
 import os
 import time
+import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,9 +62,8 @@ CUDA_BUCKETS = Buckets(length_multiple=8, pads_batch=True)
 class LvnarCompiledModel(LvnarGenerationMixin):
     """A model of PyTorch whose parts are compiled when they are first needed, or by `warm_up`.
 
-    `generate` has the arguments, the results and the errors of the model itself. On the CPU the weights are as they
-    were at the compilation: what is trained or loaded into the model afterwards is not seen, and neither is another
-    `torch.set_num_threads`.
+    `generate` has the arguments, the results and the errors of the model itself. On the CPU it is made for the
+    weights and the number of threads as they are when it compiles: where they change, make another one.
 
     Args:
         model: on its device, in its number type: float32, bfloat16 or float16.
@@ -92,7 +92,8 @@ class LvnarCompiledModel(LvnarGenerationMixin):
             "decode": model.decode,
         }
         self._compiled = {
-            name: torch.compile(part, dynamic=True, fullgraph=True, mode=mode) for name, part in parts.items()
+            name: torch.compile(_with_own_code(part), dynamic=True, fullgraph=True, mode=mode)
+            for name, part in parts.items()
         }
 
     @classmethod
@@ -139,19 +140,24 @@ class LvnarCompiledModel(LvnarGenerationMixin):
         return time.perf_counter() - start
 
     def _call_parts(self, batch_size: int, source_length: int, target_length: int, num_steps: int) -> None:
-        """The parts in the order of `generate`: what CUDA captures depends on what was called before."""
+        """The parts as `generate` calls them: CUDA replays what comes in the order of a capture, the same tensors alive."""
         ids = torch.full((batch_size, source_length), self.config.eos_token_id, device=self.device)
         targets = ids.new_full((batch_size, target_length), self.config.eos_token_id)
         target_mask = torch.ones_like(targets)
+
+        def translate(latents: torch.Tensor) -> None:
+            length_logits = self.predict_length(source, latents)
+            self.decode(source, latents, target_mask)
+            del length_logits  # not before
+
         with self._compiling():
             source = self.encode(*self._pad_lengths(ids, torch.ones_like(ids)))
-            self.predict_length(source, source.prior_means)
-            self.decode(source, source.prior_means, target_mask)
-            source = self.begin_posterior(source)
+            translate(source.prior_means)
+            if num_steps > 1:
+                source = self.begin_posterior(source)
             for _ in range(num_steps):
                 latents, _ = self.infer_posterior(source, targets, target_mask)
-                self.predict_length(source, latents)
-                self.decode(source, latents, target_mask)
+                translate(latents)
 
     @contextlib.contextmanager
     def _compiling(self) -> Iterator[None]:
@@ -237,12 +243,25 @@ class LvnarCompiledModel(LvnarGenerationMixin):
         Raises:
             ValueError: for another device.
         """
-        if device is not None and torch.device(device).type != self.device.type:
+        wanted = self.device if device is None else torch.device(device)
+        if wanted.type != self.device.type or wanted.index not in (None, self.device.index):
             raise ValueError(f"This model was compiled for {self.device}, not for {device}: load it there.")
         return self
 
     def can_generate(self) -> bool:
         return True
+
+
+def _with_own_code(method: Any) -> Any:
+    """The same method as an object that the compiler has not seen.
+
+    What it has compiled it keeps with the code: another engine of this model would get what the first one froze, though
+    the weights may have changed.
+    """
+    function = method.__func__
+    code = function.__code__.replace(co_name=f"{function.__name__}_compiled")
+    own = types.FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
+    return types.MethodType(own, method.__self__)
 
 
 def find_cpp_compiler() -> None:

@@ -56,8 +56,10 @@ class LvnarTranslationPipeline(Pipeline):
             return cls.native_class(model=model, **kwargs)
         return super().__new__(cls)
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, model: Any, **kwargs: Any) -> None:
+        if not isinstance(model, torch.nn.Module) and kwargs.get("device") is None:
+            kwargs["device"] = model.device  # an engine stays where it is; the base class would move it to a GPU
+        super().__init__(model=model, **kwargs)
         if self.model.config.model_type == "lvnar" and self.tokenizer is not None:
             self._check_vocabularies()
 

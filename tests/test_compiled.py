@@ -108,6 +108,18 @@ def test_it_refuses_what_the_model_refuses(model, engine, no_new_graph):
     assert list(engine.modules()) == list(model.modules())
 
 
+def test_each_engine_has_the_weights_of_its_time(model):
+    """Of one model whose weights have changed, too: the compiler must not take for known what it has frozen."""
+    changed = make_model(model.config)
+    input_ids = make_batch(model.config, [(9, 1)] * 4)["input_ids"]
+    old = LvnarCompiledModel(changed).generate(input_ids, num_refinement_steps=0)
+    assert torch.equal(old, changed.generate(input_ids, num_refinement_steps=0))
+    changed.load_state_dict(make_model(model.config, seed=1).state_dict())
+    new = changed.generate(input_ids, num_refinement_steps=0)
+    assert old.shape != new.shape or not torch.equal(old, new)
+    assert torch.equal(LvnarCompiledModel(changed).generate(input_ids, num_refinement_steps=0), new)
+
+
 def test_without_a_cpp_compiler(model, monkeypatch):
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: 1 / 0)
     with pytest.raises(RuntimeError, match="needs a C\\+\\+ compiler on the CPU, and there is none: install g"):

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianConfig, MarianMTModel, pipeline
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianConfig, MarianMTModel, Pipeline, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from lvnar_hf import LvnarTranslationPipeline
@@ -214,7 +215,7 @@ def test_other_versions_of_transformers_give_the_same_translations(translator, t
 NATIVE_CODE = """
 import sys
 import lvnar_hf
-from transformers import AutoTokenizer, MarianConfig, MarianMTModel, pipeline
+from transformers import AutoTokenizer, MarianConfig, MarianMTModel, Pipeline, pipeline
 sizes = dict(d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2)
 model = MarianMTModel(MarianConfig(vocab_size=500, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, **sizes))
 translator = pipeline("translation_en_to_de", model=model, tokenizer=AutoTokenizer.from_pretrained(sys.argv[1]))
@@ -226,3 +227,13 @@ print(type(translator).__name__, len(translator("Tom laughed.", max_new_tokens=3
 def test_other_models_keep_the_pipeline_of_transformers_where_it_has_one(tiny_repository, version):
     expected = "TranslationPipeline 1" if version.startswith("4.") else "LvnarTranslationPipeline 1"
     assert run_with_transformers(version, NATIVE_CODE, str(tiny_repository)).strip().endswith(expected)
+
+
+def test_an_engine_stays_on_its_device_and_a_model_goes_where_transformers_puts_it(tiny_model, monkeypatch):
+    given = []
+    monkeypatch.setattr(Pipeline, "__init__", lambda self, **options: given.append(options.get("device")))
+    monkeypatch.setattr(LvnarTranslationPipeline, "model", tiny_model, raising=False)
+    monkeypatch.setattr(LvnarTranslationPipeline, "tokenizer", None, raising=False)
+    LvnarTranslationPipeline(model=SimpleNamespace(config=tiny_model.config, device=torch.device("cpu")))
+    LvnarTranslationPipeline(model=tiny_model)
+    assert given == [torch.device("cpu"), None]

@@ -10,6 +10,8 @@ when `num_beams` translations are finished, CTranslate2's rule, in transformers 
 the same lists for CTranslate2, as its vocabulary map.
 """
 
+import contextlib
+import ctypes
 import functools
 import importlib.util
 import statistics
@@ -250,7 +252,7 @@ class CTranslate2Marian:
 
     A batch has all threads (`intra_threads`), or one on the whole of it if it is one sentence, and on each of as many
     parts otherwise (`inter_threads`): whichever way is faster on the batch in the middle, 32 of its sentences at most.
-    Only the translator in use is held.
+    Only the translator in use is held, but for that trial.
     """
 
     num_refinements = 0
@@ -263,7 +265,7 @@ class CTranslate2Marian:
         self.fastest: dict[int, tuple[int, int]] = {}  # by batch size, up to CALIBRATION_SENTENCES
         self.description: dict[str, Any] = {"inter_and_intra_threads": {}}
         self.way = (1, spec.num_threads)  # workers and threads of each, of the translator that is held
-        self.translator = self._make_translator(self.way)
+        self.translator: Any = self._make_translator(self.way)
 
     def _make_translator(self, way: tuple[int, int]) -> Any:
         """With so many workers, each with so many threads."""
@@ -296,17 +298,27 @@ class CTranslate2Marian:
                 self.translate(batch if number else batch[:1])
                 if number:  # the first one warms up
                     seconds[self.way].append(time.perf_counter() - start)
+        del translators, self.translator
+        self._give_memory_back()
         return min(ways, key=lambda way: statistics.median(seconds[way]))
+
+    @staticmethod
+    def _give_memory_back() -> None:
+        """To the system, which glibc would not: it would count as that of the translator in use."""
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
     def prepare(self, batches: list[list[list[int]]]) -> None:
         batch = batches[len(batches) // 2][:CALIBRATION_SENTENCES]
         ways = self._ways(len(batch))
-        if len(batch) not in self.fastest:
-            self.fastest[len(batch)] = ways[0] if len(ways) == 1 else self._find_fastest(batch, ways)
-        if self.way != self.fastest[len(batch)]:
-            self.way = self.fastest[len(batch)]
-            self.translator = None  # the old one goes before the new one comes
-            self.translator = self._make_translator(self.way)
+        way = self.fastest.get(len(batch), ways[0])
+        if len(batch) not in self.fastest and len(ways) > 1:
+            way = self.fastest[len(batch)] = self._find_fastest(batch, ways)
+            self.translator = None
+        if self.translator is None or self.way != way:
+            self.way, self.translator = way, None  # the old one goes before the new one comes
+            self._give_memory_back()
+            self.translator = self._make_translator(way)
         self.description["inter_and_intra_threads"][str(len(batches[0]))] = list(self.way)
 
     def translate(self, batch: list[list[int]]) -> list[list[int]]:

@@ -1,6 +1,6 @@
 """Markdown from the benchmark's JSON; nothing is measured here, and no number is typed by hand but the paper's own."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 ROWS = dict[str, dict[str, Any]]
@@ -114,12 +114,12 @@ def _range(value: float, lowest: float, highest: float) -> str:
     return f"{_number(value)} [{_number(lowest)}, {_number(highest)}]"
 
 
-def _repeats(ranges: Iterable[list[int]]) -> str:
-    """For example "3 repeats", or the fewest and the most."""
-    numbers = sorted({number for ends in ranges for number in ends})
-    if len(numbers) == 1:
-        return f"{numbers[0]} repeats"
-    return f"{numbers[0]} to {numbers[-1]} repeats, the most of quick systems"
+def _repeats(ranges: Mapping[str, list[int]]) -> str:
+    """For example "3 repeats", of all kinds of turn alike, or the fewest and the most of the systems."""
+    if len(set(map(tuple, ranges.values()))) > 1:
+        return "; ".join(f"{kind}: {_repeats({kind: ends})}" for kind, ends in ranges.items())
+    fewest, most = next(iter(ranges.values()))
+    return f"{fewest} repeats" if fewest == most else f"{fewest} to {most} repeats, the most of quick systems"
 
 
 def render_conditions(benchmark: dict[str, Any], mode: str) -> str:
@@ -132,7 +132,7 @@ def render_conditions(benchmark: dict[str, Any], mode: str) -> str:
     sentences = "; ".join(
         f"batch {size}: {row['num_sentences']} sentences in {row['num_batches']} batches, on average "
         f"{row['mean_source_tokens']:.1f} source and {row['mean_target_tokens']:.1f} reference tokens, "
-        f"{_repeats(row['num_rounds'].values())}"
+        f"{_repeats(row['num_rounds'])}"
         for size, row in result["sentences"].items()
     )
     lines = [
