@@ -140,7 +140,7 @@ class LvnarCompiledModel(LvnarGenerationMixin):
         return time.perf_counter() - start
 
     def _call_parts(self, batch_size: int, source_length: int, target_length: int, num_steps: int) -> None:
-        """The parts as `generate` calls them: CUDA replays what comes in the order of a capture, with the same tensors."""
+        """The parts as `generate` calls them: CUDA replays what comes in the order of a capture, tensors included."""
         ids = torch.full((batch_size, source_length), self.config.eos_token_id, device=self.device)
         targets = ids.new_full((batch_size, target_length), self.config.eos_token_id)
         target_mask = torch.ones_like(targets)
