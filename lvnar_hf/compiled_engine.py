@@ -23,7 +23,8 @@ import torch
 from torch import nn
 from torch.nn.functional import pad
 
-from .generation_lvnar import DecodingOptions, LvnarGenerateOutput, LvnarGenerationMixin
+from .engine import LvnarEngine
+from .generation_lvnar import DecodingOptions, LvnarGenerateOutput
 from .modeling_lvnar import EncodedSource, LvnarForConditionalGeneration
 
 CAPTURE_CALLS = 3  # of a shape on CUDA: one to warm up, one to capture, one to replay
@@ -59,7 +60,7 @@ CPU_BUCKETS = Buckets(length_multiple=1, pads_batch=False)
 CUDA_BUCKETS = Buckets(length_multiple=8, pads_batch=True)
 
 
-class LvnarCompiledModel(LvnarGenerationMixin):
+class LvnarCompiledModel(LvnarEngine):
     """A model of PyTorch whose parts are compiled when they are first needed, or by `warm_up`.
 
     `generate` has the arguments, the results and the errors of the model itself. On the CPU it is made for the
@@ -72,9 +73,6 @@ class LvnarCompiledModel(LvnarGenerationMixin):
     Raises:
         RuntimeError: on the CPU, there is no C++ compiler.
     """
-
-    main_input_name = "input_ids"
-    training = False
 
     def __init__(self, model: LvnarForConditionalGeneration, buckets: Buckets | None = None):
         self.model, self.config, self.generation_config = model.eval(), model.config, model.generation_config
@@ -227,7 +225,7 @@ class LvnarCompiledModel(LvnarGenerationMixin):
         target_mask = pad(target_mask, (0, self.buckets.length(length) - length))
         return self._compiled["decode"](source._replace(posterior_states=None), latents, target_mask)[:, :length]
 
-    # What a pipeline and a Trainer ask a model for.
+    # The model stays in evaluation mode, unless it is trained meanwhile.
 
     def modules(self) -> Iterator[nn.Module]:
         """Those of the model."""
@@ -236,20 +234,6 @@ class LvnarCompiledModel(LvnarGenerationMixin):
     def eval(self) -> "LvnarCompiledModel":
         self.model.eval()
         return self
-
-    def to(self, device: Any = None, **kwargs: Any) -> "LvnarCompiledModel":
-        """Itself, where it is.
-
-        Raises:
-            ValueError: for another device.
-        """
-        wanted = self.device if device is None else torch.device(device)
-        if wanted.type != self.device.type or wanted.index not in (None, self.device.index):
-            raise ValueError(f"This model was compiled for {self.device}, not for {device}: load it there.")
-        return self
-
-    def can_generate(self) -> bool:
-        return True
 
 
 def _with_own_code(method: Any) -> Any:

@@ -11,19 +11,18 @@ With `shortlist=True` the vocabulary is cut for each sentence, see `lvnar_hf.sho
 """
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 from transformers.utils import cached_file
 
 from .configuration_lvnar import LvnarConfig
-from .generation_lvnar import DecodingOptions, LvnarGenerateOutput, LvnarGenerationMixin
+from .engine import LvnarEngine
+from .generation_lvnar import DecodingOptions, LvnarGenerateOutput
 from .modeling_lvnar import LvnarForConditionalGeneration
 from .onnx_export import FILES
 from .shortlist import Shortlist
@@ -47,7 +46,7 @@ class LvnarOnnxGenerateOutput(LvnarGenerateOutput):
     num_positions: torch.Tensor | None = None
 
 
-class LvnarOnnxModel(LvnarGenerationMixin):
+class LvnarOnnxModel(LvnarEngine):
     """A model that translates on the CPU by ONNX Runtime.
 
     `generate` has the arguments and the errors of the PyTorch model, and in float32 its tokens. In int8 they depend on
@@ -68,8 +67,6 @@ class LvnarOnnxModel(LvnarGenerationMixin):
         ValueError: the file is no graph that this version of ONNX Runtime takes, or is of something else.
     """
 
-    main_input_name = "input_ids"
-    training = False
     device = torch.device("cpu")
     dtype = torch.float32
     check_source = LvnarForConditionalGeneration.check_source
@@ -177,28 +174,6 @@ class LvnarOnnxModel(LvnarGenerationMixin):
         }
         outputs = self.session.run(list(_OUTPUTS), {name: tensor.numpy() for name, tensor in inputs.items()})
         return tuple(map(torch.from_numpy, outputs))
-
-    # What a pipeline and a Trainer ask a model for.
-
-    def modules(self) -> Iterator[nn.Module]:
-        """None: there are no weights of PyTorch."""
-        return iter(())
-
-    def eval(self) -> "LvnarOnnxModel":
-        return self
-
-    def to(self, device: Any = None, **kwargs: Any) -> "LvnarOnnxModel":
-        """Itself, on the CPU.
-
-        Raises:
-            ValueError: for another device.
-        """
-        if device is not None and torch.device(device).type != "cpu":
-            raise ValueError(f"LvnarOnnxModel runs on the CPU, not on {device}.")
-        return self
-
-    def can_generate(self) -> bool:
-        return True
 
 
 def _parts(lengths: torch.Tensor) -> tuple[torch.Tensor, list[int]]:

@@ -102,7 +102,7 @@ def test_it_refuses_what_the_model_refuses(model, engine, no_new_graph):
         engine.generate(torch.tensor([[5, 1]]), num_beams=4)
     with pytest.raises(ValueError, match="The source has 41 tokens; the model takes at most"):
         engine.generate(torch.full((1, 41), 5))
-    with pytest.raises(ValueError, match="was compiled for cpu, not for cuda: load it there"):
+    with pytest.raises(ValueError, match="LvnarCompiledModel is on cpu and cannot go to cuda"):
         engine.to("cuda")
     assert engine.to("cpu") is engine and engine.eval() is engine and engine.can_generate()
     assert list(engine.modules()) == list(model.modules())

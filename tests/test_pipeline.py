@@ -215,7 +215,7 @@ def test_other_versions_of_transformers_give_the_same_translations(translator, t
 NATIVE_CODE = """
 import sys
 import lvnar_hf
-from transformers import AutoTokenizer, MarianConfig, MarianMTModel, Pipeline, pipeline
+from transformers import AutoTokenizer, MarianConfig, MarianMTModel, pipeline
 sizes = dict(d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2)
 model = MarianMTModel(MarianConfig(vocab_size=500, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, **sizes))
 translator = pipeline("translation_en_to_de", model=model, tokenizer=AutoTokenizer.from_pretrained(sys.argv[1]))

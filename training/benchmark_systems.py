@@ -26,6 +26,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 import lvnar_hf  # noqa: F401  (registers the model)
 from lvnar_hf.compiled_engine import CAPTURE_CALLS, LvnarCompiledModel, find_cpp_compiler
+from lvnar_hf.engine import LvnarEngine
 from lvnar_hf.onnx_engine import LvnarOnnxModel
 from lvnar_hf.onnx_export import FILES as ONNX_FILES
 from training.teacher_engines import end_ids
@@ -143,6 +144,32 @@ class EagerLvnar:
         return [[token for token in row if token != padding] for row in rows]
 
 
+class LvnarEngineSystem:
+    """This package's `generate` in one of its engines."""
+
+    def __init__(self, spec: SystemSpec, model: LvnarEngine):
+        self.model: Any = model
+        self.options: dict[str, Any] = {"num_refinement_steps": spec.setting, "return_dict_in_generate": True}
+        if spec.remove_repetitions is not None:
+            self.options["remove_repetitions"] = spec.remove_repetitions
+        self.num_refinements = 0
+        self.description: dict[str, Any] = {}
+
+    def prepare(self, batches: list[list[list[int]]]) -> None:
+        pass
+
+    def translate(self, batch: list[list[int]]) -> list[list[int]]:
+        padding = self.model.config.pad_token_id
+        input_ids, attention_mask = _pad(batch, padding, self.model.device)
+        output = self.model.generate(input_ids, attention_mask=attention_mask, **self.options)
+        self.num_refinements += int(output.num_steps_taken.sum())
+        self._count(output)
+        return [[token for token in row if token != padding] for row in output.sequences.tolist()]
+
+    def _count(self, output: Any) -> None:
+        """Note what else there is in the result."""
+
+
 @functools.cache
 def _compiled_model(folder: str, dtype: str, device: str) -> tuple[LvnarCompiledModel, float]:
     """The model, compiled, and the seconds that this took; one for all numbers of refinement steps."""
@@ -150,16 +177,13 @@ def _compiled_model(folder: str, dtype: str, device: str) -> tuple[LvnarCompiled
     return model, model.warm_up()
 
 
-class CompiledLvnar:
-    """This package's `generate`, compiled."""
+class CompiledLvnar(LvnarEngineSystem):
+    """Compiled by torch."""
 
     def __init__(self, spec: SystemSpec):
-        self.model, seconds = _compiled_model(spec.folder, spec.dtype, spec.device)
-        self.options: dict[str, Any] = {"num_refinement_steps": spec.setting, "return_dict_in_generate": True}
-        if spec.remove_repetitions is not None:
-            self.options["remove_repetitions"] = spec.remove_repetitions
-        self.num_refinements = 0
-        self.description: dict[str, Any] = {"compilation_s": seconds}
+        model, seconds = _compiled_model(spec.folder, spec.dtype, spec.device)
+        super().__init__(spec, model)
+        self.description["compilation_s"] = seconds
 
     def prepare(self, batches: list[list[list[int]]]) -> None:
         if self.model.device.type == "cuda":  # graphs of these shapes
@@ -167,52 +191,34 @@ class CompiledLvnar:
                 for _ in range(CAPTURE_CALLS):
                     self.translate(batch)
 
-    def translate(self, batch: list[list[int]]) -> list[list[int]]:
-        padding = self.model.config.pad_token_id
-        input_ids, attention_mask = _pad(batch, padding, self.model.device)
-        output: Any = self.model.generate(input_ids, attention_mask=attention_mask, **self.options)
-        self.num_refinements += int(output.num_steps_taken.sum())
-        return [[token for token in row if token != padding] for row in output.sequences.tolist()]
 
-
-class OnnxLvnar:
-    """This package's `generate` in ONNX Runtime, float32 or int8, with a shortlist or without."""
+class OnnxLvnar(LvnarEngineSystem):
+    """In ONNX Runtime, float32 or int8, with a shortlist or without."""
 
     def __init__(self, spec: SystemSpec):
         _, precision, *rest = spec.engine.split()
-        self.model = LvnarOnnxModel.from_pretrained(spec.folder, precision, spec.num_threads, bool(rest))
-        self.options: dict[str, Any] = {"num_refinement_steps": spec.setting, "return_dict_in_generate": True}
-        if spec.remove_repetitions is not None:
-            self.options["remove_repetitions"] = spec.remove_repetitions
-        self.num_refinements, self.num_positions = 0, torch.zeros(2, dtype=torch.int64)
-        self.description: dict[str, Any] = {}
+        super().__init__(spec, LvnarOnnxModel.from_pretrained(spec.folder, precision, spec.num_threads, bool(rest)))
+        self.num_positions = torch.zeros(2, dtype=torch.int64)
 
     def prepare(self, batches: list[list[list[int]]]) -> None:
-        key, shortlist = str(len(batches[0])), self.model.shortlist
+        key, shortlist, config = str(len(batches[0])), self.model.shortlist, self.model.config
         if shortlist is None or key in self.description.setdefault("tokens_tried", {}):
             return
         numbers: list[int] = []
         for batch in batches:
-            tried = shortlist.candidates_of(
-                *_pad(batch, self.model.config.pad_token_id, self.model.device), self.model.config
-            )
-            numbers += (tried != self.model.config.pad_token_id).sum(-1).tolist()
+            tried = shortlist.candidates_of(*_pad(batch, config.pad_token_id, self.model.device), config)
+            numbers += (tried != config.pad_token_id).sum(-1).tolist()
         self.description["tokens_tried"][key] = {
             "mean": statistics.mean(numbers),
             "lowest": min(numbers),
             "highest": max(numbers),
         }
 
-    def translate(self, batch: list[list[int]]) -> list[list[int]]:
-        padding = self.model.config.pad_token_id
-        input_ids, attention_mask = _pad(batch, padding, self.model.device)
-        output: Any = self.model.generate(input_ids, attention_mask=attention_mask, **self.options)
-        self.num_refinements += int(output.num_steps_taken.sum())
+    def _count(self, output: Any) -> None:
         if self.model.shortlist is not None:
             self.num_positions += output.num_positions
             num_all, num_whole = self.num_positions.tolist()
             self.description["whole_vocabulary_share"] = num_whole / num_all
-        return [[token for token in row if token != padding] for row in output.sequences.tolist()]
 
 
 def _up_to_end(row: list[int], ends: Sequence[int]) -> list[int]:
@@ -264,11 +270,21 @@ class CTranslate2Marian:
         self.device = torch.device(spec.device)
         self.fastest: dict[int, tuple[int, int]] = {}  # by batch size, up to CALIBRATION_SENTENCES
         self.description: dict[str, Any] = {"inter_and_intra_threads": {}}
-        self.way = (1, spec.num_threads)  # workers and threads of each, of the translator that is held
-        self.translator: Any = self._make_translator(self.way)
+        self.way = (0, 0)  # workers and threads of each, of the translator that is held
+        self.translator: Any = None
+        self._hold((1, spec.num_threads))
+
+    def _hold(self, way: tuple[int, int]) -> None:
+        """Have a translator with so many workers, each with so many threads."""
+        if way == self.way:
+            return
+        self.translator = None  # the old one goes before the new one comes
+        with contextlib.suppress(OSError, AttributeError, TypeError):  # another system's library
+            # glibc would keep its memory, which would count as that of the new one.
+            ctypes.CDLL(None).malloc_trim(0)
+        self.way, self.translator = way, self._make_translator(way)
 
     def _make_translator(self, way: tuple[int, int]) -> Any:
-        """With so many workers, each with so many threads."""
         import ctranslate2
 
         num_workers, num_threads = way
@@ -287,38 +303,28 @@ class CTranslate2Marian:
             return [(1, num_threads)]
         return [(1, num_threads), (1, 1) if batch_size == 1 else (num_threads, 1)]
 
-    def _find_fastest(self, batch: list[list[int]], ways: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    def _find_fastest(self, batch: list[list[int]]) -> tuple[int, int]:
         """The way in which the batch is translated fastest, by the median of calls that take turns."""
+        ways = self._ways(len(batch))
+        if len(ways) == 1:
+            return ways[0]
         translators = {way: self._make_translator(way) for way in ways}
         seconds: dict[tuple[int, int], list[float]] = {way: [] for way in ways}
-        num_calls = CALIBRATION_CALLS if len(batch) == 1 else 1
-        for number in range(1 + num_calls):
-            for self.way, self.translator in translators.items():
+        for number in range(1 + (CALIBRATION_CALLS if len(batch) == 1 else 1)):
+            for way in ways:
+                self.way, self.translator = way, translators[way]
                 start = time.perf_counter()
                 self.translate(batch if number else batch[:1])
                 if number:  # the first one warms up
-                    seconds[self.way].append(time.perf_counter() - start)
-        del translators, self.translator
-        self._give_memory_back()
+                    seconds[way].append(time.perf_counter() - start)
+        self.way = (0, 0)  # none is held on to: their memory would count
         return min(ways, key=lambda way: statistics.median(seconds[way]))
-
-    @staticmethod
-    def _give_memory_back() -> None:
-        """To the system, which glibc would not: it would count as that of the translator in use."""
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
 
     def prepare(self, batches: list[list[list[int]]]) -> None:
         batch = batches[len(batches) // 2][:CALIBRATION_SENTENCES]
-        ways = self._ways(len(batch))
-        way = self.fastest.get(len(batch), ways[0])
-        if len(batch) not in self.fastest and len(ways) > 1:
-            way = self.fastest[len(batch)] = self._find_fastest(batch, ways)
-            self.translator = None
-        if self.translator is None or self.way != way:
-            self.way, self.translator = way, None  # the old one goes before the new one comes
-            self._give_memory_back()
-            self.translator = self._make_translator(way)
+        if len(batch) not in self.fastest:
+            self.fastest[len(batch)] = self._find_fastest(batch)
+        self._hold(self.fastest[len(batch)])
         self.description["inter_and_intra_threads"][str(len(batches[0]))] = list(self.way)
 
     def translate(self, batch: list[list[int]]) -> list[list[int]]:

@@ -228,7 +228,7 @@ def make_random_shortlist(
         code: of the model, from which the length is known.
         sources: ids, on which the confidence is set.
         num_frequent: tokens tried for every sentence, beside the others; at least three of each level.
-        num_per_token: new tokens for each source token; of the model that ships, on 12 to 15 tokens.
+        num_per_token: new tokens for each source token; a test compares it with the shortlist that ships.
         whole_share: of their target positions, of two passes; more than that script asks for, since it comes out
             otherwise in each pass and in 8 bits. The share that a run had is in its results.
     """

@@ -100,7 +100,8 @@ class SystemPlayer:
     def play(self, turn: Turn) -> TurnResult:
         """Prepare, warm up, translate."""
         is_text = isinstance(turn.batches[0][0], str)
-        self.system.prepare([self._encode(texts) for texts in turn.batches] if is_text else turn.batches)
+        batches = [self._encode(texts) for texts in turn.batches] if is_text else turn.batches
+        self.system.prepare(batches)
         if turn.warm_up is not None:
             self._translate_texts(turn.warm_up) if is_text else self.system.translate(turn.warm_up)
         self._reset_peak_memory()
@@ -108,7 +109,6 @@ class SystemPlayer:
         if turn.kind == "end_to_end":
             seconds, outputs = time_calls(self._translate_texts, turn.batches, self._synchronize)
         else:
-            batches = [self._encode(texts) for texts in turn.batches] if is_text else turn.batches
             seconds, outputs = time_calls(self.system.translate, batches, self._synchronize)
             outputs = [self._decode(ids) for ids in outputs] if is_text else outputs
         num_refinements = self.system.num_refinements - before

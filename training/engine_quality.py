@@ -106,9 +106,8 @@ def load_engines(name: str) -> Iterator[tuple[str, Any]]:
     yield "compiled, float32", LvnarCompiledModel(model)
     for dtype in (torch.bfloat16, torch.float16):
         type_name = str(dtype).removeprefix("torch.")
-        model = AutoModelForSeq2SeqLM.from_pretrained(
-            name, dtype=dtype
-        ).eval()  # not from what another type has rounded
+        # Loaded anew: one type would round what the other has rounded.
+        model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=dtype).eval()
         yield f"eager, {type_name}", model
         yield f"compiled, {type_name}", LvnarCompiledModel(model)
 
