@@ -24,6 +24,9 @@ SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 # How the vocabulary spells a space.
 SPACE_MARK = "\u2581"
+# What stands for a span that must come through a translation unchanged: control characters that no text holds, each a
+# byte token of its own in every vocabulary that does not normalise them away (sentencepiece's NMT rules do).
+PLACEHOLDERS = tuple(map(chr, range(0x01, 0x09)))
 
 
 class LvnarTokenizer(PreTrainedTokenizerFast):
