@@ -71,8 +71,12 @@ def budgeted_kl(kl: torch.Tensor, kl_budget: float, attention_mask: torch.Tensor
     return kl.clamp(min=kl_budget).masked_fill(attention_mask == 0, 0.0)
 
 
-def kl_budget_at(step: int, num_training_steps: int, initial_budget: float = 1.0) -> float:
-    """KL budget b at optimizer step s of M (Eq. 10): `initial_budget` while s < M/2, then down to 0 in a line.
+def kl_budget_at(
+    step: float, num_training_steps: float, initial_budget: float = 1.0, final_budget: float = 0.0
+) -> float:
+    """KL budget b at optimizer step s of M: `initial_budget` while s < M/2, then in a line to `final_budget` at M.
+
+    Eq. 10 is that with a final budget of 0. A share of the run, with M = 1, gives the same as steps.
 
     Raises:
         ValueError: if `step` is not in [0, `num_training_steps`], or there are no steps.
@@ -82,7 +86,9 @@ def kl_budget_at(step: int, num_training_steps: int, initial_budget: float = 1.0
     if not 0 <= step <= num_training_steps:
         raise ValueError(f"step is {step}; it must be in [0, {num_training_steps}], the number of training steps.")
     half = num_training_steps / 2
-    return initial_budget if step < half else initial_budget * (num_training_steps - step) / half
+    if step < half:
+        return initial_budget
+    return final_budget + (initial_budget - final_budget) * (num_training_steps - step) / half
 
 
 def length_nll(length_logits: torch.Tensor, length_offsets: torch.Tensor) -> torch.Tensor:

@@ -159,6 +159,14 @@ def test_kl_budget_scales_with_its_start():
     assert kl_budget_at(75, 100, initial_budget=0.0) == 0.0
 
 
+def test_kl_budget_falls_to_a_floor_that_stays():
+    """From 1 to 0.2 in the second half, so by 0.2 each eighth of the run."""
+    expected = [1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
+    assert [kl_budget_at(s, 8, final_budget=0.2) for s in range(9)] == pytest.approx(expected)
+    assert [kl_budget_at(s / 8, 1.0, final_budget=0.2) for s in range(9)] == pytest.approx(expected)  # shares
+    assert [kl_budget_at(s, 8, 0.25, 0.25) for s in range(9)] == [0.25] * 9
+
+
 @pytest.mark.parametrize("step", [-1, 101])
 def test_kl_budget_refuses_a_step_outside_training(step):
     with pytest.raises(ValueError, match=rf"step is {step}; it must be in \[0, 100\]"):

@@ -38,7 +38,7 @@ SHARDED = (
     "--fsdp_auto_wrap_policy=NO_WRAP",
     "--fsdp_cpu_ram_efficient_loading=false",
 )
-TIMES = ("target_tokens_per_second", "loading_share")
+TIMES = ("target_tokens_per_second", "loading_share", "minutes")
 
 
 def write_recipe(folder: Path, tokenizer) -> Path:

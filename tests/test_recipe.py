@@ -127,6 +127,16 @@ def test_every_way_to_write_a_number(parse, text):
         ("training: {log_every_steps: 0}", "log_every_steps is 0; it must be at least 1"),
         ("training: {max_tokens_per_batch: 0}", "max_tokens_per_batch is 0; it must be at least 1"),
         ("training: {keep_last_checkpoints: -1}", "keep_last_checkpoints is -1; it must be at least 0"),
+        ("training: {keep_best_checkpoints: -1}", "keep_best_checkpoints is -1; it must be at least 0"),
+        ("training: {validate_every_steps: -1}", "validate_every_steps is -1; it must be at least 0"),
+        ("training: {max_minutes: 0}", "max_minutes is 0.0; it must be greater than 0, or null"),
+        ("training: {max_minutes: .nan}", "max_minutes is nan; it must be greater than 0, or null"),
+        ("training: {max_minutes: 5, cooldown_steps: 3}", "cooldown_steps is 3; it must be 0 where .* as a share"),
+        ("training: {cooldown_share: 0.1, cooldown_steps: 3}", "cooldown_steps is 3; it must be 0 where"),
+        ("training: {cooldown_share: 1.5}", "cooldown_share is 1.5; it must be from 0 to 1.0"),
+        ("training: {initial_glancing_ratio: 2}", "initial_glancing_ratio is 2.0; it must be from 0 to 1.0"),
+        ("training: {final_glancing_ratio: -1}", "final_glancing_ratio is -1.0; it must be from 0 to 1.0"),
+        ("training: {final_kl_budget: 2}", "final_kl_budget is 2.0; it must be from 0 to initial_kl_budget, 1.0"),
     ],
 )
 def test_mistakes_in_a_file_are_refused(parse, recipe, message):

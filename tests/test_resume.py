@@ -26,11 +26,12 @@ from tests.test_training import (  # noqa: F401  (fixtures)
     make_trainer,
     trainer_factory,
     weights,
+    with_fake_clock,
 )
 from training import train
 from training.checkpoints import check_same_run
 
-TIMES = ("target_tokens_per_second", "loading_share")  # what differs from run to run
+TIMES = ("target_tokens_per_second", "loading_share", "minutes")  # what differs from run to run
 
 
 class Killed(BaseException):
@@ -85,6 +86,52 @@ def test_a_killed_run_ends_as_one_that_was_never_stopped(
     assert_equal(weights(resumed.output_folder / "best"), weights(unbroken.output_folder / "best"))
     for kind in ("train", "valid"):
         assert without_times(log_lines(resumed, kind)) == without_times(log_lines(unbroken, kind))
+
+
+# Validated at 2, 4, 6 and at the end, 7; in the middle of epochs and, at 6, at the end of one.
+@pytest.mark.parametrize("killed_after", [2, 3, 5, 6])
+def test_a_run_that_validates_within_epochs_resumes_too(make_trainer, tmp_path, killed_after):  # noqa: F811
+    changes = {"dropout": 0.2, "max_steps": 7, "validate_every_steps": 2, "save_every_steps": 3}
+    changes |= {"keep_last_checkpoints": 0, "keep_best_checkpoints": 2}
+    unbroken = make_trainer("unbroken", **changes)
+    expected = unbroken.train()
+    assert [line["step"] for line in log_lines(unbroken, "valid")] == [2, 4, 6, 7]
+    broken = make_trainer("broken", **changes)
+    step = broken._optimizer_step
+    broken._optimizer_step = lambda group: step(group) if broken.step < killed_after else kill()
+    with pytest.raises(Killed):
+        broken.train()
+    later = broken.output_folder / "checkpoints" / "step-0000007"  # as if killed between checkpoint and state
+    later.mkdir()
+    resumed = make_trainer("broken", **changes)
+    assert resumed.resume() == killed_after - killed_after % 2 + (killed_after == 3)
+    assert not later.exists()
+    assert resumed.train() == expected
+    assert_equal(weights(resumed.model), weights(unbroken.model))
+    assert_equal(weights(resumed.output_folder / "best"), weights(unbroken.output_folder / "best"))
+    assert checkpoints(resumed) == checkpoints(unbroken) and len(checkpoints(unbroken)) == 2
+    for kind in ("train", "valid"):
+        assert without_times(log_lines(resumed, kind)) == without_times(log_lines(unbroken, kind))
+
+
+def test_a_run_of_minutes_goes_on_where_its_time_was(make_trainer):  # noqa: F811
+    """Ten seconds a step, killed in the fourth, after the state of the second; the pause does not count."""
+    changes = {"max_minutes": 1.0, "save_every_steps": 2, "cooldown_share": 0.5, "validate_every_steps": 99}
+    unbroken = with_fake_clock(make_trainer("unbroken", **changes))
+    unbroken.train()
+    broken = with_fake_clock(make_trainer("broken", **changes))
+    step = broken._optimizer_step
+    broken._optimizer_step = lambda group: step(group) if broken.step < 3 else kill()
+    with pytest.raises(Killed):
+        broken.train()
+    resumed = with_fake_clock(make_trainer("broken", **changes), now=1e6)
+    assert resumed.resume() == 2 and resumed.share == pytest.approx(20 / 60)
+    resumed.train()
+    assert resumed.step == unbroken.step == 6 and resumed.progress.seconds == pytest.approx(60)
+    assert_equal(weights(resumed.model), weights(unbroken.model))
+    timed = TIMES[:2]
+    logs = [[{k: line[k] for k in line.keys() - timed} for line in log_lines(t, "train")] for t in (resumed, unbroken)]
+    assert logs[0] == logs[1]
 
 
 @pytest.mark.parametrize("where", ["validate", "_save", "_save_state"])

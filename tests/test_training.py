@@ -17,7 +17,6 @@ from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from lvnar_hf import LvnarForConditionalGeneration, LvnarTokenizer, train_tokenizer
-from lvnar_hf.losses_lvnar import kl_budget_at
 from tests.conftest import ROOT, tiny_config
 from tests.digits import make_digit_pairs, write_digits
 from training import train
@@ -27,7 +26,8 @@ from training.data import tokenize_pairs
 from training.objectives import LvnarObjective
 from training.recipe import OptimizationArguments
 from training.run_log import LogWindow
-from training.trainer import NonFiniteLossError, TranslationTrainer, learning_rate_factor
+from training.schedules import glancing_ratio_at, learning_rate_factor, settings_at
+from training.trainer import NonFiniteLossError, TranslationTrainer
 
 NUM_TRAIN, NUM_VALID = 96, 24
 
@@ -97,29 +97,65 @@ def checkpoints(trainer: TranslationTrainer) -> list[str]:
     return sorted(folder.name for folder in (trainer.output_folder / "checkpoints").iterdir())
 
 
-# schedule
+def with_fake_clock(
+    trainer: TranslationTrainer, now: float = 0.0, seconds_a_validation: float = 0.0
+) -> TranslationTrainer:
+    """The trainer with a clock that stands still but in steps, of ten seconds each, and in validations."""
+    step, validate = trainer._optimizer_step, trainer.validate
+
+    def pass_time(seconds: float, result):
+        nonlocal now
+        now += seconds
+        return result
+
+    trainer._optimizer_step = lambda group: pass_time(10.0, step(group))
+    trainer.validate = lambda: pass_time(seconds_a_validation, validate())
+    trainer.clock = lambda: now
+    return trainer
+
+
+# schedules
 
 
 def test_learning_rate_rises_in_a_line_then_falls_as_the_inverse_square_root():
-    factors = [learning_rate_factor(step, warmup_steps=4, max_steps=100) for step in (1, 2, 4, 9, 16, 100)]
+    factors = [learning_rate_factor(step, warmup_steps=4) for step in (1, 2, 4, 9, 16, 100)]
     assert factors == pytest.approx([1 / 4, 2 / 4, 1, 2 / 3, 2 / 4, 2 / 10])
-    assert learning_rate_factor(1, warmup_steps=0, max_steps=100) == 1.0
+    assert learning_rate_factor(1, warmup_steps=0) == 1.0
 
 
 def test_cooldown_falls_to_zero_in_a_line_at_the_end():
-    def share(step: int) -> float:
-        return learning_rate_factor(step, 4, 100, cooldown_steps=10) / learning_rate_factor(step, 4, 100)
+    def factor(share: float) -> float:
+        return learning_rate_factor(16, 4, share, cooldown_share=0.1)
 
-    assert [share(step) for step in (1, 90, 91, 96, 100)] == pytest.approx([1, 1, 1, 0.5, 0.1])
-    assert learning_rate_factor(101, 4, 100, cooldown_steps=10) == 0.0
+    assert [factor(share) for share in (0, 0.9, 0.95, 0.99, 1)] == pytest.approx([0.5, 0.5, 0.25, 0.05, 0])
+
+
+def test_the_cooldown_of_steps_is_that_of_their_share():
+    """100 steps, the last 10 at 10/10, 9/10, ... 1/10: the share done before step 91 is 0.9."""
+    by_steps = OptimizationArguments(cooldown_steps=10, warmup_steps=4, learning_rate=1.0)
+    by_share = OptimizationArguments(cooldown_share=0.1, warmup_steps=4, learning_rate=1.0)
+    for step, expected in ((1, 1), (90, 1), (91, 1), (92, 0.9), (96, 0.5), (100, 0.1)):
+        share = (step - 1) / 100
+        rate = settings_at(by_steps, 100, step, share)["learning_rate"]
+        assert rate == pytest.approx(expected * learning_rate_factor(step, 4))
+        assert settings_at(by_share, 100, step, share)["learning_rate"] == pytest.approx(rate)
+
+
+def test_glancing_changes_in_a_line_over_the_run():
+    assert [glancing_ratio_at(share, 0.5, 0.3) for share in (0, 0.25, 0.5, 1)] == pytest.approx([0.5, 0.45, 0.4, 0.3])
+    assert glancing_ratio_at(0.7, 0.0, 0.0) == 0.0
 
 
 def test_each_step_uses_the_schedules(make_trainer):
-    trainer = make_trainer(learning_rate=0.01, cooldown_steps=3, initial_kl_budget=0.5, label_smoothing=0.2)
+    """Eight steps, written out: warm-up in 2, cooldown in 3, the budget from 0.5 to 0.1 from the fifth on."""
+    trainer = make_trainer(
+        learning_rate=0.01, cooldown_steps=3, initial_kl_budget=0.5, final_kl_budget=0.1, label_smoothing=0.2
+    )
     used = []
 
     def record(model, inputs, arguments):
         if "kl_budget" in arguments:  # not in validation
+            assert "glancing_ratio" not in arguments
             used.append((model.training, arguments["kl_budget"], arguments["smoothing"]))
 
     trainer.model.register_forward_pre_hook(record, with_kwargs=True)
@@ -127,10 +163,77 @@ def test_each_step_uses_the_schedules(make_trainer):
     trainer.train()
     lines = log_lines(trainer, "train")
     assert [line["step"] for line in lines] == list(range(1, 9))
-    for line in lines:
-        assert line["learning_rate"] == pytest.approx(0.01 * learning_rate_factor(line["step"], 2, 8, 3))
-        assert line["kl_budget"] == kl_budget_at(line["step"] - 1, 8, 0.5)
+    factors = [0.5, 1, *((2 / step) ** 0.5 for step in (3, 4, 5, 6))]
+    factors += [2 / 3 * (2 / 7) ** 0.5, 1 / 3 * (2 / 8) ** 0.5]
+    assert [line["learning_rate"] for line in lines] == pytest.approx([0.01 * factor for factor in factors])
+    assert [line["kl_budget"] for line in lines] == pytest.approx([0.5, 0.5, 0.5, 0.5, 0.5, 0.4, 0.3, 0.2])
+    assert [line["glancing_ratio"] for line in lines] == [0.0] * 8
     assert used == [(True, line["kl_budget"], 0.2) for line in lines]
+
+
+def test_the_model_is_told_the_glancing_ratio(make_trainer):
+    trainer = make_trainer(initial_glancing_ratio=0.4, max_steps=4)
+    used, forward = [], trainer.model.forward
+
+    def record(*arguments, glancing_ratio=None, **others):
+        if "kl_budget" in others:
+            used.append(glancing_ratio)
+        return forward(*arguments, **others)
+
+    trainer.model.forward = record
+    trainer.train()
+    assert used == [line["glancing_ratio"] for line in log_lines(trainer, "train")]
+    assert used == pytest.approx([0.4, 0.3, 0.2, 0.1])
+
+
+def test_a_model_without_length_terms_is_trained_and_validated(make_trainer):
+    trainer = make_trainer(max_steps=2)
+
+    def leave_out_lengths(module, inputs, output):
+        return type(output)(**{name: value for name, value in output.items() if not name.startswith("length")})
+
+    trainer.model.register_forward_hook(leave_out_lengths)
+    metrics = trainer.train()
+    assert set(metrics) == {"token_nll", "kl", "kl_per_source_position", "elbo"}
+    assert not [name for line in log_lines(trainer, "train") for name in line if name.startswith("length")]
+
+
+# a run of minutes
+
+
+def test_a_run_of_minutes_ends_with_its_schedules_at_their_end(make_trainer):
+    """Six steps of ten seconds in a minute; the validation after the third takes no time on this clock."""
+    trainer = with_fake_clock(
+        make_trainer(max_minutes=1.0, max_steps=2, learning_rate=0.01, warmup_steps=1, cooldown_share=0.5)
+    )
+    trainer.train()
+    lines = log_lines(trainer, "train")
+    assert trainer.progress.is_finished and [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["minutes"] for line in lines] == pytest.approx([step / 6 for step in range(1, 7)])
+    assert [line["kl_budget"] for line in lines] == pytest.approx([1, 1, 1, 1, 2 / 3, 1 / 3])
+    cooldown = [1, 1, 1, 1, 2 / 3, 1 / 3]
+    expected = [0.01 * factor / step**0.5 for step, factor in enumerate(cooldown, 1)]
+    assert [line["learning_rate"] for line in lines] == pytest.approx(expected)
+    assert [line["step"] for line in log_lines(trainer, "valid")] == [3, 6]
+    assert checkpoints(trainer) == ["step-0000003", "step-0000006"]
+    assert settings_at(trainer.arguments, 2, 7, trainer.share)["learning_rate"] == 0.0
+    assert settings_at(trainer.arguments, 2, 7, trainer.share)["kl_budget"] == 0.0
+
+
+def test_the_last_step_of_a_run_of_minutes_is_the_one_in_which_they_end(make_trainer):
+    trainer = with_fake_clock(make_trainer(max_minutes=0.25))
+    trainer.train()
+    assert trainer.step == 2 and trainer.progress.seconds == pytest.approx(20)
+    assert [line["kl_budget"] for line in log_lines(trainer, "train")] == pytest.approx([1, 2 / 3])
+
+
+def test_validation_is_part_of_the_minutes_and_left_out_where_they_would_end_in_it(make_trainer):
+    """Ten seconds a step, 14 a validation: none after the third step, at 58 of 60, but one at the end."""
+    trainer = make_trainer(max_minutes=1.0, validate_every_steps=1)
+    with_fake_clock(trainer, seconds_a_validation=14.0).train()
+    minutes = [line["minutes"] * 60 for line in log_lines(trainer, "train")]
+    assert minutes == pytest.approx([10, 34, 58, 68])
+    assert [line["step"] for line in log_lines(trainer, "valid")] == [1, 2, 4]
 
 
 # one step
@@ -175,7 +278,7 @@ def test_accumulation_takes_whole_groups_of_batches(make_trainer):
     sizes, step = [], trainer._optimizer_step
     trainer._optimizer_step = lambda group: sizes.append(len(group)) or step(group)
     trainer.train()
-    assert sizes == [2, 2, 2, 2] and trainer.progress.epoch == 4
+    assert sizes == [2, 2, 2, 2] and trainer.progress.epoch == 3
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -270,7 +373,7 @@ def test_epochs_decide_the_number_of_steps(make_trainer):
     trainer = make_trainer(max_epochs=2, max_steps=99)
     assert trainer.max_steps == 2 * len(trainer.sampler)
     trainer.train()
-    assert trainer.step == 6 and trainer.progress.epoch == 2
+    assert trainer.step == 6 and trainer.progress.epoch == 1
 
 
 # a loss that is no number
@@ -397,6 +500,22 @@ def test_the_last_checkpoints_are_kept(make_trainer, keep, expected):
     assert {path.name for path in trainer.output_folder.iterdir()} == {"log.jsonl", "checkpoints", "best", "states"}
 
 
+@pytest.mark.parametrize(("last", "best", "expected"), [(0, 2, [1, 3]), (1, 2, [1, 3, 5]), (2, 1, [3, 4, 5])])
+def test_the_best_checkpoints_are_kept(make_trainer, last, best, expected):
+    trainer = make_trainer(keep_last_checkpoints=last, keep_best_checkpoints=best, validate_every_steps=1, max_steps=5)
+    elbos = iter([-2.0, -5.0, -1.0, -4.0, -3.0])
+    trainer.validate = lambda: {"elbo": next(elbos)}
+    assert trainer.train() == {"elbo": -1.0}
+    assert checkpoints(trainer) == [f"step-{step:07d}" for step in expected]
+
+
+def test_validation_comes_every_so_many_steps(make_trainer):
+    trainer = make_trainer(validate_every_steps=2, max_steps=7)  # 3 batches an epoch
+    trainer.train()
+    lines = log_lines(trainer, "valid")
+    assert [(line["epoch"], line["step"]) for line in lines] == [(0, 2), (1, 4), (1, 6), (2, 7)]
+
+
 def test_the_best_model_loads_and_translates(make_trainer):
     trainer = make_trainer()
     trainer.train()
@@ -420,14 +539,17 @@ def test_the_log_has_every_part_of_the_loss(make_trainer):
         assert {*LvnarObjective.token_means, "loss", "kl_per_source_position", "length_accuracy", "grad_norm"} <= set(
             line
         )
-        assert {"learning_rate", "kl_budget", "target_tokens_per_second", "loading_share", "epoch"} <= set(line)
+        settings = {"learning_rate", "kl_budget", "glancing_ratio"}
+        assert {*settings, "target_tokens_per_second", "loading_share", "epoch", "minutes"} <= set(line)
         assert line["elbo"] == pytest.approx(-line["token_nll"] - line["kl"] - line["length_nll"])
         assert line["budgeted_kl"] >= line["kl"] and 0 <= line["loading_share"] < 1
         assert all(math.isfinite(value) for name, value in line.items() if name != "kind")
     assert valid_lines[-1]["step"] == 8
     expected = {"token_nll", "kl", "kl_per_source_position", "length_nll", "elbo", "length_accuracy"}
     expected |= {"bleu_0_steps", "bleu_1_steps"}
-    assert all(set(line) == {"kind", "epoch", "step", *expected} for line in valid_lines)
+    assert all(set(line) == {"kind", "epoch", "step", "minutes", *expected} for line in valid_lines)
+    minutes = [line["minutes"] for line in train_lines]
+    assert minutes == sorted(minutes) and 0 < minutes[0] < 1
     assert metrics in [{name: line[name] for name in expected} for line in valid_lines]
 
 
@@ -446,7 +568,7 @@ def test_the_same_seed_gives_the_same_weights(make_trainer):
         runs.append((trainer, weights(trainer.model)))
     assert_equal(runs[0][1], runs[1][1])
     assert any(not torch.equal(runs[0][1][name], runs[2][1][name]) for name in runs[0][1])
-    timed = {"target_tokens_per_second", "loading_share"}
+    timed = {"target_tokens_per_second", "loading_share", "minutes"}
     logs = [[{k: line[k] for k in set(line) - timed} for line in log_lines(t, "train")] for t, _ in runs]
     assert logs[0] == logs[1] != logs[2]
 

@@ -32,7 +32,13 @@ class Objective(ABC):
 
     @abstractmethod
     def training_loss(
-        self, model: torch.nn.Module, batch: Batch, num_target_tokens: int, kl_budget: float, smoothing: float
+        self,
+        model: torch.nn.Module,
+        batch: Batch,
+        num_target_tokens: int,
+        smoothing: float,
+        kl_budget: float,
+        glancing_ratio: float,
     ) -> tuple[torch.Tensor, Sums]:
         """Loss of a batch, divided by the target tokens of the whole step; and the sums of its sentences.
 
@@ -40,8 +46,9 @@ class Objective(ABC):
             model: in training mode; it may be wrapped by accelerate.
             batch: `input_ids`, `attention_mask` (batch, source_length); `labels` (batch, target_length).
             num_target_tokens: of all batches of the step, in all processes.
-            kl_budget: b of Eq. 9, nats a source position.
             smoothing: weight of the uniform distribution.
+            kl_budget: b of Eq. 9, nats a source position.
+            glancing_ratio: share of the wrong cells that the decoder is shown the tokens of; 0: no glancing.
         """
 
     @abstractmethod
@@ -63,7 +70,7 @@ def _counts(batch: Batch) -> Sums:
 
 
 class LvnarObjective(Objective):
-    """The negative ELBO with its KL budget (Shu et al., 2020, Eq. 5, 9)."""
+    """The negative ELBO with its KL budget (Shu et al., 2020, Eq. 5, 9); without length terms, with alignment ctc."""
 
     token_means = ("token_nll", "kl", "budgeted_kl", "length_nll", "elbo")
     selection_metric = "elbo"
@@ -73,9 +80,18 @@ class LvnarObjective(Objective):
     }
 
     def training_loss(
-        self, model: torch.nn.Module, batch: Batch, num_target_tokens: int, kl_budget: float, smoothing: float
+        self,
+        model: torch.nn.Module,
+        batch: Batch,
+        num_target_tokens: int,
+        smoothing: float,
+        kl_budget: float,
+        glancing_ratio: float,
     ) -> tuple[torch.Tensor, Sums]:
-        output = model(**batch, kl_budget=kl_budget, smoothing=smoothing, num_items_in_batch=num_target_tokens)
+        settings = {"kl_budget": kl_budget, "smoothing": smoothing, "num_items_in_batch": num_target_tokens}
+        if glancing_ratio > 0:
+            settings["glancing_ratio"] = glancing_ratio
+        output = model(**batch, **settings)
         return output.loss, self._sums(output, batch)
 
     def validation_sums(self, model: torch.nn.Module, batch: Batch, generator: torch.Generator) -> Sums:
@@ -84,15 +100,15 @@ class LvnarObjective(Objective):
         return sums
 
     def _sums(self, output: Any, batch: Batch) -> Sums:
-        sums = {name: output[name].detach().double().sum() for name in (*self.token_means, "length_accuracy")}
+        names = (*self.token_means, "length_accuracy")
+        sums = {name: output[name].detach().double().sum() for name in names if output.get(name) is not None}
         return {**sums, **_counts(batch)}
 
     def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
-        return {
-            **super().figures(sums),
-            "kl_per_source_position": sums["kl"] / sums["source_tokens"],
-            "length_accuracy": sums["length_accuracy"] / sums["sentences"],
-        }
+        figures = {**super().figures(sums), "kl_per_source_position": sums["kl"] / sums["source_tokens"]}
+        if "length_accuracy" in sums:
+            figures["length_accuracy"] = sums["length_accuracy"] / sums["sentences"]
+        return figures
 
 
 class AutoregressiveObjective(Objective):
@@ -103,7 +119,13 @@ class AutoregressiveObjective(Objective):
     decodings = {"bleu_beam_1": {"num_beams": 1}}
 
     def training_loss(
-        self, model: torch.nn.Module, batch: Batch, num_target_tokens: int, kl_budget: float, smoothing: float
+        self,
+        model: torch.nn.Module,
+        batch: Batch,
+        num_target_tokens: int,
+        smoothing: float,
+        kl_budget: float,
+        glancing_ratio: float,
     ) -> tuple[torch.Tensor, Sums]:
         logits = self._logits(model, batch)
         nll, smoothed_nll = token_nll(logits, batch["labels"], smoothing)

@@ -207,11 +207,16 @@ class OptimizationArguments:
     overwrite: bool = field(default=False, metadata={"help": "write into an output folder that is not empty"})
     resume: bool = field(default=False, metadata={"help": "go on with the run in the output folder, if it has begun"})
     save_every_steps: int = field(
-        default=0, metadata={"help": "steps between states to resume from; there is one after each epoch in any case"}
+        default=0,
+        metadata={"help": "steps between states to resume from; there is one after each validation in any case"},
     )
     max_steps: int = field(default=100_000, metadata={"help": "M: optimizer steps of the whole run"})
     max_epochs: int | None = field(
         default=None, metadata={"help": "passes over the data; if given, M is their number of steps"}
+    )
+    max_minutes: float | None = field(
+        default=None,
+        metadata={"help": "running time, validations included; if given, the run ends with it, at whatever step"},
     )
     max_tokens_per_batch: int = field(
         default=8192, metadata={"help": "padded tokens a side in the batch of one process"}
@@ -222,19 +227,36 @@ class OptimizationArguments:
     cooldown_steps: int = field(
         default=0, metadata={"help": "last steps, in which the learning rate also falls to 0 in a line; 0: none"}
     )
+    cooldown_share: float = field(
+        default=0.0, metadata={"help": "the same as a share of the run, of its steps or minutes; 0: cooldown_steps"}
+    )
     adam_epsilon: float = field(default=1e-8, metadata={"help": "Adam's ε; its betas are 0.9 and 0.98"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm; 0: never"})
     label_smoothing: float = field(default=0.1, metadata={"help": "weight of the uniform distribution"})
     initial_kl_budget: float = field(default=1.0, metadata={"help": "b while s < M/2, nats a source position"})
+    final_kl_budget: float = field(default=0.0, metadata={"help": "b at M, to which it falls in a line from M/2"})
+    initial_glancing_ratio: float = field(
+        default=0.0,
+        metadata={"help": "share of the wrong cells that the decoder is shown the tokens of (alignment ctc)"},
+    )
+    final_glancing_ratio: float = field(
+        default=0.0, metadata={"help": "the same at the end, reached in a line; 0 and 0: no glancing"}
+    )
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
     torch_compile: bool = field(default=False, metadata={"help": "compile the model, for inputs of any length"})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "recompute layers to save memory"})
     seed: int = field(default=1, metadata={"help": "of initial weights, data order, dropout and latent noise"})
-    keep_last_checkpoints: int = field(default=3, metadata={"help": "checkpoints kept, one an epoch; best is apart"})
+    validate_every_steps: int = field(
+        default=0, metadata={"help": "steps between validations, each with a checkpoint; 0: one after each epoch"}
+    )
+    keep_last_checkpoints: int = field(default=3, metadata={"help": "newest checkpoints kept; best is apart"})
+    keep_best_checkpoints: int = field(
+        default=0, metadata={"help": "checkpoints kept beside them for their validation: the best by what selects best"}
+    )
     log_every_steps: int = field(default=50, metadata={"help": "steps between lines of log.jsonl"})
     tensorboard: bool = field(default=False, metadata={"help": "write the log for TensorBoard too"})
     valid_bleu_sentences: int = field(
-        default=500, metadata={"help": "about as many validation sentences are translated each epoch; 0: none"}
+        default=500, metadata={"help": "about as many sentences are translated at each validation; 0: none"}
     )
 
     def __post_init__(self) -> None:
@@ -242,11 +264,29 @@ class OptimizationArguments:
         _check_choice("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
         if self.max_epochs is not None and self.max_epochs < 1:
             raise ValueError(f"max_epochs is {self.max_epochs}; it must be at least 1, or null.")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise ValueError(f"max_minutes is {self.max_minutes}; it must be greater than 0, or null.")
+        if self.cooldown_steps and (self.cooldown_share or self.max_minutes is not None):
+            raise ValueError(
+                f"cooldown_steps is {self.cooldown_steps}; it must be 0 where cooldown_share or max_minutes is given: "
+                "the steps of a run of minutes are not known, so give its cooldown as a share."
+            )
+        for name, most in (
+            ("cooldown_share", 1.0),
+            ("initial_glancing_ratio", 1.0),
+            ("final_glancing_ratio", 1.0),
+            ("final_kl_budget", self.initial_kl_budget),
+        ):
+            if not 0 <= getattr(self, name) <= most:
+                limit = "initial_kl_budget, " if name == "final_kl_budget" else ""
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to {limit}{most}.")
         at_least_one = ("max_steps", "max_tokens_per_batch", "gradient_accumulation_steps", "log_every_steps")
         for name, least in (
             *((name, 1) for name in at_least_one),
             ("keep_last_checkpoints", 0),
+            ("keep_best_checkpoints", 0),
             ("save_every_steps", 0),
+            ("validate_every_steps", 0),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")

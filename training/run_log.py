@@ -28,7 +28,7 @@ class RunLog:
                 raise ImportError("TensorBoard is not installed: pip install tensorboard") from error
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append a line; it has `kind`, `epoch`, `step` and figures."""
+        """Append a line; it has `kind`, `epoch`, `step`, `minutes` and figures."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -75,7 +75,7 @@ class LogWindow:
         self.start, self.last_time = self.start + (now - self.last_time), now
 
     def add(self, sums: Mapping[str, float], settings: Mapping[str, float], seconds_loading: float) -> None:
-        """One step: what can be added up, with `loss` and `grad_norm`; and its learning rate and KL budget."""
+        """One step: what can be added up, with `loss` and `grad_norm`; and what it was taken with."""
         self.sums.update(sums)
         self.num_steps += 1
         self.settings = settings

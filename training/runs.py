@@ -28,6 +28,7 @@ CHANGEABLE = (
     "save_every_steps",
     "log_every_steps",
     "keep_last_checkpoints",
+    "keep_best_checkpoints",
     "tensorboard",
     "cache_folder",
     "num_workers",

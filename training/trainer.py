@@ -11,7 +11,7 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -21,19 +21,20 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from datasets import Dataset
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lvnar_hf.losses_lvnar import kl_budget_at
 from training.atomic_files import put_in_place, restore_replaced, whole_folder
 from training.batching import TokenBudgetBatchSampler, TranslationCollator
 from training.data import pair_lengths
 from training.objectives import objective_for
 from training.recipe import OptimizationArguments
 from training.run_log import LogWindow, RunLog
+from training.schedules import settings_at
 from training.translation import translate_texts
 from training.translation_quality.measures import corpus_scores
 
@@ -44,18 +45,6 @@ class NonFiniteLossError(RuntimeError):
     """The loss or the gradient is no number; the message names the step and the rows of the batch."""
 
 
-def learning_rate_factor(step: int, warmup_steps: int, max_steps: int, cooldown_steps: int = 0) -> float:
-    """Share of the peak learning rate at a step, from 1: linear warm-up, then inverse square root.
-
-    In the last `cooldown_steps` of `max_steps` it is multiplied by a factor that falls to 0 in a line.
-    """
-    warmup_steps = max(warmup_steps, 1)
-    factor = min(step / warmup_steps, math.sqrt(warmup_steps / step)) if step else 0.0
-    if cooldown_steps:
-        factor *= min(1.0, max(0, max_steps + 1 - step) / cooldown_steps)
-    return factor
-
-
 @dataclass
 class RunProgress:
     """Where a run stands; saved and loaded with its state."""
@@ -63,8 +52,10 @@ class RunProgress:
     step: int = 0
     epoch: int = 0
     num_batches_done: int = 0  # of the epoch, by each process
+    seconds: float = 0.0  # in `train`, validations and checkpoints included, pauses between sessions not
     is_finished: bool = False
     best_metrics: dict[str, float] = field(default_factory=dict)
+    checkpoint_scores: dict[str, float] = field(default_factory=dict)  # folder's name to the figure that selects
 
     def state_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -128,11 +119,15 @@ class TranslationTrainer:
         self.collator = TranslationCollator(tokenizer.pad_token_id)
         self.sampler = self._make_sampler(train_pairs, is_training=True)
         self.valid_sampler = self._make_sampler(valid_pairs, is_training=False)
+        # Every epoch has as many batches: the order of equal lengths changes, the lengths do not.
+        self.batches_per_epoch = len(self.sampler)
         self.max_steps = arguments.max_steps
         if arguments.max_epochs is not None:
-            # Every epoch has as many batches: the order of equal lengths changes, the lengths do not.
-            self.max_steps = arguments.max_epochs * len(self.sampler) // arguments.gradient_accumulation_steps
+            self.max_steps = arguments.max_epochs * self.batches_per_epoch // arguments.gradient_accumulation_steps
         self.progress = RunProgress()
+        self.clock: Callable[[], float] = time.monotonic
+        self._counted_until = self.clock()
+        self._validation_seconds = 0.0  # that the last one took
         accelerator.register_for_checkpointing(self.progress)
 
     def _make_sampler(self, pairs: Dataset, is_training: bool) -> TokenBudgetBatchSampler:
@@ -154,6 +149,20 @@ class TranslationTrainer:
         """Optimizer steps taken."""
         return self.progress.step
 
+    @property
+    def share(self) -> float:
+        """Share of the run that is done, of its steps or of its minutes."""
+        if self.arguments.max_minutes is not None:
+            return min(1.0, self.progress.seconds / (60 * self.arguments.max_minutes))
+        return self.step / self.max_steps
+
+    def _count_time(self) -> float:
+        """Add the time since the last call to that of the run, the main process's to that of all; seconds added."""
+        before, now = self.progress.seconds, self.clock()
+        seconds = torch.tensor(before + now - self._counted_until, dtype=torch.float64, device=self.accelerator.device)
+        self.progress.seconds, self._counted_until = float(broadcast(seconds)), now
+        return self.progress.seconds - before
+
     def has_state(self) -> bool:
         """Whether the run has come far enough to leave a state in the output folder."""
         return bool(self._states())
@@ -174,6 +183,9 @@ class TranslationTrainer:
         if self.accelerator.is_main_process:
             restore_replaced(self.output_folder / "best")
             self.log.cut_after(self.step)
+            for folder in (self.output_folder / "checkpoints").glob(STEP_FOLDERS):
+                if folder.name not in self.progress.checkpoint_scores:  # of a step that will be run again
+                    shutil.rmtree(folder)
         self.accelerator.wait_for_everyone()
         return self.step
 
@@ -183,55 +195,74 @@ class TranslationTrainer:
         Raises:
             NonFiniteLossError: checkpoints written until then stay.
         """
-        is_main = self.accelerator.is_main_process
-        run = self.progress
+        total = self.max_steps if self.arguments.max_minutes is None else None
         window = LogWindow()
-        with tqdm(total=self.max_steps, initial=run.step, disable=not is_main, unit="step", mininterval=1.0) as bar:
-            while not run.is_finished:
+        self._counted_until = self.clock()
+        hidden = not self.accelerator.is_main_process
+        with tqdm(total=total, initial=self.step, disable=hidden, unit="step", mininterval=1.0) as bar:
+            while not self.progress.is_finished:
                 self._train_epoch(window, bar)
-                metrics = self.validate()
-                self._write_log("valid", metrics)
-                if is_main:
-                    values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-                    bar.write(f"epoch {run.epoch}, step {run.step}: {values}")
-                self._save(self.output_folder / "checkpoints" / f"step-{run.step:07d}")
-                self._remove_old_checkpoints()
-                selected_by = self.objective.selection_metric
-                if not run.best_metrics or metrics[selected_by] > run.best_metrics[selected_by]:
-                    run.best_metrics = metrics
-                    self._save(self.output_folder / "best")
-                run.epoch, run.num_batches_done = run.epoch + 1, 0
-                run.is_finished = run.step == self.max_steps
-                self._save_state()
-                window.leave_out_pause()
-        return run.best_metrics
+        return self.progress.best_metrics
 
     def _train_epoch(self, window: LogWindow, bar: tqdm) -> None:
-        """The steps that are left of the epoch, or of the run."""
+        """The steps that are left of the epoch, or of the run; validations and states where they are due."""
         arguments, run = self.arguments, self.progress
+        if run.num_batches_done == self.batches_per_epoch:
+            run.epoch, run.num_batches_done = run.epoch + 1, 0
         self.sampler.set_epoch(run.epoch, num_batches_done=run.num_batches_done)
         # A generator of its own: the loader would draw from the global one.
         loader = DataLoader(
             self.train_pairs, batch_sampler=self.sampler, collate_fn=self.collator, generator=torch.Generator()
         )
         self.model.train()
-        if run.step == self.max_steps:
-            return
         for group in _groups(iter(loader), arguments.gradient_accumulation_steps):
             loaded = time.perf_counter()
             sums, settings = self._optimizer_step(group)
             run.num_batches_done += len(group)
+            self._count_time()
             window.add(sums, settings, seconds_loading=loaded - window.last_time)
             bar.update()
             if run.step % arguments.log_every_steps == 0:
                 line = window.summary(self.objective)
                 self._write_log("train", line)
                 bar.set_postfix(loss=f"{line['loss']:.3f}", tok_s=f"{line['target_tokens_per_second']:.0f}")
-            if run.step == self.max_steps:
-                break
-            if arguments.save_every_steps and run.step % arguments.save_every_steps == 0:
+            is_state_due = bool(arguments.save_every_steps) and run.step % arguments.save_every_steps == 0
+            if self._is_validation_due():
+                self._validate_and_keep(bar)
+                run.is_finished, is_state_due = self.share >= 1, True
+            if is_state_due:
                 self._save_state()
+                self._count_time()
                 window.leave_out_pause()
+            if run.is_finished:
+                break
+
+    def _is_validation_due(self) -> bool:
+        """Whether the run is at its end, or at a step that is validated and leaves time for it."""
+        every, run = self.arguments.validate_every_steps, self.progress
+        is_its_turn = run.step % every == 0 if every else run.num_batches_done == self.batches_per_epoch
+        max_minutes = self.arguments.max_minutes
+        # One that takes all the time that is left would leave the schedules unfinished.
+        is_time_left = max_minutes is None or run.seconds + self._validation_seconds < 60 * max_minutes
+        return self.share >= 1 or (is_its_turn and is_time_left)
+
+    def _validate_and_keep(self, bar: tqdm) -> None:
+        """Validate, and keep the model as a checkpoint, and as the best if it is."""
+        run = self.progress
+        metrics = self.validate()
+        self._write_log("valid", metrics)
+        if self.accelerator.is_main_process:
+            values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            bar.write(f"epoch {run.epoch}, step {run.step}: {values}")
+        folder = self.output_folder / "checkpoints" / f"step-{run.step:07d}"
+        self._save(folder)
+        selected_by = self.objective.selection_metric
+        run.checkpoint_scores[folder.name] = metrics[selected_by]
+        self._remove_old_checkpoints()
+        if not run.best_metrics or metrics[selected_by] > run.best_metrics[selected_by]:
+            run.best_metrics = metrics
+            self._save(self.output_folder / "best")
+        self._validation_seconds = self._count_time()
 
     def _seed_batch(self, index: int) -> None:
         """Make the random numbers of a batch its own; `index` counts this process's batches of the epoch."""
@@ -242,12 +273,9 @@ class TranslationTrainer:
     def _optimizer_step(self, group: list[dict[str, torch.Tensor]]) -> tuple[dict[str, float], dict[str, float]]:
         """One step on the batches of a group; sums over all processes, and what the step was taken with."""
         arguments, accelerator = self.arguments, self.accelerator
-        kl_budget = kl_budget_at(self.step, self.max_steps, arguments.initial_kl_budget)
-        learning_rate = arguments.learning_rate * learning_rate_factor(
-            self.step + 1, arguments.warmup_steps, self.max_steps, arguments.cooldown_steps
-        )
+        settings = settings_at(arguments, self.max_steps, self.step + 1, self.share)
         for parameters in self.optimizer.param_groups:
-            parameters["lr"] = learning_rate
+            parameters["lr"] = settings["learning_rate"]
         local_tokens = torch.tensor(sum(int((b["labels"] >= 0).sum()) for b in group), device=accelerator.device)
         num_target_tokens = int(accelerator.reduce(local_tokens, "sum"))
         totals: Counter[str] = Counter()
@@ -257,7 +285,12 @@ class TranslationTrainer:
             self._seed_batch(self.progress.num_batches_done + index)
             with nullcontext() if is_last else accelerator.no_sync(self.model), accelerator.autocast():
                 loss, sums = self.objective.training_loss(
-                    self.model, inputs, num_target_tokens, kl_budget, arguments.label_smoothing
+                    self.model,
+                    inputs,
+                    num_target_tokens,
+                    arguments.label_smoothing,
+                    settings["kl_budget"],
+                    settings["glancing_ratio"],
                 )
                 # Gradients are averaged over processes; the loss is divided by the tokens of all of them already.
                 accelerator.backward(loss * accelerator.num_processes)
@@ -277,7 +310,7 @@ class TranslationTrainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.progress.step += 1
-        return {**results, "grad_norm": grad_norm}, {"learning_rate": learning_rate, "kl_budget": kl_budget}
+        return {**results, "grad_norm": grad_norm}, settings
 
     def _whole_model(self) -> PreTrainedModel:
         """The model with its weights; under FSDP, a copy with those of all shards, in every process."""
@@ -324,7 +357,9 @@ class TranslationTrainer:
 
     def _write_log(self, kind: str, figures: dict[str, float]) -> None:
         if self.accelerator.is_main_process:
-            self.log.write({"kind": kind, "epoch": self.progress.epoch, "step": self.step, **figures})
+            run = self.progress
+            where = {"epoch": run.epoch, "step": run.step, "minutes": run.seconds / 60}
+            self.log.write({"kind": kind, **where, **figures})
 
     def _save(self, folder: Path) -> None:
         """Model and tokenizer to a folder, which appears whole or not at all."""
@@ -359,8 +394,11 @@ class TranslationTrainer:
 
     def _remove_old_checkpoints(self) -> None:
         if self.accelerator.is_main_process:
+            scores, arguments = self.progress.checkpoint_scores, self.arguments
             checkpoints = sorted((self.output_folder / "checkpoints").glob(STEP_FOLDERS))
-            for folder in checkpoints[: -self.arguments.keep_last_checkpoints or None]:
+            best = sorted(checkpoints, key=lambda folder: scores[folder.name], reverse=True)
+            kept = {*checkpoints[max(0, len(checkpoints) - arguments.keep_last_checkpoints) :]}
+            for folder in set(checkpoints) - kept - {*best[: arguments.keep_best_checkpoints]}:
                 shutil.rmtree(folder)
 
 
