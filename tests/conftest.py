@@ -114,13 +114,29 @@ def sample_tokenizer(sample_texts) -> LvnarTokenizer:
     return train_tokenizer(*sample_texts, vocab_size=500, min_character_count=3, max_length=40)
 
 
+def _save_repository(folder: Path, tokenizer: LvnarTokenizer, **changes) -> Path:
+    make_model(tiny_config(vocab_size=len(tokenizer), **changes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_repository(tmp_path_factory, sample_tokenizer) -> Path:
     """A folder with a tiny untrained model and its tokenizer, saved as a user would."""
-    folder = tmp_path_factory.mktemp("repository") / "tiny-lvnar"
-    make_model(tiny_config(vocab_size=len(sample_tokenizer))).save_pretrained(folder)
-    sample_tokenizer.save_pretrained(folder)
-    return folder
+    return _save_repository(tmp_path_factory.mktemp("repository") / "tiny-lvnar", sample_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_ctc_repository(tmp_path_factory, sample_tokenizer) -> Path:
+    """The same with alignment "ctc", whose source states are carried to the cells."""
+    folder = tmp_path_factory.mktemp("repository") / "tiny-lvnar-ctc"
+    return _save_repository(folder, sample_tokenizer, alignment="ctc", carries_source_states=True)
+
+
+@pytest.fixture(scope="session", params=["length", "ctc"])
+def either_repository(request) -> Path:
+    """Both, one after the other."""
+    return request.getfixturevalue("tiny_repository" if request.param == "length" else "tiny_ctc_repository")
 
 
 def has_cpp_compiler() -> bool:

@@ -16,7 +16,7 @@ from lvnar_hf import train_tokenizer
 from tests.conftest import SAMPLE
 from training import analyse, analysis
 from training.analysis import summarise_stopping
-from training.elbo import elbo_of_sequences
+from training.elbo import ELBO_PARTS, elbo_of_sequences
 from training.figures import plot_elbo_and_bleu, plot_stopping, save_figure
 from training.oracles import oracle_scores
 from training.refinement_examples import (
@@ -42,7 +42,7 @@ HOSTILE = "<script>alert(1)</script> & | `x` **b** ~~s~~ \\ $y$ [a](b) _c_\u2028
 
 
 @pytest.fixture(scope="module")
-def analysed(tiny_repository, tmp_path_factory):
+def analysed(either_repository, tmp_path_factory):
     """One run of the command on 20 lines, one of them blank and one hostile: data, folder, sources, references."""
     folder = tmp_path_factory.mktemp("analysis")
     texts = {}
@@ -54,17 +54,18 @@ def analysed(tiny_repository, tmp_path_factory):
     files = ["--source_file", str(folder / "test.en"), "--target_file", str(folder / "test.de")]
     numbers = ["--max_steps", str(MAX_STEPS), "--num_elbo_samples", str(NUM_SAMPLES), "--seed", str(SEED)]
     options = ["--output_folder", str(folder / "out"), "--batch_size", "8", "--num_examples", "20"]
-    data = analyse.main(["--model", str(tiny_repository), *files, *numbers, *options, "--test_set", "a$b$ & c"])
+    data = analyse.main(["--model", str(either_repository), *files, *numbers, *options, "--test_set", "a$b$ & c"])
     sources, references = ([line.removesuffix("\r") for line in texts[side]] for side in ("en", "de"))
     return data, folder / "out", sources, references
 
 
 @pytest.fixture(scope="module")
-def loaded(tiny_repository):
-    return AutoModelForSeq2SeqLM.from_pretrained(tiny_repository).eval(), AutoTokenizer.from_pretrained(tiny_repository)
+def loaded(either_repository):
+    model, tokenizer = (auto.from_pretrained(either_repository) for auto in (AutoModelForSeq2SeqLM, AutoTokenizer))
+    return model.eval(), tokenizer
 
 
-def test_the_command_writes_what_it_returns(analysed, tiny_repository):
+def test_the_command_writes_what_it_returns(analysed, either_repository):
     data, folder, _, _ = analysed
     assert json.loads((folder / "analysis.json").read_text("utf-8")) == data
     assert (folder / "examples.md").read_text("utf-8") == render_markdown(data)
@@ -72,7 +73,7 @@ def test_the_command_writes_what_it_returns(analysed, tiny_repository):
     for name in ("elbo_and_bleu.png", "stopping.png"):
         height, width = imread(folder / name).shape[:2]
         assert width == 5.6 * 200 and height >= 4 * 200
-    assert (data["model"], data["test_set"], data["seed"]) == (str(tiny_repository), "a$b$ & c", SEED)
+    assert (data["model"], data["test_set"], data["seed"]) == (str(either_repository), "a$b$ & c", SEED)
     assert (data["num_sentences"], data["num_blank_sources"], data["num_elbo_sentences"]) == (20, 1, 19)
     assert "tok:13a" in data["bleu_signature"] and data["versions"]["torch"] == torch.__version__ and data["machine"]
 
@@ -104,7 +105,9 @@ def test_elbo_by_step_is_that_of_the_translations_before_repetition_removal(anal
         num_tokens = sum(map(len, target_ids))
         assert row["num_target_tokens"] == num_tokens
         parts = elbo_of_sequences(model, source_ids, target_ids, NUM_SAMPLES, SEED, batch_size=5)
-        for name in ("elbo", "token_nll", "kl", "length_nll"):
+        names = ["elbo", "token_nll", "kl"] + ["length_nll"] * (model.config.alignment == "length")
+        assert [name for name in row if name in ELBO_PARTS] == names
+        for name in names:
             assert row[name] == pytest.approx(float(parts[name].sum()) / num_tokens, rel=1e-4)
     for example in data["examples"]:
         line = sources.index(example["source"])
@@ -279,7 +282,10 @@ def test_examples_show_every_step(analysed):
     stops = sum(example["has_converged"] for example in data["examples"])
     assert document.count("*nothing changes: it stops*") == stops and 0 < stops < 19
     same_words = [s for e in data["examples"] for s in e["steps"][1:] if not s["num_changed_words"]]
-    assert document.count("*the same words of other subwords*") == len(same_words) - stops > 0
+    assert document.count("*the same words of other subwords*") == len(same_words) - stops
+    is_removed = data["remove_repetitions"]
+    assert document.count("| output, repetitions removed") == (19 if is_removed else 0)
+    assert len(same_words) > stops or not is_removed
     assert document.count("\n## Example ") == 19 and document.count("; still changing |") == 19 - stops
 
 
@@ -316,21 +322,19 @@ def test_errors_say_what_is_wrong(tiny_repository, tmp_path, monkeypatch):
         importlib.import_module("training.figures")
 
 
-def test_a_translation_that_cannot_be_scored_is_left_out_of_the_elbo_alone(loaded):
-    model, tokenizer = loaded
+def test_a_translation_that_cannot_be_scored_is_left_out_of_the_elbo_alone(tiny_repository):
+    model, tokenizer = (auto.from_pretrained(tiny_repository) for auto in (AutoModelForSeq2SeqLM, AutoTokenizer))
+    model.eval()
     texts = ["Tom.", "It is a very long way to the station, and Tom has no time."]
     length = len(tokenizer(texts[1])["input_ids"])
     assert length > model.config.max_length_offset + 3
     model.generation_config.max_length = 3
-    try:
-        data, refinements, elbos = analysis.analyse_refinement(model, tokenizer, texts, texts, 1, NUM_SAMPLES, SEED)
-        assert len(refinements) == 2 and set(elbos) == {0} and data["num_elbo_sentences"] == 1
-        example = describe_example(tokenizer, refinements[1], elbos.get(1), unspaced=False)
-        assert {step["elbo"] for step in example["steps"]} == {None}
-        with pytest.raises(ValueError, match="length that the model can score"):
-            analysis.analyse_refinement(model, tokenizer, texts[1:], texts[1:], 1, NUM_SAMPLES, SEED)
-    finally:
-        model.generation_config.max_length = None
+    data, refinements, elbos = analysis.analyse_refinement(model, tokenizer, texts, texts, 1, NUM_SAMPLES, SEED)
+    assert len(refinements) == 2 and set(elbos) == {0} and data["num_elbo_sentences"] == 1
+    example = describe_example(tokenizer, refinements[1], elbos.get(1), unspaced=False)
+    assert {step["elbo"] for step in example["steps"]} == {None}
+    with pytest.raises(ValueError, match="length that the model can score"):
+        analysis.analyse_refinement(model, tokenizer, texts[1:], texts[1:], 1, NUM_SAMPLES, SEED)
 
 
 def test_oracles_are_told_what_they_are_told(tiny_repository, sample_texts):
@@ -355,3 +359,26 @@ def test_oracles_are_told_what_they_are_told(tiny_repository, sample_texts):
     assert list(scores["bleu"]) == ["nothing", "length", "latents", "length and latents"]
     with pytest.raises(ValueError, match="none of the references a probability"):
         oracle_scores(model, tokenizer, ["x"], ["word " * 80])
+
+
+def test_oracles_of_a_ctc_model_cannot_be_told_a_length(tiny_ctc_repository, sample_texts):
+    model, tokenizer = (auto.from_pretrained(tiny_ctc_repository) for auto in (AutoModelForSeq2SeqLM, AutoTokenizer))
+    model.eval()
+    pairs = [pair for pair in zip(*sample_texts, strict=True) if max(map(len, pair)) < 30][:20]
+    sources, references = map(list, zip(*pairs, strict=True))
+    scores = oracle_scores(model, tokenizer, sources, references, batch_size=7)
+    assert list(scores["bleu"]) == ["nothing", "latents"] and scores["num_sentences"] == 20
+    batch = tokenizer(sources, padding=True, return_tensors="pt")
+    targets = tokenizer(text_target=references, padding=True, return_tensors="pt")
+    translations = {"nothing": model.generate(**batch, num_refinement_steps=0)}
+    with torch.no_grad():
+        source = model.encode(batch["input_ids"], batch["attention_mask"])
+        latents, _ = model.infer_posterior(source, targets["input_ids"], targets["attention_mask"])
+        mask = model.cell_mask(batch["attention_mask"])
+        translations["latents"] = model.likeliest_targets(model.decode(source, latents, mask), mask)
+    for given, sequences in translations.items():
+        texts = tokenizer.batch_decode(sequences, skip_special_tokens=True)
+        assert scores["bleu"][given] == corpus_scores(texts, references)["bleu"]["score"]
+    differences = (translations["nothing"] != 0).sum(-1) - targets["attention_mask"].sum(-1)
+    assert scores["length_accuracy"] == float((differences == 0).double().mean())
+    assert scores["mean_length_difference"] == pytest.approx(float(differences.double().mean()))

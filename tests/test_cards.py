@@ -12,6 +12,7 @@ import lvnar_hf
 from tests.conftest import ROOT
 from training import cards, report
 from training.cards import describe_vocabulary, render_card
+from training.tables import TABLES
 
 SHIPPED = ROOT / "model_cards" / report.SHIPPED
 CARDS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/card.yaml"))
@@ -142,6 +143,54 @@ def test_sections_come_and_go_with_what_there_is(tmp_path, monkeypatch):
         render_card(tmp_path)
 
 
+@pytest.fixture
+def ctc_card(tmp_path, monkeypatch):
+    """The card of the model that ships, as if it had alignment "ctc": its recipe, and results without lengths."""
+    folder = tmp_path / "model_cards" / report.SHIPPED
+    shutil.copytree(SHIPPED, folder, ignore=shutil.ignore_patterns("*.safetensors", "README.md"))
+    shutil.copy(ROOT / "model_cards" / "template.md", tmp_path / "model_cards")
+    (tmp_path / "training" / "configs").mkdir(parents=True)
+    recipe = yaml.safe_load((ROOT / "training" / "configs" / "tatoeba_en_de.yaml").read_text("utf-8"))
+    recipe["model"] |= {"alignment": "ctc", "upsampling_ratio": 1.5, "carries_source_states": True}
+    (tmp_path / "training" / "configs" / "tatoeba_en_de.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
+    monkeypatch.setattr(cards, "ROOT", tmp_path)
+    results = {name: json.loads((folder / "results" / f"{name}.json").read_text()) for name in ("test", "analysis")}
+    del results["test"]["elbo_of_references"]["length_nll"]
+    for step in results["analysis"]["steps"]:
+        del step["length_nll"]
+    results["analysis"]["remove_repetitions"] = results["test"]["remove_repetitions"] = False
+    oracles = results["analysis"]["oracles"]["bleu"]
+    results["analysis"]["oracles"]["bleu"] = {given: oracles[given] for given in ("nothing", "latents")}
+    for name, result in results.items():
+        (folder / "results" / f"{name}.json").write_text(json.dumps(result))
+    lines = map(json.loads, (folder / "results" / "log.jsonl").read_text().splitlines())
+    kept = [{key: value for key, value in line.items() if not key.startswith("length")} for line in lines]
+    (folder / "results" / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    return folder
+
+
+def test_a_card_says_how_the_length_comes_about(ctc_card):
+    with_length, with_ctc = (SHIPPED / "README.md").read_text("utf-8"), render_card(ctc_card)
+    assert "The length is predicted (alignment `length`), and differs from the source's by at most" in with_length
+    assert "Repeated tokens are removed at the end" in with_length and "Output, repetitions removed:" in with_length
+    assert "alignment `ctc`): the decoder has 1.5 cells a source token, and" in with_ctc
+    assert "has the source's states beside the latents" in with_ctc
+    assert "\nOutput: " in with_ctc and "Repeated tokens are removed" not in with_ctc
+    assert "length NLL" in with_length and "length NLL" not in with_ctc and "token NLL" in with_ctc
+    assert "`length`" not in with_ctc and "differs from the source's" not in with_ctc
+
+
+def test_tables_of_a_ctc_model_have_no_columns_of_the_length(ctc_card):
+    header = TABLES["training"](ctc_card / "results").split("\n")[0]
+    assert header == "| epoch | step | ELBO | token NLL | KL | BLEU, 0 steps | BLEU, 1 step |"
+    with_length = TABLES["training"](SHIPPED / "results").split("\n")[0]
+    assert "| KL | length NLL | length accuracy | BLEU, 0 steps |" in with_length
+    oracles = TABLES["oracles"](ctc_card / "results").split("\n")
+    assert [line.split(" | ")[0] for line in oracles[2:5]] == ["| nothing", "| latents", ""]
+    for name in ("refinement", "systems", "quality", "length"):
+        assert TABLES[name](ctc_card / "results").startswith("| ")
+
+
 def test_the_vocabulary_in_words():
     joint = describe_vocabulary({"vocab_size": 8000, "joint": True})
     assert joint == "One joint vocabulary of 8,000 (byte-fallback BPE, NFC)."
@@ -156,7 +205,7 @@ def test_the_vocabulary_in_words():
 def test_hostile_text_in_an_example_stays_text(tmp_path):
     example = {"source": "a | b <script>", "reference": "*c*", "output": "`d`"}
     example["steps"] = [{"step": 0, "runs": [{"kind": "kept", "before": "x | y", "after": "x | y"}]}]
-    (tmp_path / "analysis.json").write_text(json.dumps({"examples": [example]}))
+    (tmp_path / "analysis.json").write_text(json.dumps({"examples": [example], "remove_repetitions": True}))
     shown = cards._example(tmp_path)
     assert "<script>" not in shown["source"] and "| b" not in shown["source"].replace("\\|", "")
     assert " | " not in shown["steps"][0]["text"] and shown["reference"] != "*c*"

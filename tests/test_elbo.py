@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 from reference_lvnar import ReferenceLvnar, gaussian_log_density
 
 from tests.conftest import SAMPLE, make_batch, make_model, tiny_config
@@ -47,9 +48,45 @@ def test_bounds_are_those_of_the_literal_reference(tiny_model):
     assert float(bounds["importance_weighted"]) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("upsampling_ratio", [2.0, 1.5])
+def test_bounds_with_ctc_are_those_of_torchs_own_loss(upsampling_ratio):
+    """Each sample by itself, its likelihood by `torch.nn.functional.ctc_loss`."""
+    model = make_model(tiny_config(alignment="ctc", upsampling_ratio=upsampling_ratio, carries_source_states=True))
+    sources, targets = make_pairs(model.config, [(4, 5), (7, 3), (6, 9)])
+    targets[1] = [9, 9, 4]
+    num_samples = 3
+    bounds = elbo_of_sequences(model, sources, targets, num_samples, seed=3)
+    assert set(bounds) == {"elbo", "token_nll", "kl", "importance_weighted"}
+    for row, (source_ids, target_ids) in enumerate(zip(sources, targets, strict=True)):
+        ids, labels = torch.tensor([source_ids]), torch.tensor([target_ids])
+        with torch.no_grad():
+            source = model.encode(ids, torch.ones_like(ids))
+            means, stds = model.infer_posterior(source, labels, torch.ones_like(labels))
+        prior, posterior = (
+            torch.distributions.Normal(*pair) for pair in ((source.prior_means, source.prior_stds), (means, stds))
+        )
+        kl = float(torch.distributions.kl_divergence(posterior, prior).sum())
+        nlls, log_weights = [], []
+        for eps in elbo_module._noise([source_ids], num_samples, 3, means)[0]:
+            z = means + stds * eps
+            with torch.no_grad():
+                logits = model.decode(source, z, model.cell_mask(torch.ones_like(ids)))
+            num_cells = math.ceil(upsampling_ratio * len(source_ids))
+            assert logits.shape[1] == num_cells
+            log_probs = logits.double().log_softmax(-1).transpose(0, 1)
+            nlls.append(float(F.ctc_loss(log_probs, labels, [num_cells], [len(target_ids)], reduction="sum")))
+            log_weights.append(float((prior.log_prob(z) - posterior.log_prob(z)).sum()) - nlls[-1])
+        nll = sum(nlls) / num_samples
+        importance_weighted = math.log(sum(map(math.exp, log_weights)) / num_samples)
+        expected = {"elbo": -nll - kl, "token_nll": nll, "kl": kl, "importance_weighted": importance_weighted}
+        assert {name: float(values[row]) for name, values in bounds.items()} == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("alignment", ["length", "ctc"])
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 @pytest.mark.parametrize("logits_at_once", [1, 2**23])
-def test_neither_batch_nor_order_nor_chunks_change_a_sentence(tiny_model, monkeypatch, batch_size, logits_at_once):
+def test_neither_batch_nor_order_nor_chunks_change_a_sentence(monkeypatch, alignment, batch_size, logits_at_once):
+    tiny_model = make_model(tiny_config(alignment=alignment))
     sources, targets = make_pairs(tiny_model.config)
     whole = elbo_of_sequences(tiny_model, sources, targets, 4, seed=1)
     monkeypatch.setattr(elbo_module, "LOGITS_AT_ONCE", logits_at_once)
@@ -148,10 +185,26 @@ def test_what_cannot_be_scored_is_refused(tiny_model):
         elbo_of_sequences(tiny_model.eval(), [[5] * 3], [[5] * 24], 1, 1)
 
 
-def test_the_gain_is_measured_by_a_command(tiny_repository, tmp_path):
+@pytest.mark.parametrize("upsampling_ratio", [1.0, 1.5, 2.0])
+def test_with_ctc_what_fits_into_the_cells_can_be_scored(upsampling_ratio):
+    model = make_model(tiny_config(alignment="ctc", upsampling_ratio=upsampling_ratio))
+    source = [5] * 7
+    num_cells = math.ceil(upsampling_ratio * 7)
+    fitting = [[5 + i % 2 for i in range(num_cells)], [6] * (num_cells // 2), [6, 6, *range(5, 2 + num_cells)]]
+    assert all(can_be_scored(model, source, target) for target in fitting)
+    bounds = elbo_of_sequences(model, [source] * 3, fitting, 2, seed=1)
+    assert bool((bounds["importance_weighted"] > -1e4).all())
+    for target in ([*fitting[0], 7], [6] * (num_cells // 2 + 2), [6, 6, 6, *fitting[2]], []):
+        assert not can_be_scored(model, source, target)
+    assert not can_be_scored(model, [5] * 41, [5])
+    with pytest.raises(ValueError, match=f"needs {num_cells + 1} cells"):
+        elbo_of_sequences(model, [source], [[*fitting[0], 7]], 1, 1)
+
+
+def test_the_gain_is_measured_by_a_command(either_repository, tmp_path):
     file = tmp_path / "out" / "speed.json"
     files = ["--source_file", str(SAMPLE / "test.en"), "--target_file", str(SAMPLE / "test.de")]
-    arguments = ["--model", str(tiny_repository), *files, "--num_sentences", "12", "--output_file", str(file)]
+    arguments = ["--model", str(either_repository), *files, "--num_sentences", "12", "--output_file", str(file)]
     result = time_elbo.main([*arguments, "--num_samples", "3", "--num_repeats", "2"])
     assert json.loads(file.read_text()) == result and 0 < result["num_sentences"] <= 12
     for row in result["batch_sizes"].values():

@@ -44,9 +44,10 @@ def elbo_by_step(
                 seed,
                 batch_size,
             )
-            columns = zip(*(parts[name].tolist() for name in ELBO_PARTS), strict=True)
+            names = [name for name in ELBO_PARTS if name in parts]
+            columns = zip(*(parts[name].tolist() for name in names), strict=True)
             for key, column in zip(new, columns, strict=True):
-                known[key] = dict(zip(ELBO_PARTS, column, strict=True))
+                known[key] = dict(zip(names, column, strict=True))
         by_step.append([known[key] for key in keys])
     return by_step
 
@@ -72,7 +73,7 @@ def summarise_steps(
     by_step = list(zip(elbos, hypotheses, strict=True))
     for step, (of_sentences, texts) in enumerate(tqdm(by_step, desc="BLEU", unit="step")):
         num_tokens = sum(len(refinement.ids_at(step)) for refinement in refinements)
-        means = {name: math.fsum(parts[name] for parts in of_sentences) / num_tokens for name in ELBO_PARTS}
+        means = {name: math.fsum(parts[name] for parts in of_sentences) / num_tokens for name in of_sentences[0]}
         bleu = corpus_scores(texts, references)["bleu"]
         signature = bleu["signature"]
         rows.append({"step": step, **means, "bleu": bleu["score"], "num_target_tokens": num_tokens})

@@ -112,7 +112,9 @@ def _example(results: Path) -> dict[str, Any] | None:
     """The first example of the analysis, what each step changed marked, as Markdown."""
     if not has_result(results, "analysis"):
         return None
-    example = read_result(results, "analysis")["examples"][0]
+    analysis = read_result(results, "analysis")
+    example = analysis["examples"][0]
     steps = [{"step": step["step"], "text": mark_markdown(step["runs"])} for step in example["steps"]]
     source, reference, output = (escape_markdown(example[name]) for name in ("source", "reference", "output"))
-    return {"source": source, "reference": reference, "steps": steps, "output": output}
+    shown = {"source": source, "reference": reference, "steps": steps, "output": output}
+    return shown | {"remove_repetitions": analysis["remove_repetitions"]}

@@ -1,4 +1,4 @@
-"""Bounds of log p(y, l_y | x) of sentence pairs, from many latent samples at once.
+"""Bounds of log p(y, l_y | x) of sentence pairs, or with alignment "ctc" of log p(y | x), from many latents at once.
 
 What is unusual: source and target are encoded once, whatever the number of samples; only length predictor and decoder
 see each sample. The noise of a sentence depends on the seed and its source ids alone, not on its place in a batch, so
@@ -7,7 +7,8 @@ estimates of different translations of a sentence have their noise in common.
 z_s ~ q(z | x, y), s = 1..S:
     ELBO                  mean_s [log p(y | x, z_s, l_y) + log p(l_y | z_s)] - KL[q(z | x, y) || p(z | x)]     (Eq. 5)
     importance weighted   log mean_s [p(y | x, z_s, l_y) p(l_y | z_s) p(z_s | x) / q(z_s | x, y)]
-The second is never below the first in the mean, and rises with S (Burda et al., 2016).
+The second is never below the first in the mean, and rises with S (Burda et al., 2016). With alignment "ctc" there is no
+p(l_y | z_s), and p(y | x, z_s) is the sum over the ways to spell y in the cells.
 """
 
 import math
@@ -18,17 +19,25 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from lvnar_hf.ctc_lvnar import ctc_nll, num_cells_needed, num_ctc_cells
 from lvnar_hf.losses_lvnar import IGNORED_LABEL, gaussian_kl, gaussian_log_density, length_nll, token_nll
 
-ELBO_PARTS = ("elbo", "token_nll", "kl", "length_nll")
+ELBO_PARTS = ("elbo", "token_nll", "kl", "length_nll")  # the last one with alignment "length" alone
 LOGITS_AT_ONCE = 2**23  # numbers; logits of 32 MiB are still faster to reduce than larger ones on a CPU
 
 
 def can_be_scored(model: PreTrainedModel, source_ids: Sequence[int], target_ids: Sequence[int]) -> bool:
-    """Whether the model gives the pair a probability: neither side too long nor empty, lengths not too different."""
-    limit, max_offset = model.config.max_position_embeddings, model.config.max_length_offset
-    lengths = (len(source_ids), len(target_ids))
-    return min(lengths) >= 1 and max(lengths) <= limit and abs(lengths[1] - lengths[0]) <= max_offset
+    """Whether the model gives the pair a probability: neither side too long nor empty, lengths not too different.
+
+    With alignment "ctc", for the last: the target fits into the source's cells.
+    """
+    config, lengths = model.config, (len(source_ids), len(target_ids))
+    if min(lengths) < 1 or max(lengths) > config.max_position_embeddings:
+        return False
+    if config.alignment == "ctc":
+        needed = int(num_cells_needed(torch.tensor([target_ids])))
+        return needed <= num_ctc_cells(lengths[0], config.upsampling_ratio)
+    return abs(lengths[1] - lengths[0]) <= config.max_length_offset
 
 
 @torch.no_grad()
@@ -51,8 +60,8 @@ def elbo_of_sequences(
         batch_size: sentences encoded at once.
 
     Returns:
-        (num_sentences,) float64 tensors in nats a sentence: "elbo", "token_nll", "kl", "length_nll", and
-        "importance_weighted".
+        (num_sentences,) float64 tensors in nats a sentence: "elbo", "token_nll", "kl", "length_nll" (not with alignment
+        "ctc"), and "importance_weighted".
 
     Raises:
         ValueError: for different numbers of sentences, no sample, a model in training mode, and pairs that cannot be
@@ -65,7 +74,8 @@ def elbo_of_sequences(
     if model.training:
         raise ValueError("The model is in training mode: its dropout would change the bound. Call model.eval().")
     order = sorted(range(len(source_ids)), key=lambda i: (len(source_ids[i]), len(target_ids[i])))
-    bounds = {name: torch.zeros(len(order), dtype=torch.float64) for name in (*ELBO_PARTS, "importance_weighted")}
+    names = [name for name in ELBO_PARTS if name != "length_nll" or model.config.alignment == "length"]
+    bounds = {name: torch.zeros(len(order), dtype=torch.float64) for name in (*names, "importance_weighted")}
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch = _batch_bounds(model, [source_ids[i] for i in rows], [target_ids[i] for i in rows], num_samples, seed)
@@ -78,7 +88,7 @@ def _batch_bounds(
     model: PreTrainedModel, source_ids: list[list[int]], target_ids: list[list[int]], num_samples: int, seed: int
 ) -> dict[str, torch.Tensor]:
     """The bounds of one batch, (batch,) float64 each."""
-    pad_token_id = model.config.pad_token_id
+    config, pad_token_id = model.config, model.config.pad_token_id
     input_ids = pad_rows(source_ids, pad_token_id).to(model.device)
     labels = pad_rows(target_ids, IGNORED_LABEL).to(model.device)
     attention_mask = model.check_source(input_ids, None)
@@ -95,26 +105,27 @@ def _batch_bounds(
     log_ratios = log_ratios - gaussian_log_density(latents, means[:, None], stds[:, None])
     log_ratios = (log_ratios.sum(-1) * attention_mask[:, None]).sum(-1).double()  # (batch, samples)
 
+    is_ctc = config.alignment == "ctc"
+    mask = model.cell_mask(attention_mask) if is_ctc else target_mask  # of the decoder's positions
     token_nlls, length_nlls = [], []
-    samples_at_once = max(
-        1, LOGITS_AT_ONCE // (labels.numel() * (model.config.target_vocab_size or model.config.vocab_size))
-    )
+    samples_at_once = max(1, LOGITS_AT_ONCE // (mask.numel() * (config.target_vocab_size or config.vocab_size)))
     for some in latents.split(samples_at_once, dim=1):
         rows = torch.arange(len(labels), device=labels.device).repeat_interleave(some.shape[1])
         repeated = source.select(rows)
         some = some.flatten(0, 1)  # (batch * samples, source_length, latent_dim), the samples of a sentence together
-        logits = model.decode(repeated, some, target_mask[rows])
-        nll, _ = token_nll(logits, labels[rows])
+        logits = model.decode(repeated, some, mask[rows])
+        if is_ctc:
+            nll, _ = ctc_nll(logits, labels[rows], mask[rows], pad_token_id)
+        else:
+            nll, _ = token_nll(logits, labels[rows])
+            length_nlls.append(length_nll(model.predict_length(repeated, some), offsets[rows]).view(len(labels), -1))
         token_nlls.append(nll.view(len(labels), -1))
-        length_nlls.append(length_nll(model.predict_length(repeated, some), offsets[rows]).view(len(labels), -1))
-    token_part, length_part = (torch.cat(parts, dim=1).double() for parts in (token_nlls, length_nlls))
-    weights = log_ratios - token_part - length_part
-    mean_token_nll, mean_length_nll = token_part.mean(-1), length_part.mean(-1)
+    nlls = {"token_nll": token_nlls} if is_ctc else {"token_nll": token_nlls, "length_nll": length_nlls}
+    samples = {name: torch.cat(parts, dim=1).double() for name, parts in nlls.items()}  # (batch, samples)
+    means = {name: values.mean(-1) for name, values in samples.items()}
+    weights = log_ratios - sum(samples.values())
     return {
-        "elbo": -(mean_token_nll + kl + mean_length_nll),
-        "token_nll": mean_token_nll,
-        "kl": kl,
-        "length_nll": mean_length_nll,
+        **{"elbo": -(kl + sum(means.values())), "kl": kl, **means},
         "importance_weighted": weights.logsumexp(-1) - math.log(num_samples),
     }
 

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 import lvnar_hf  # noqa: F401  (registers model and tokenizer)
-from training.elbo import ELBO_PARTS, can_be_scored, elbo_of_sequences
+from training.elbo import can_be_scored, elbo_of_sequences
 from training.environment import describe_machine, describe_versions
 from training.outputs import refuse_existing
 from training.test_sets import TestSet, TestSetArguments, load_test_set
@@ -187,7 +187,7 @@ def elbo_of_references(
     sources, targets = map(list, zip(*scored, strict=True))
     bounds = elbo_of_sequences(model, sources, targets, num_samples, seed, batch_size)
     num_tokens = sum(map(len, targets))
-    per_token = {name: float(bounds[name].sum()) / num_tokens for name in (*ELBO_PARTS, "importance_weighted")}
+    per_token = {name: float(values.sum()) / num_tokens for name, values in bounds.items()}
     return per_token | counts
 
 

@@ -1,7 +1,8 @@
 """What a model would score if it were told what it has to guess: the reference's length, or the reference's latents.
 
 What is unusual: no row but the first is a translation that anyone could have; they say where the points are lost. Told
-the length, what is left to lose is in the words; told the posterior's mean given the reference, in the decoder.
+the length, what is left to lose is in the words; told the posterior's mean given the reference, in the decoder. With
+alignment "ctc" no length can be told.
 """
 
 from collections.abc import Sequence
@@ -10,12 +11,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lvnar_hf.generation_lvnar import lengths_to_mask, remove_repeated_tokens
+from lvnar_hf.generation_lvnar import remove_repeated_tokens
 from training.elbo import can_be_scored
 from training.translation import removes_repetitions
 from training.translation_quality.measures import corpus_scores
 
-GIVEN = ("nothing", "length", "latents", "length and latents")
+GIVEN = {
+    "length": ("nothing", "length", "latents", "length and latents"),
+    "ctc": ("nothing", "latents"),
+}
 
 
 @torch.no_grad()
@@ -26,13 +30,14 @@ def oracle_scores(
     target_texts: Sequence[str],
     batch_size: int = 64,
 ) -> dict[str, Any]:
-    """BLEU of one pass, given nothing, the reference's length, E_q(z | x, y)[z] of the reference y, or both.
+    """BLEU of one pass, given nothing, the reference's length, E_q(z | x, y)[z] of the reference y, or both (`GIVEN`).
 
     Pairs that the model gives no probability (too long, empty, lengths too different) are left out.
 
     Returns:
-        "num_sentences", "bleu_signature", "length_accuracy" (share of lengths predicted from the prior's mean that are
-        the reference's), "mean_length_difference" (predicted less reference, tokens), "bleu" by what is given.
+        "num_sentences", "bleu_signature", "length_accuracy" (share of the first translations, from the prior's mean,
+        that have as many tokens as the reference), "mean_length_difference" (theirs less the reference's, tokens),
+        "bleu" by what is given.
 
     Raises:
         ValueError: if no pair is left.
@@ -45,7 +50,7 @@ def oracle_scores(
             "The model gives none of the references a probability: all are empty, too long or too far off."
         )
     rows.sort(key=lambda i: len(source_ids[i]))
-    hypotheses: dict[str, list[str]] = {given: [] for given in GIVEN}
+    hypotheses: dict[str, list[str]] = {given: [] for given in GIVEN[model.config.alignment]}
     num_equal = sum_differences = 0
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
@@ -54,14 +59,19 @@ def oracle_scores(
         source = model.encode(sources["input_ids"], sources["attention_mask"])
         target_lengths = targets["attention_mask"].sum(-1)
         latents, _ = model.infer_posterior(source, targets["input_ids"], targets["attention_mask"])
-        for given, z in (("", source.prior_means), ("latents", latents)):
-            predicted = model.likeliest_lengths(model.predict_length(source, z), source.attention_mask)
-            if not given:
-                num_equal += int((predicted == target_lengths).sum())
-                sum_differences += int((predicted - target_lengths).sum())
-            names = ("nothing", "length") if not given else ("latents", "length and latents")
-            for name, lengths in zip(names, (predicted, target_lengths), strict=True):
-                hypotheses[name] += _decode(model, tokenizer, source, z, lengths)
+        for given in hypotheses:
+            z = latents if "latents" in given else source.prior_means
+            target_mask, _ = model.target_positions(source, z)
+            if "length" in given:
+                target_mask = targets["attention_mask"]
+            sequences = model.likeliest_targets(model.decode(source, z, target_mask), target_mask)
+            if given == "nothing":
+                differences = (sequences != model.config.pad_token_id).sum(-1) - target_lengths
+                num_equal += int((differences == 0).sum())
+                sum_differences += int(differences.sum())
+            if removes_repetitions(model):
+                sequences = remove_repeated_tokens(sequences, model.config.pad_token_id)
+            hypotheses[given] += tokenizer.batch_decode(sequences, skip_special_tokens=True)
     references = [target_texts[i] for i in rows]
     scores = {given: corpus_scores(texts, references)["bleu"] for given, texts in hypotheses.items()}
     return {
@@ -71,18 +81,3 @@ def oracle_scores(
         "mean_length_difference": sum_differences / len(rows),
         "bleu": {given: score["score"] for given, score in scores.items()},
     }
-
-
-def _decode(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    source: Any,
-    latents: torch.Tensor,
-    lengths: torch.Tensor,
-) -> list[str]:
-    """argmax p(y | x, z, l_y), as `generate` would give it."""
-    target_mask = lengths_to_mask(lengths, int(lengths.max()))
-    sequences = model.likeliest_targets(model.decode(source, latents, target_mask), target_mask)
-    if removes_repetitions(model):
-        sequences = remove_repeated_tokens(sequences, model.config.pad_token_id)
-    return tokenizer.batch_decode(sequences, skip_special_tokens=True)

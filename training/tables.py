@@ -75,7 +75,7 @@ def quality_table(results: Path) -> str:
         )
     header = ("steps", "taken, mean", "BLEU", heading, "chrF", "length ratio", "repeated words, before → after removal")
     elbo = test["elbo_of_references"]
-    parts = ", ".join(f"{name} {elbo[key]:.3f}" for name, key in ELBO_PARTS_SHOWN.items())
+    parts = ", ".join(f"{name} {elbo[key]:.3f}" for name, key in ELBO_PARTS_SHOWN.items() if key in elbo)
     repeated_in_references = test["results"][0]["repeated_words_in_references"]
     return table(header, rows) + (
         f"\n\n{_test_set(test)}; {test['num_parameters'] / 1e6:.1f} M parameters; one latent, no rescoring. ± is half "
@@ -204,19 +204,17 @@ def training_raw_table(results: Path) -> str:
 
 def _training_table(log: Path) -> str:
     lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
-    header = ("epoch", "step", "ELBO", "token NLL", "KL", "length NLL", "length accuracy")
+    lines = [line for line in lines if line["kind"] == "valid"]
+    columns = {"ELBO": ("elbo", 3), **{name: (key, 3) for name, key in ELBO_PARTS_SHOWN.items()}}
+    columns |= {"length accuracy": ("length_accuracy", 2)}
+    columns |= {f"BLEU, {_steps(steps)}": (f"bleu_{steps}_steps", 1) for steps in (0, 1)}
+    # Without those of the length, where the model has no length predictor.
+    shown = {name: column for name, column in columns.items() if any(column[0] in line for line in lines)}
     rows = [
-        (
-            line["epoch"] + 1,
-            line["step"],
-            *(f"{line[name]:.3f}" for name in ("elbo", "token_nll", "kl", "length_nll")),
-            f"{line['length_accuracy']:.2f}",
-            *(f"{line[f'bleu_{steps}_steps']:.1f}" for steps in (0, 1)),
-        )
+        (line["epoch"] + 1, line["step"], *(f"{line[key]:.{digits}f}" for key, digits in shown.values()))
         for line in lines
-        if line["kind"] == "valid"
     ]
-    return table((*header, "BLEU, 0 steps", "BLEU, 1 step"), rows) + "\n\nNats a target token on the validation set."
+    return table(("epoch", "step", *shown), rows) + "\n\nNats a target token on the validation set."
 
 
 def training_step_table(results: Path) -> str:
