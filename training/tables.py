@@ -223,15 +223,26 @@ def training_step_table(results: Path) -> str:
     total = sum(step["seconds"].values())
     parts = [(part, f"{seconds:.3f}", f"{seconds / total:.0%}") for part, seconds in step["seconds"].items()]
     operators = [(f"`{name}`", f"{share:.0%}") for name, share in step["operator_shares"].items() if share >= 0.02]
+    names = {"torch": "torch's", "fast": "of training on the CPU (`training/cpu_operators.py`)"}
+    ways = [
+        (names[way], f"{of['step']:.3f}", *(f"{1 - of[f'without_{part}'] / of['step']:.0%}" for part in _LEFT_OUT))
+        for way, of in step.get("operators", {}).items()
+    ]
+    number_type = {"bf16": "bfloat16 autocast"}.get(step.get("mixed_precision", "no"), "float32")
     return "\n\n".join(
         (
             table(("part of the step", "seconds", "share"), parts),
             table(("operator", "share of the step"), operators),
+            *([table(("attention and dropout", "seconds a step", *_LEFT_OUT), ways)] if ways else []),
             f"{step['target_tokens_per_second']:,.0f} target tokens a second: {step['num_parameters'] / 1e6:.1f} M "
-            f"parameters, {step['num_sentences']} sentences of {step['sentence_length']} tokens a step, float32, "
-            f"{machine_of(step)}, torch {step['versions']['torch']}.",
+            f"parameters, alignment {step.get('alignment', 'length')}, {step['num_sentences']} sentences of "
+            f"{step['sentence_length']} tokens a step, {number_type}, {machine_of(step)}, torch "
+            f"{step['versions']['torch']}.",
         )
     )
+
+
+_LEFT_OUT = ("attention", "dropout")
 
 
 def teacher_training_table(results: Path) -> str:
