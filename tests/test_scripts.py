@@ -22,17 +22,23 @@ from training.cpu_operators import FastCpuTraining
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        ([], "alignment length, 10 sentences of 10 tokens a step, float32"),
+        ("", "alignment length, 10 sentences of 10 tokens a step, float32"),
         (
-            ["--alignment", "ctc", "--upsampling_ratio", "1", "--mixed_precision", "bf16", "--dropout", "0.1"]
-            + ["--initial_glancing_ratio", "0.5", "--attention_dropout", "0.1"],
+            "--alignment ctc --upsampling_ratio 1 --mixed_precision bf16 --dropout 0.1 --attention_dropout 0.1 "
+            "--initial_glancing_ratio 0.5",
             "alignment ctc, 10 sentences of 10 tokens a step, bfloat16 autocast",
         ),
     ],
 )
 def test_a_training_step_is_timed(flags, named, tmp_path):
     file = tmp_path / "training_step.json"
-    recipe = ["--config", str(ROOT / "training" / "configs" / "digits.yaml"), *flags, "--max_tokens_per_batch", "100"]
+    recipe = [
+        "--config",
+        str(ROOT / "training" / "configs" / "digits.yaml"),
+        *flags.split(),
+        "--max_tokens_per_batch",
+        "100",
+    ]
     result = time_step.main([*recipe, "--num_repeats", "2", "--num_threads", "1", "--output_file", str(file)])
     assert json.loads(file.read_text()) == result
     assert set(result["seconds"]) == {"forward", "backward", "clipping", "optimizer"}

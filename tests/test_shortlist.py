@@ -1,6 +1,7 @@
 """Shortlists of the vocabulary: made, stored, and used by ONNX Runtime without losing a token in silence."""
 
 import json
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -129,6 +130,22 @@ def test_misses_are_counted_by_hand():
     assert calibrate(tried, [states], CONFIG, 0.34).min_confidence == values.sort().values[1]
 
 
+def test_with_ctc_blank_is_always_tried_once():
+    config = tiny_config(target_vocab_size=45, tie_word_embeddings=False, alignment="ctc")
+    logits = torch.full((3, 45), -50.0)
+    logits[0, [0, 3]] = torch.tensor([5.0, 5.0])  # as likely as blank
+    logits[1, [0, 10]] = torch.tensor([5.0, 1.0])  # blank
+    logits[2, [0, 10]] = torch.tensor([1.0, 5.0])  # missed
+    # The second sentence has one candidate less: what fills its place is not blank once more.
+    states = DecoderStates(torch.tensor([[7], [8]]), torch.tensor([[1], [1]]), torch.tensor([1, 1, 0]), logits)
+    candidates = torch.zeros(60, 2).int()
+    candidates[7] = torch.tensor([5, 6])
+    tried = Shortlist(candidates, torch.tensor([3, 4]).int(), torch.tensor(-0.1))
+    values, is_missed, size = confidences(states, tried, config)
+    torch.testing.assert_close(values.exp(), torch.tensor([0.5, 1.0, 1.0]), atol=1e-6, rtol=0)
+    assert is_missed.tolist() == [False, False, True] and size == (4 + 1) + (2 + 1)
+
+
 @pytest.fixture(scope="module")
 def model():
     return make_model(CONFIG)
@@ -204,13 +221,25 @@ def test_states_are_those_of_a_refinement_step(model, num_steps):
     assert states.sentences.bincount().tolist() == (output != 0).sum(-1).tolist()
 
 
-def test_the_command(tiny_repository, sample_texts, tmp_path):
+@pytest.mark.parametrize("num_steps", [0, 1])
+def test_states_of_a_ctc_model_are_its_cells(num_steps):
+    model = make_model(tiny_config(target_vocab_size=45, tie_word_embeddings=False, alignment="ctc"))
+    input_ids = make_batch(CONFIG, LENGTHS[:9])["input_ids"]
+    states = decoder_states(model, input_ids, (input_ids != 0).long(), num_steps)
+    assert states.sentences.bincount().tolist() == [2 * length for length, _ in LENGTHS[:9]]
+    for row, expected in enumerate(model.generate(input_ids, num_refinement_steps=num_steps)):
+        cells = states.logits[states.sentences == row].argmax(-1)
+        spelt = [token for token, _ in groupby(cells.tolist()) if token != 0][: model.config.max_position_embeddings]
+        assert (spelt or [1]) == expected[expected != 0].tolist()
+
+
+def test_the_command(either_repository, sample_texts, tmp_path):
     files = {}
     for side, texts in zip(("source", "target"), sample_texts, strict=True):
         for split, lines in (("train", texts[60:]), ("valid", texts[:60])):
             files[f"{split}_{side}_files"] = tmp_path / f"{split}.{side}"
             files[f"{split}_{side}_files"].write_text("".join(line + "\n" for line in lines), "utf-8")
-    named = {"source_language": "en", "target_language": "de", **files, "model": tiny_repository}
+    named = {"source_language": "en", "target_language": "de", **files, "model": either_repository}
     named |= {"results_file": tmp_path / "shortlist.json", "output_folder": tmp_path / "out"}
     named |= {"num_frequent": 20, "num_candidates": 4, "num_sentences": 50, "whole_share": 0.1}
     flags = [part for name, value in named.items() for part in (f"--{name}", str(value))]
@@ -225,6 +254,8 @@ def test_the_command(tiny_repository, sample_texts, tmp_path):
     stored = Shortlist.from_pretrained(tmp_path / "out", model.config)
     assert stored.candidates.shape == (500, 4) and len(stored.frequent) == 20 and stored.min_confidence < 0
     table = tables.shortlist_table(tmp_path)
+    assert result["alignment"] == ("ctc" if "ctc" in either_repository.name else "length")
+    assert f"{result['num_positions']:,} {'cells' if 'ctc' in either_repository.name else 'target positions'}" in table
     assert "| candidates a source token | tokens tried | missed without check | whole vocabulary | missed |" in table
     with pytest.raises(FileExistsError, match="--overwrite"):
         shortlist.main(flags)

@@ -6,7 +6,8 @@
 Writes `shortlist.safetensors` into the model's folder, see `lvnar_hf.shortlist`. The candidates of a source token are
 the target tokens that IBM Model 1 (Brown et al., 1993) aligns with it most often in the recipe's training text. The
 least confidence is such that a given share of the target positions has the whole vocabulary; it is set on one half of
-the validation sources, and what is missed is counted on the other, both after one refinement step.
+the validation sources, and what is missed is counted on the other, both after one refinement step. With alignment "ctc"
+a position is a cell, and blank, which no training text has, is always tried.
 """
 
 import json
@@ -25,7 +26,6 @@ from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import lvnar_hf  # noqa: F401  (registers model and tokenizer)
-from lvnar_hf.generation_lvnar import lengths_to_mask
 from lvnar_hf.shortlist import FILE, Shortlist
 from training.atomic_files import write_json
 from training.corpora import load_pairs
@@ -67,12 +67,12 @@ class ShortlistArguments:
 
 @dataclass
 class DecoderStates:
-    """Of a batch, what the decoder says of each of its valid target positions.
+    """Of a batch, what the decoder says of each of its valid positions.
 
     Attributes:
         input_ids, attention_mask: (sentences, length), of the sources.
         sentences: (positions,) which sentence.
-        logits: (positions, target_vocab_size), that of padding -inf.
+        logits: (positions, target_vocab_size), that of padding -inf, if it is not blank.
     """
 
     input_ids: torch.Tensor
@@ -92,10 +92,10 @@ def decoder_states(
         options = {"num_refinement_steps": num_refinement_steps - 1, "remove_repetitions": False}
         targets = model.generate(input_ids, attention_mask=attention_mask, **options)
         latents, _ = model.infer_posterior(source, targets, (targets != model.config.pad_token_id).long())
-    lengths = model.likeliest_lengths(model.predict_length(source, latents), attention_mask)
-    mask = lengths_to_mask(lengths, int(lengths.max()))
+    mask, _ = model.target_positions(source, latents)
     logits = model.decode(source, latents, mask)[mask.bool()]
-    logits[:, model.config.pad_token_id] = float("-inf")
+    if model.config.alignment == "length":
+        logits[:, model.config.pad_token_id] = float("-inf")
     return DecoderStates(input_ids, attention_mask, mask.nonzero()[:, 0], logits)
 
 
@@ -154,10 +154,16 @@ def confidences(states: DecoderStates, shortlist: Shortlist, config: Any) -> tup
     Returns:
         (positions,), (positions,) bool, and the number of tokens tried, over all sentences.
     """
+    pad_token_id, is_ctc = config.pad_token_id, config.alignment == "ctc"
     tried = shortlist.candidates_of(states.input_ids, states.attention_mask, config)
+    is_filling = tried == pad_token_id
     scores = states.logits.gather(1, tried[states.sentences])
+    scores = scores.masked_fill(is_filling[states.sentences], float("-inf"))
+    if is_ctc:
+        scores = torch.cat([scores, states.logits[:, pad_token_id, None]], dim=-1)
     highest = scores.amax(-1)
-    return highest - scores.logsumexp(-1), states.logits.amax(-1) > highest, int((tried != config.pad_token_id).sum())
+    size = int((~is_filling).sum()) + len(tried) * is_ctc
+    return highest - scores.logsumexp(-1), states.logits.amax(-1) > highest, size
 
 
 def calibrate(shortlist: Shortlist, batches: Sequence[DecoderStates], config: Any, whole_share: float) -> Shortlist:
@@ -239,6 +245,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "num_pairs": len(pairs),
         "num_sentences": len(texts[1::2]),
         "num_positions": sum(len(states.logits) for states in held_out),
+        "alignment": config.alignment,
         "target_vocab_size": target_size,
         "num_frequent": len(frequent),
         "num_candidates": arguments.num_candidates,

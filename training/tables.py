@@ -319,6 +319,7 @@ def engine_quality_table(results: Path) -> str:
 def shortlist_table(results: Path) -> str:
     """What a shortlist leaves out, by the number of candidates."""
     result = read_result(results, "shortlist")
+    positions = "cells" if result.get("alignment") == "ctc" else "target positions"
     rows = [
         (
             count,
@@ -336,9 +337,9 @@ def shortlist_table(results: Path) -> str:
     return "\n\n".join(
         (
             table(header, rows),
-            f"{result['num_positions']:,} target positions of {result['num_sentences']} validation sentences, after "
-            f"one step; {result['target_vocab_size']:,} target tokens, of which the {result['num_frequent']} most "
-            f"frequent are always tried. The shortlist that ships has {result['num_candidates']} candidates.",
+            f"{result['num_positions']:,} {positions} of {result['num_sentences']} validation sentences, after one step; "
+            f"{result['target_vocab_size']:,} target tokens, of which the {result['num_frequent']} most frequent are "
+            f"always tried. The shortlist that ships has {result['num_candidates']} candidates.",
         )
     )
 
