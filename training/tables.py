@@ -337,9 +337,9 @@ def shortlist_table(results: Path) -> str:
     return "\n\n".join(
         (
             table(header, rows),
-            f"{result['num_positions']:,} {positions} of {result['num_sentences']} validation sentences, after one step; "
-            f"{result['target_vocab_size']:,} target tokens, of which the {result['num_frequent']} most frequent are "
-            f"always tried. The shortlist that ships has {result['num_candidates']} candidates.",
+            f"{result['num_positions']:,} {positions} of {result['num_sentences']} validation sentences, after one "
+            f"step; {result['target_vocab_size']:,} target tokens, of which the {result['num_frequent']} most frequent "
+            f"are always tried. The shortlist that ships has {result['num_candidates']} candidates.",
         )
     )
 
