@@ -12,16 +12,16 @@ from training.engine_quality import REFERENCE
 
 
 @pytest.fixture
-def flags(tiny_repository, sample_texts, tmp_path):
+def flags(either_repository, sample_texts, tmp_path):
     for name, texts in zip(("test.en", "test.de"), sample_texts, strict=True):
         (tmp_path / name).write_text("".join(text + "\n" for text in texts[:40]), "utf-8")
-    named = {"model": tiny_repository, "source_file": tmp_path / "test.en", "target_file": tmp_path / "test.de"}
+    named = {"model": either_repository, "source_file": tmp_path / "test.en", "target_file": tmp_path / "test.de"}
     named |= {"source_language": "en", "target_language": "de", "output_file": tmp_path / "engine_quality.json"}
     return [part for name, value in named.items() for part in (f"--{name}", str(value))]
 
 
-def test_other_sentences_and_bleu(tiny_repository, flags, tmp_path, monkeypatch):
-    model = AutoModelForSeq2SeqLM.from_pretrained(tiny_repository, dtype=torch.float32).eval()
+def test_other_sentences_and_bleu(either_repository, flags, tmp_path, monkeypatch):
+    model = AutoModelForSeq2SeqLM.from_pretrained(either_repository, dtype=torch.float32).eval()
     other = make_model(model.config, seed=1)
     engines = [(REFERENCE, model), ("the same", model), ("another", other)]
     monkeypatch.setattr(engine_quality, "load_engines", lambda name: iter(engines))
