@@ -667,7 +667,7 @@ def test_the_command_needs_both_folders(flags, message):
 
 
 def test_the_digits_are_learnt_with_ctc_alignment(tmp_path, monkeypatch):
-    """The same task without a length predictor, from text to scores, in this process: 750 steps, 40 s of one core."""
+    """The same task without a length predictor, from text to scores, in this process: 750 steps, 50 s of one core."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.chdir(tmp_path)
