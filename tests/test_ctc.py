@@ -1,4 +1,4 @@
-"""CTC alignment: the likelihood against torch's and against all alignments, the likeliest one, glancing, and the model."""
+"""CTC alignment: its likelihood against torch's and against all alignments, the likeliest one, glancing, the model."""
 
 import itertools
 
@@ -9,6 +9,7 @@ from torch.nn.functional import ctc_loss
 
 from lvnar_hf import LvnarForConditionalGeneration
 from lvnar_hf.ctc_lvnar import (
+    bigram_loss,
     collapse,
     ctc_nll,
     glanced_cells,
@@ -139,6 +140,49 @@ def test_glancing_shows_the_more_the_worse_a_sentence_is():
     assert shown[2, :2000].float().mean() == pytest.approx(0.4, abs=0.04)
 
 
+def expected_bigrams(probabilities: torch.Tensor, num_cells: int) -> tuple[dict[tuple[int, int], float], float]:
+    """The expected number of each bigram, and of tokens, of what cells drawn one by one collapse to: by trying all."""
+    counts: dict[tuple[int, int], float] = {}
+    num_tokens = 0.0
+    for path in itertools.product(range(probabilities.shape[1]), repeat=num_cells):
+        probability = float(torch.stack([probabilities[cell, token] for cell, token in enumerate(path)]).prod())
+        words = collapse(torch.tensor([path]), torch.ones(1, num_cells), 0)[0].tolist()
+        num_tokens += probability * len(words)
+        for pair in itertools.pairwise(words):
+            counts[pair] = counts.get(pair, 0.0) + probability
+    return counts, num_tokens
+
+
+@pytest.mark.parametrize("target", [[1, 2, 3], [1, 1, 2, 1], [2, 1, 2, 1, 2], [3]], ids=str)
+def test_bigrams_by_trying_all(target):
+    """In a batch, beside a longer sentence."""
+    num_cells = 5
+    logits = torch.randn(2, num_cells + 2, 4, generator=torch.Generator().manual_seed(len(target)))
+    labels = torch.full((2, 6), IGNORED_LABEL)
+    labels[0, : len(target)] = torch.tensor(target)
+    labels[1] = torch.tensor([1, 2, 3, 1, 2, 3])
+    cell_mask = lengths_to_mask(torch.tensor([num_cells, num_cells + 2]), num_cells + 2)
+    counts, num_tokens = expected_bigrams(logits[0].softmax(-1), num_cells)
+    references: dict[tuple[int, int], int] = {}
+    for pair in itertools.pairwise(target):
+        references[pair] = references.get(pair, 0) + 1
+    matches = sum(min(counts.get(pair, 0.0), count) for pair, count in references.items())
+    expected = 1 - 2 * matches / (len(target) + num_tokens - 2)
+    if len(target) == 1:
+        expected = 0.0  # it has no bigram that could be found
+    assert float(bigram_loss(logits, labels, cell_mask, 0)[0]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_bigrams_of_a_sure_and_right_decoder_cost_nothing():
+    labels = torch.tensor([[4, 5, 5, 6]])
+    cells = torch.tensor([[4, 4, 0, 5, 0, 5, 6, 0]])
+    logits = (40.0 * torch.nn.functional.one_hot(cells, 9).float()).requires_grad_()
+    loss = bigram_loss(logits, labels, torch.ones(1, 8, dtype=torch.long), 0)
+    assert float(loss) == pytest.approx(0.0, abs=1e-5)
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert torch.isfinite(gradient).all()
+
+
 # In the model.
 
 CTC = {"alignment": "ctc", "carries_source_states": True}
@@ -187,6 +231,24 @@ def test_glancing_leaves_no_weight_without_a_gradient(model, autocast):
     assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
 
 
+def test_the_loss_of_bigrams_is_mixed_in(model):
+    model.apply(lambda module: setattr(module, "p", 0.0) if isinstance(module, torch.nn.Dropout) else None)
+    batch = make_batch(model.config, LENGTHS)
+
+    def loss(**options) -> float:
+        torch.manual_seed(5)
+        return model(**batch, **options)
+
+    plain, half, whole = (loss(bigram_weight=weight).loss.item() for weight in (0.0, 0.5, 1.0))
+    assert half == pytest.approx((plain + whole) / 2, rel=1e-5) and whole < plain
+    output = loss()
+    lengths = (batch["labels"] != IGNORED_LABEL).sum(-1)
+    losses = bigram_loss(output.logits, batch["labels"], model.cell_mask(batch["attention_mask"]), 0)
+    assert whole == pytest.approx(float((losses * lengths + output.budgeted_kl).sum() / lengths.sum()), rel=1e-5)
+    model.eval()
+    assert model(**batch, bigram_weight=1.0).loss == model(**batch).loss
+
+
 def test_there_is_no_length_predictor(model):
     assert not hasattr(model, "length_predictor")
     output = model(**make_batch(model.config, LENGTHS))
@@ -199,9 +261,7 @@ def test_there_is_no_length_predictor(model):
 def test_a_pair_that_cannot_be_expressed_is_refused(model):
     batch = make_batch(model.config, LENGTHS)
     batch["labels"][3, :4] = torch.tensor([5, 6, 7, 7])  # five cells; two source tokens have four
-    with pytest.raises(
-        ValueError, match="Sentence 3 of the batch needs 5 cells.*upsampling_ratio=2.0 its source has 4"
-    ):
+    with pytest.raises(ValueError, match=r"Sentence 3 of the batch needs 5 cells.*upsampling_ratio=2\.0 .*has 4"):
         model(**batch)
 
 
