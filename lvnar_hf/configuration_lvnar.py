@@ -17,9 +17,12 @@ _WRITTEN_BY_OTHERS = (
     *("attn_implementation", "experts_implementation", "loss_type"),
 )
 
+ALIGNMENTS = ("length", "ctc")
+
 # A damaged configuration is refused before it fills the memory.
 _MAX_LAYERS = 1000  # of one part
 _MAX_WEIGHTS = 2**33
+_MAX_UPSAMPLING_RATIO = 16
 
 # What `pipeline("translation")` needs to find the pipeline class inside a model repository.
 CUSTOM_PIPELINES = {
@@ -51,7 +54,13 @@ class LvnarConfig(PretrainedConfig):
         num_posterior_decoder_layers: layers over the source that attend to the encoded target, in the posterior.
         num_decoder_layers: layers over the target positions.
         latent_dim: dimensions of the latent vector at each source position.
-        max_length_offset: the length predictor chooses `target_length - source_length` in
+        alignment: how the model says how long a translation is. "length" (the paper): a length predictor, and a
+            position for each token. "ctc": no length predictor; the decoder has ⌈upsampling_ratio · |x|⌉ cells, and
+            the translation is what is left of them when equal neighbours are merged and blanks removed.
+        upsampling_ratio: r, cells a source token, of alignment "ctc"; at least 1.
+        carries_source_states: the states of the source are carried to the decoder's positions beside the latents, as
+            Gu and Kong (2021) do; the paper carries the latents alone.
+        max_length_offset: with alignment "length", the length predictor chooses `target_length - source_length` in
             [-max_length_offset, max_length_offset].
         max_position_embeddings: longest source and longest target, in tokens, end-of-sentence included.
         dropout: applied to embeddings, attention outputs and feed-forward outputs, and inside the feed-forward blocks.
@@ -80,6 +89,9 @@ class LvnarConfig(PretrainedConfig):
         num_posterior_decoder_layers: int = 3,
         num_decoder_layers: int = 3,
         latent_dim: int = 8,
+        alignment: str = "length",
+        upsampling_ratio: float = 2.0,
+        carries_source_states: bool = False,
         max_length_offset: int = 50,
         max_position_embeddings: int = 512,
         dropout: float = 0.1,
@@ -100,6 +112,9 @@ class LvnarConfig(PretrainedConfig):
         self.num_posterior_decoder_layers = num_posterior_decoder_layers
         self.num_decoder_layers = num_decoder_layers
         self.latent_dim = latent_dim
+        self.alignment = alignment
+        self.upsampling_ratio = upsampling_ratio
+        self.carries_source_states = carries_source_states
         self.max_length_offset = max_length_offset
         self.max_position_embeddings = max_position_embeddings
         self.dropout = dropout
@@ -175,6 +190,14 @@ class LvnarConfig(PretrainedConfig):
             raise ValueError(
                 f"hidden_size is {self.hidden_size}; sinusoidal positions need an even number (sine and cosine halves)."
             )
+        if self.alignment not in ALIGNMENTS:
+            raise ValueError(f"alignment is {self.alignment!r}; it must be one of {', '.join(ALIGNMENTS)}.")
+        if type(self.upsampling_ratio) not in (int, float) or not 1.0 <= self.upsampling_ratio <= _MAX_UPSAMPLING_RATIO:
+            raise ValueError(
+                f"upsampling_ratio is {self.upsampling_ratio!r}; it must be a number from 1 to {_MAX_UPSAMPLING_RATIO}."
+            )
+        if type(self.carries_source_states) is not bool:
+            raise ValueError(f"carries_source_states is {self.carries_source_states!r}; it must be true or false.")
         if self.max_length_offset >= self.max_position_embeddings:
             raise ValueError(
                 f"max_length_offset is {self.max_length_offset} and max_position_embeddings is "

@@ -3,7 +3,8 @@
     μ_0 = E_p(z | x)[z]              y_0 = argmax p(y | x, μ_0)
     μ_t = E_q(z | x, y_{t-1})[z]     y_t = argmax p(y | x, μ_t)     t = 1..T, stop when y_t = y_{t-1}
 
-The length is predicted anew from μ_t in every step. There is no randomness anywhere. A sentence leaves the batch when
+The length is predicted anew from μ_t in every step. With alignment "ctc", y_t is what is left of the likeliest cells when
+equal neighbours are merged and blanks removed. There is no randomness anywhere. A sentence leaves the batch when
 its translation repeats itself.
 """
 
@@ -16,12 +17,17 @@ from torch.nn.functional import pad
 from transformers import GenerationConfig
 from transformers.utils import ModelOutput
 
+from .ctc_lvnar import collapse, ctc_nll, pack_left
 from .losses_lvnar import IGNORED_LABEL, gaussian_log_density, token_nll
 
-# Decoding defaults, as they stand in a new model's generation_config.json.
-GENERATION_DEFAULTS = {"num_refinement_steps": 1, "remove_repetitions": True}
+# Decoding defaults by alignment, as they stand in a new model's generation_config.json. Collapsed cells have no
+# repetitions but those that are meant.
+GENERATION_DEFAULTS: dict[str, dict[str, Any]] = {
+    "length": {"num_refinement_steps": 1, "remove_repetitions": True},
+    "ctc": {"num_refinement_steps": 1, "remove_repetitions": False},
+}
 
-_OWN_OPTIONS = (*GENERATION_DEFAULTS, "max_length", "return_dict_in_generate", "output_scores")
+_OWN_OPTIONS = ("num_refinement_steps", "remove_repetitions", "max_length", "return_dict_in_generate", "output_scores")
 # Options of transformers' GenerationConfig that change nothing here, whatever their value.
 _INERT_OPTIONS = ("use_cache", "return_legacy_cache", "disable_compile", "transformers_version")
 # All other options steer a search token by token, which this model does not have. These values of theirs ask for
@@ -106,10 +112,7 @@ def remove_repeated_tokens(sequences: torch.Tensor, pad_token_id: int) -> torch.
     """
     keep = sequences != pad_token_id
     keep[:, 1:] &= sequences[:, 1:] != sequences[:, :-1]
-    lengths = keep.sum(-1)
-    result = sequences.new_full((sequences.shape[0], int(lengths.max())), pad_token_id)
-    result[lengths_to_mask(lengths, result.shape[1]).bool()] = sequences[keep]
-    return result
+    return pack_left(sequences, keep, pad_token_id)
 
 
 class LvnarGenerationMixin:
@@ -123,6 +126,7 @@ class LvnarGenerationMixin:
     begin_posterior: Callable[..., Any]
     infer_posterior: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     predict_length: Callable[..., torch.Tensor]
+    cell_mask: Callable[..., torch.Tensor]
     decode: Callable[..., torch.Tensor]
     modules: Callable[..., Any]
     eval: Callable[..., Any]
@@ -145,15 +149,41 @@ class LvnarGenerationMixin:
         lengths = (shortest + best).clamp(min=1)
         return torch.where(lengths > max_length, max_length, lengths)
 
-    def likeliest_targets(self, logits: torch.Tensor, target_mask: torch.Tensor) -> torch.Tensor:
-        """argmax p(y | x, z, l_y) over all tokens but padding, which is no word: (batch, target_length), padded.
+    def target_positions(
+        self, source: Any, latents: torch.Tensor, max_length: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The decoder's positions, (batch, longest): of the likeliest length, or all cells; and the length's logits."""
+        if self.config.alignment == "ctc":
+            return self.cell_mask(source.attention_mask), None
+        length_logits = self.predict_length(source, latents)
+        lengths = self.likeliest_lengths(length_logits, source.attention_mask, max_length)
+        return lengths_to_mask(lengths, int(lengths.max())), length_logits
+
+    def likeliest_targets(
+        self, logits: torch.Tensor, target_mask: torch.Tensor, max_length: int | None = None
+    ) -> torch.Tensor:
+        """argmax p(y | x, z, l_y), padded on the right; with alignment "ctc", the likeliest cells collapsed.
+
+        Padding is no word: it is left out, or it is blank. An empty translation becomes the end of the sentence.
 
         Args:
-            logits: (batch, target_length, target_vocab_size); those of padding are overwritten.
+            logits: (batch, target_length, target_vocab_size); those of padding are overwritten, if it is not blank.
             target_mask: (batch, target_length).
+            max_length: with "ctc", what goes beyond it is cut; by default `max_position_embeddings`.
+
+        Returns:
+            (batch, target_length); with "ctc", (batch, longest translation).
         """
-        logits[..., self.config.pad_token_id] = float("-inf")
-        return logits.argmax(-1).masked_fill(target_mask == 0, self.config.pad_token_id)
+        pad_token_id = self.config.pad_token_id
+        if self.config.alignment == "length":
+            logits[..., pad_token_id] = float("-inf")
+            return logits.argmax(-1).masked_fill(target_mask == 0, pad_token_id)
+        limit = self.config.max_position_embeddings
+        targets = collapse(logits.max(-1).indices, target_mask, pad_token_id)[:, : min(max_length or limit, limit)]
+        if targets.shape[1] == 0:
+            return targets.new_full((len(targets), 1), self.config.eos_token_id)
+        targets[:, 0].masked_fill_(targets[:, 0] == pad_token_id, self.config.eos_token_id)
+        return targets
 
     @torch.no_grad()
     def generate(
@@ -244,21 +274,25 @@ class LvnarGenerationMixin:
     def _translate(
         self, source: Any, latents: torch.Tensor, max_length: int | None, with_bounds: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """argmax p(y | x, μ), length first: ids (batch, longest), padded; lower bounds (batch,), 0 if not asked."""
-        length_logits = self.predict_length(source, latents)
-        lengths = self.likeliest_lengths(length_logits, source.attention_mask, max_length)
-        target_mask = lengths_to_mask(lengths, int(lengths.max()))
+        """argmax p(y | x, μ): ids (batch, longest), padded; lower bounds (batch,), 0 if not asked."""
+        target_mask, length_logits = self.target_positions(source, latents, max_length)
         logits = self.decode(source, latents, target_mask)
         if not with_bounds:
-            return self.likeliest_targets(logits, target_mask), lengths.new_zeros(lengths.shape, dtype=torch.float32)
-        padding_logits = logits[..., self.config.pad_token_id].clone()
-        targets = self.likeliest_targets(logits, target_mask)
-        logits[..., self.config.pad_token_id] = padding_logits
-        nll, _ = token_nll(logits, targets.masked_fill(target_mask == 0, IGNORED_LABEL))
-        length_log_probs = self._length_log_probs(length_logits, lengths - source.attention_mask.sum(-1))
+            targets = self.likeliest_targets(logits, target_mask, max_length)
+            return targets, target_mask.new_zeros(len(targets), dtype=torch.float32)
+        pad_token_id = self.config.pad_token_id
+        padding_logits = logits[..., pad_token_id].clone()
+        targets = self.likeliest_targets(logits, target_mask, max_length)
+        logits[..., pad_token_id] = padding_logits
+        labels = targets.masked_fill(targets == pad_token_id, IGNORED_LABEL)
+        if length_logits is None:
+            nll, _ = ctc_nll(logits, labels, target_mask, pad_token_id)
+        else:
+            nll, _ = token_nll(logits, labels)
+            nll = nll - self._length_log_probs(length_logits, target_mask.sum(-1) - source.attention_mask.sum(-1))
         log_densities = gaussian_log_density(latents, source.prior_means, source.prior_stds).sum(-1)
         log_prior = log_densities.masked_fill(source.attention_mask == 0, 0.0).sum(-1)
-        return targets, -nll + length_log_probs + log_prior
+        return targets, -nll + log_prior
 
     def _length_log_probs(self, length_logits: torch.Tensor, length_offsets: torch.Tensor) -> torch.Tensor:
         """log p(l_y | z, x) of l_y - |x|, (batch,); -inf where the predictor has no such class."""
@@ -303,5 +337,5 @@ class LvnarGenerationMixin:
                     f"it out; the options here are {', '.join(_OWN_OPTIONS)}."
                 )
             raise ValueError(f"generate does not know {name}={value!r}; its options are {', '.join(_OWN_OPTIONS)}.")
-        given = {**GENERATION_DEFAULTS, **own, **changes, **arguments}
+        given = {**GENERATION_DEFAULTS[self.config.alignment], **own, **changes, **arguments}
         return DecodingOptions(**{name: given[name] for name in _OWN_OPTIONS if name in given})

@@ -8,6 +8,9 @@ and everything is predicted in parallel. x is the source, y the target, l_y its 
     length p(l_y | z)          a softmax over l_y - |x|
     decoder p(y | x, z, l_y)   z carried from |x| to l_y positions (Eq. 6-8), self- and cross-attention, all at once
 
+With `alignment="ctc"` there is no length predictor: z is carried to T = ⌈r |x|⌉ cells, and p(y | x, z) is the sum over
+all ways to spell y in them (`ctc_lvnar`). A position of the decoder is then a cell.
+
 Masks are 1 at valid positions; padding is on the right. Lengths count the end-of-sentence token, which closes every
 source and every target.
 """
@@ -23,6 +26,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_lvnar import LvnarConfig
+from .ctc_lvnar import ctc_nll, glanced_cells, likeliest_alignment, num_cells_needed, num_ctc_cells
 from .generation_lvnar import GENERATION_DEFAULTS, LvnarGenerationMixin, lengths_to_mask
 from .layers_lvnar import KeysValues, LvnarEmbedding, LvnarOutputProjection, LvnarStack, sinusoidal_positions
 from .losses_lvnar import IGNORED_LABEL, budgeted_kl, gaussian_kl, length_nll, token_nll
@@ -38,13 +42,15 @@ class LvnarOutput(ModelOutput):
     Args:
         loss: scalar; token NLL (label-smoothed in training), budgeted KL and length NLL of the batch, divided by its
             number of target tokens (or by `num_items_in_batch`).
-        logits: (batch, target_length, target_vocab_size), float32 outside autocast.
-        token_nll: (batch,) -log p(y | x, z, l_y), without label smoothing.
+        logits: (batch, target_length, target_vocab_size), float32 outside autocast; with alignment "ctc" of the cells,
+            (batch, T, target_vocab_size), where padding is blank.
+        token_nll: (batch,) -log p(y | x, z, l_y), without label smoothing; with "ctc", -log p(y | x, z).
         kl: (batch,) KL before the budget.
         budgeted_kl: (batch,) Σ_k max(b, KL_k).
-        length_nll: (batch,) -log p(l_y | z).
+        length_nll: (batch,) -log p(l_y | z); None with alignment "ctc", as the two others of the length.
         length_accuracy: (batch,) 1 where the likeliest length is the true one, else 0.
-        elbo: (batch,) -(token_nll + kl + length_nll), an estimate of a lower bound of log p(y, l_y | x) from one z.
+        elbo: (batch,) -(token_nll + kl + length_nll), an estimate of a lower bound of log p(y, l_y | x) from one z; with
+            "ctc", without the length, of log p(y | x).
         num_target_tokens: scalar, end-of-sentence tokens included.
         prior_means, prior_stds, posterior_means, posterior_stds: (batch, source_length, latent_dim).
         length_logits: (batch, 2 * max_length_offset + 1).
@@ -77,6 +83,8 @@ class EncodedSource(NamedTuple):
         hidden_states: (batch, source_length, hidden_size), the states of the prior.
         prior_means, prior_stds: (batch, source_length, latent_dim).
         decoder_keys_values: of the states, for the cross-attention of each layer of the decoder.
+        carried_states: (batch, source_length, hidden_size), what the decoder carries to its positions beside the
+            latents; None unless `carries_source_states`.
         posterior_states: (batch, source_length, hidden_size), the embeddings after the first self-attention of the
             posterior, which does not see the target; None before `begin_posterior`.
     """
@@ -87,6 +95,7 @@ class EncodedSource(NamedTuple):
     prior_means: torch.Tensor
     prior_stds: torch.Tensor
     decoder_keys_values: tuple[KeysValues, ...] = ()
+    carried_states: torch.Tensor | None = None
     posterior_states: torch.Tensor | None = None
 
     def select(self, rows: torch.Tensor) -> "EncodedSource":
@@ -98,6 +107,7 @@ class EncodedSource(NamedTuple):
             prior_means=self.prior_means[rows],
             prior_stds=self.prior_stds[rows],
             decoder_keys_values=tuple((keys[rows], values[rows]) for keys, values in self.decoder_keys_values),
+            carried_states=None if self.carried_states is None else self.carried_states[rows],
             posterior_states=None if self.posterior_states is None else self.posterior_states[rows],
         )
 
@@ -186,7 +196,7 @@ class LvnarLengthTransform(nn.Module):
 
     def forward(
         self,
-        latents: torch.Tensor,  # (batch, source_length, latent_dim)
+        latents: torch.Tensor,  # (batch, source_length, latent_dim), or anything else that source positions have
         source_mask: torch.Tensor,  # (batch, source_length)
         target_lengths: torch.Tensor,  # (batch,)
         max_target_length: int,
@@ -210,6 +220,9 @@ class LvnarDecoder(nn.Module):
         super().__init__()
         self.length_transform = LvnarLengthTransform()
         self.latent_proj = nn.Linear(config.latent_dim, config.hidden_size)
+        if config.carries_source_states:
+            # As the latents, projected before they are carried: there are fewer source positions.
+            self.state_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         self.stack = LvnarStack(config, config.num_decoder_layers, has_cross_attention=True)
 
@@ -219,12 +232,19 @@ class LvnarDecoder(nn.Module):
         source_keys_values: Sequence[KeysValues],  # of the prior's states, a layer each
         source_mask: torch.Tensor,
         target_mask: torch.Tensor,  # (batch, target_length)
+        carried_states: torch.Tensor | None = None,  # (batch, source_length, hidden_size)
+        is_shown: torch.Tensor | None = None,  # (batch, target_length) bool, where the input is
+        shown_embeddings: torch.Tensor | None = None,  # this instead, (batch, target_length, hidden_size)
     ) -> torch.Tensor:
         """(batch, target_length, hidden_size)."""
-        target_length = target_mask.shape[1]
-        aligned_latents = self.length_transform(latents, source_mask, target_mask.sum(-1), target_length)
-        hidden_states = self.latent_proj(aligned_latents.to(source_keys_values[0][0].dtype))
-        positions = sinusoidal_positions(target_length, hidden_states.shape[-1], hidden_states.device)
+        positions_of = (source_mask, target_mask.sum(-1), target_mask.shape[1])
+        dtype = source_keys_values[0][0].dtype
+        hidden_states = self.latent_proj(self.length_transform(latents, *positions_of).to(dtype))
+        if carried_states is not None:
+            hidden_states = hidden_states + self.length_transform(carried_states, *positions_of).to(dtype)
+        if is_shown is not None and shown_embeddings is not None:
+            hidden_states = torch.where(is_shown[..., None], shown_embeddings.to(hidden_states.dtype), hidden_states)
+        positions = sinusoidal_positions(target_mask.shape[1], hidden_states.shape[-1], hidden_states.device)
         # With a dimension for the batch: of two dimensions, torch's compiler would compile anew where the length
         # happens to equal the batch size.
         hidden_states = self.dropout(hidden_states + positions[None].to(hidden_states.dtype))
@@ -280,12 +300,13 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         self.embedding_dropout = nn.Dropout(config.dropout)
         self.prior = LvnarPrior(config)
         self.posterior = LvnarPosterior(config)
-        self.length_predictor = LvnarLengthPredictor(config)
+        if config.alignment == "length":
+            self.length_predictor = LvnarLengthPredictor(config)
         self.decoder = LvnarDecoder(config)
         self.post_init()
         # A fresh object: on the one that transformers derives from the config, own fields do not survive a reload.
         self.generation_config = GenerationConfig(
-            **GENERATION_DEFAULTS,
+            **GENERATION_DEFAULTS[config.alignment],
             max_length=config.max_position_embeddings,
             pad_token_id=config.pad_token_id,
             eos_token_id=config.eos_token_id,
@@ -348,7 +369,8 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         embeddings = self._embed(self.source_embedding, input_ids)
         hidden_states, prior_means, prior_stds = self.prior(embeddings, attention_mask)
         keys_values = self.decoder.stack.project_cross_states(hidden_states)
-        return EncodedSource(attention_mask, embeddings, hidden_states, prior_means, prior_stds, keys_values)
+        carried = self.decoder.state_proj(hidden_states) if self.config.carries_source_states else None
+        return EncodedSource(attention_mask, embeddings, hidden_states, prior_means, prior_stds, keys_values, carried)
 
     def begin_posterior(self, source: EncodedSource) -> EncodedSource:
         """The source with what the posterior computes whatever the target is: for several refinement steps."""
@@ -368,15 +390,44 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         """p(l_y | z, x): (batch, 2 * max_length_offset + 1) logits over l_y - |x|."""
         return self.length_predictor(latents, source.hidden_states, source.attention_mask)
 
-    def decode(self, source: EncodedSource, latents: torch.Tensor, target_mask: torch.Tensor) -> torch.Tensor:
+    def decode(
+        self,
+        source: EncodedSource,
+        latents: torch.Tensor,
+        target_mask: torch.Tensor,
+        is_shown: torch.Tensor | None = None,
+        shown_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """p(y | x, z, l_y), with l_y given by the mask: (batch, target_length, target_vocab_size) logits.
 
-        They are float32 even if the model has 16 bits.
+        They are float32 even if the model has 16 bits. With alignment "ctc" the mask is `cell_mask`.
+
+        Args:
+            latents: (batch, source_length, latent_dim).
+            target_mask: (batch, target_length).
+            is_shown: (batch, target_length) bool, positions whose input is a token instead of the latents (glancing).
+            shown_ids: (batch, target_length), the tokens.
         """
-        hidden_states = self.decoder(latents, source.decoder_keys_values, source.attention_mask, target_mask)
+        shown_embeddings = None
+        if shown_ids is not None:
+            shown_embeddings = self._target_embedding(shown_ids) * math.sqrt(self.config.hidden_size)
+        hidden_states = self.decoder(
+            latents,
+            source.decoder_keys_values,
+            source.attention_mask,
+            target_mask,
+            source.carried_states,
+            is_shown,
+            shown_embeddings,
+        )
         if self.config.tie_word_embeddings:
             return self._target_embedding(hidden_states, project=True)
         return self.output_proj(hidden_states)
+
+    def cell_mask(self, attention_mask: torch.Tensor) -> torch.Tensor:
+        """The cells of each source with alignment "ctc": (batch, source_length) to (batch, T), int64."""
+        num_cells = num_ctc_cells(attention_mask.sum(-1), self.config.upsampling_ratio)
+        return lengths_to_mask(num_cells, num_ctc_cells(attention_mask.shape[1], self.config.upsampling_ratio))
 
     @property
     def output_weight(self) -> torch.Tensor:
@@ -403,6 +454,7 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         smoothing: float = 0.0,
         num_items_in_batch: int | torch.Tensor | None = None,
         generator: torch.Generator | None = None,
+        glancing_ratio: float = 0.0,
         return_dict: bool | None = None,
     ) -> LvnarOutput | tuple:
         """The objective and its parts (Eq. 5, 9, 10); without labels, one pass from the prior's mean.
@@ -420,6 +472,8 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
             num_items_in_batch: number of target tokens to divide the loss by, where the batch is a piece of a larger
                 one; by default, that of this batch.
             generator: where the noise ε of z = μ + σε comes from.
+            glancing_ratio: ρ, in training with alignment "ctc": how much of the likeliest alignment the decoder is
+                shown, as a share of the cells that it gets wrong (`glanced_cells`).
 
         Raises:
             ValueError: for empty or ill-shaped input, ids out of the vocabulary, masks that are not right-padding,
@@ -429,9 +483,7 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         attention_mask = self.check_source(input_ids, attention_mask)
         source = self.encode(input_ids, attention_mask)
         if labels is None:
-            length_logits = self.predict_length(source, source.prior_means)
-            target_lengths = self.likeliest_lengths(length_logits, attention_mask)
-            target_mask = lengths_to_mask(target_lengths, int(target_lengths.max()))
+            target_mask, length_logits = self.target_positions(source, source.prior_means)
             output = LvnarOutput(
                 logits=self.decode(source, source.prior_means, target_mask),
                 prior_means=source.prior_means,
@@ -449,29 +501,37 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         if self.training or generator is not None:
             noise = torch.empty_like(posterior_stds).normal_(generator=generator)
             latents = latents + posterior_stds * noise
-        length_logits = self.predict_length(source, latents)
-        logits = self.decode(source, latents, target_mask)
-
-        nll, smoothed_nll = token_nll(logits, labels, smoothing if self.training else 0.0)
+        smoothing = smoothing if self.training else 0.0
+        if self.config.alignment == "ctc":
+            length_logits = length_loss = length_accuracy = None
+            logits, cell_mask = self._decode_cells(source, latents, labels, glancing_ratio if self.training else 0.0)
+            nll, smoothed_nll = ctc_nll(logits, labels, cell_mask, self.config.pad_token_id, smoothing)
+        else:
+            length_logits = self.predict_length(source, latents)
+            length_offsets = target_mask.sum(-1) - attention_mask.sum(-1)
+            length_loss = length_nll(length_logits, length_offsets)
+            length_accuracy = (length_logits.argmax(-1) - self.config.max_length_offset == length_offsets).float()
+            logits = self.decode(source, latents, target_mask)
+            nll, smoothed_nll = token_nll(logits, labels, smoothing)
         position_kl = gaussian_kl(
             posterior_means, posterior_stds, source.prior_means, source.prior_stds, attention_mask
         )
         kl = position_kl.sum(-1)
         clamped_kl = budgeted_kl(position_kl, kl_budget, attention_mask).sum(-1)
-        length_offsets = target_mask.sum(-1) - attention_mask.sum(-1)
-        length_loss = length_nll(length_logits, length_offsets)
-        predicted_offsets = length_logits.argmax(-1) - self.config.max_length_offset
+        elbo, loss = -(nll + kl), smoothed_nll + clamped_kl
+        if length_loss is not None:
+            elbo, loss = elbo - length_loss, loss + length_loss
         num_target_tokens = target_mask.sum()
         normalizer = num_target_tokens if num_items_in_batch is None else num_items_in_batch
         output = LvnarOutput(
-            loss=(smoothed_nll + clamped_kl + length_loss).sum() / normalizer,
+            loss=loss.sum() / normalizer,
             logits=logits,
             token_nll=nll,
             kl=kl,
             budgeted_kl=clamped_kl,
             length_nll=length_loss,
-            length_accuracy=(predicted_offsets == length_offsets).float(),
-            elbo=-(nll + kl + length_loss),
+            length_accuracy=length_accuracy,
+            elbo=elbo,
             num_target_tokens=num_target_tokens,
             prior_means=source.prior_means,
             prior_stds=source.prior_stds,
@@ -481,6 +541,29 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
             encoder_hidden_states=source.hidden_states,
         )
         return output if return_dict else output.to_tuple()
+
+    def _decode_cells(
+        self, source: EncodedSource, latents: torch.Tensor, labels: torch.Tensor, glancing_ratio: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of the cells, and their mask, in training; with glancing, of a decoder that is shown some cells.
+
+        Which ones, a first pass decides, with the same z and the same dropout, and without gradient.
+        """
+        cell_mask = self.cell_mask(source.attention_mask)
+        if glancing_ratio == 0.0:
+            return self.decode(source, latents, cell_mask), cell_mask
+        random: Any = torch.cuda if latents.is_cuda else torch.random
+        random_state = random.get_rng_state()
+        with torch.no_grad():
+            logits = self.decode(source, latents, cell_mask)
+            alignment = likeliest_alignment(logits, labels, cell_mask, self.config.pad_token_id)
+            is_shown = glanced_cells(logits.max(-1).indices, alignment, cell_mask, glancing_ratio)
+        torch.clear_autocast_cache()  # it holds weights as a pass without gradient has cast them
+        state_after = random.get_rng_state()
+        random.set_rng_state(random_state)
+        logits = self.decode(source, latents, cell_mask, is_shown, alignment)
+        random.set_rng_state(state_after)
+        return logits, cell_mask
 
     # Input that the model cannot take is refused by name; one synchronisation with the device a check.
 
@@ -528,6 +611,17 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
                 "transformers' DataCollatorForSeq2Seq makes it."
             )
         _refuse_unless_right_padded(target_mask.long(), "labels (valid where not -100)")
+        if self.config.alignment == "ctc":
+            needed = num_cells_needed(labels)
+            missing = needed - num_ctc_cells(attention_mask.sum(-1), self.config.upsampling_ratio)
+            if bool((missing > 0).any()):
+                row = int(missing.argmax())
+                raise ValueError(
+                    f"Sentence {row} of the batch needs {int(needed[row])} cells, its tokens and one between equal "
+                    f"neighbours; with upsampling_ratio={self.config.upsampling_ratio} its source has "
+                    f"{int(needed[row] - missing[row])}. Leave such pairs out of the data."
+                )
+            return
         offsets = target_mask.sum(-1) - attention_mask.sum(-1)
         widest = int(offsets.abs().max())
         if widest > self.config.max_length_offset:

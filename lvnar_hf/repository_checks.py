@@ -185,7 +185,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     fields = read_json_object(file)
     own = {name: value for name, value in fields.items() if name in DecodingOptions.__dataclass_fields__}
     try:
-        DecodingOptions(**{**GENERATION_DEFAULTS, **own})
+        DecodingOptions(**{**GENERATION_DEFAULTS["length"], **own})
         GenerationConfig(**fields)
     except Exception as error:  # of many kinds, for a field of the wrong type
         raise ValueError(f"{file}: {error}") from error

@@ -297,7 +297,7 @@ class TableModel(LvnarGenerationMixin):
     def __init__(self, tables: dict[int, Table], posterior: dict[tuple[int, ...], int]):
         self.tables, self.posterior = tables, posterior
         self.config = LvnarConfig(vocab_size=100, max_length_offset=2, max_position_embeddings=8)
-        self.generation_config = GenerationConfig(**GENERATION_DEFAULTS)
+        self.generation_config = GenerationConfig(**GENERATION_DEFAULTS["length"])
         self.training = True
         self.inferred: list[list[tuple[int, ...]]] = []  # what the posterior was asked, a list for each call
 

@@ -140,7 +140,7 @@ def load_translator(
     if model is None:
         model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32).eval().to(device)
     if model.config.model_type == "lvnar" and num_refinement_steps is None:
-        default = GENERATION_DEFAULTS["num_refinement_steps"]
+        default = GENERATION_DEFAULTS[model.config.alignment]["num_refinement_steps"]
         num_refinement_steps = getattr(model.generation_config, "num_refinement_steps", default)
     tokenizer = AutoTokenizer.from_pretrained(name)
     fingerprint = _fingerprint(name, model, with_graphs=engine in PRECISIONS)

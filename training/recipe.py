@@ -177,6 +177,13 @@ class ModelArguments:
     num_posterior_decoder_layers: int = field(default=3, metadata={"help": "posterior: layers over the source"})
     num_decoder_layers: int = field(default=3, metadata={"help": "decoder: layers over the target positions"})
     latent_dim: int = field(default=8, metadata={"help": "latent dimensions a source position"})
+    alignment: str = field(
+        default="length", metadata={"help": "how long a translation is: length (predicted, the paper) or ctc"}
+    )
+    upsampling_ratio: float = field(default=2.0, metadata={"help": "ctc: cells a source token"})
+    carries_source_states: bool = field(
+        default=False, metadata={"help": "source states go to the decoder's positions beside the latents"}
+    )
     max_length_offset: int = field(default=50, metadata={"help": "largest |target length - source length|"})
     max_position_embeddings: int = field(default=512, metadata={"help": "longest source or target in tokens"})
     tie_word_embeddings: bool = field(default=True, metadata={"help": "output projection = target embedding"})

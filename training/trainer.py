@@ -30,6 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from training.atomic_files import put_in_place, restore_replaced, whole_folder
 from training.batching import TokenBudgetBatchSampler, TranslationCollator
+from training.cpu_operators import FastCpuTraining
 from training.data import pair_lengths
 from training.objectives import objective_for
 from training.recipe import OptimizationArguments
@@ -107,6 +108,8 @@ class TranslationTrainer:
             model.set_input_embeddings(model.get_input_embeddings())  # Marian: one module instead of three, tied
         if arguments.gradient_checkpointing:
             model.gradient_checkpointing_enable()
+        # The compiler sees no calls that it could replace.
+        self.operators = FastCpuTraining() if not arguments.torch_compile else nullcontext()
         if arguments.torch_compile:
             _compile_layers(model)
         optimizer = torch.optim.Adam(
@@ -294,7 +297,8 @@ class TranslationTrainer:
             inputs = {name: batch[name].to(accelerator.device) for name in ("input_ids", "attention_mask", "labels")}
             is_last = index == len(group) - 1
             self._seed_batch(self.progress.num_batches_done + index)
-            with nullcontext() if is_last else accelerator.no_sync(self.model), accelerator.autocast():
+            synchronisation = nullcontext() if is_last else accelerator.no_sync(self.model)
+            with synchronisation, self.operators, accelerator.autocast():
                 loss, sums = self.objective.training_loss(
                     self.model,
                     inputs,

@@ -87,7 +87,8 @@ class Refinement:
 
 def removes_repetitions(model: PreTrainedModel) -> bool:
     """Whether `generate` removes repeated tokens when it is not told."""
-    return bool(getattr(model.generation_config, "remove_repetitions", GENERATION_DEFAULTS["remove_repetitions"]))
+    default = GENERATION_DEFAULTS[model.config.alignment]["remove_repetitions"]
+    return bool(getattr(model.generation_config, "remove_repetitions", default))
 
 
 def refine_texts(

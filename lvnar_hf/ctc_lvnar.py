@@ -1,0 +1,213 @@
+"""CTC alignment (Graves et al., 2006): a translation y is spread over T cells, more than it has tokens.
+
+    T = ⌈r · |x|⌉                                     cells of a source, r the upsampling ratio
+    collapse(a)                                       merges equal neighbours of the cells a, then removes blanks
+    p(y | x, z) = Σ_{a: collapse(a) = y} Π_t p(a_t | x, z)
+
+The sum is taken over the states l = ∅ y_1 ∅ y_2 … y_L ∅ of the forward algorithm, S = 2L + 1 of them, in log space,
+for all sentences and states of a batch at once; the loop is over cells. Blank is the padding id, which is no word.
+
+This module travels to the Hub with the model: it imports nothing but torch.
+"""
+
+import math
+from typing import Any, TypeVar
+
+import torch
+from torch.nn.functional import pad
+
+from .losses_lvnar import IGNORED_LABEL
+
+# The log-probability of what cannot be: finite, since the gradient of a sum of nothing but infinities is no number.
+IMPOSSIBLE = -1e30
+
+Lengths = TypeVar("Lengths", int, torch.Tensor)
+
+
+def num_ctc_cells(source_lengths: Lengths, upsampling_ratio: float) -> Lengths:
+    """T = ⌈r · |x|⌉, of one length or of a tensor of them (int64); a product is whole if it is but for rounding."""
+    if isinstance(source_lengths, torch.Tensor):
+        return (source_lengths.double() * upsampling_ratio - 1e-6).ceil().long()  # type: ignore[return-value]
+    return math.ceil(source_lengths * upsampling_ratio - 1e-6)
+
+
+def num_cells_needed(labels: torch.Tensor) -> torch.Tensor:
+    """The fewest cells that can spell each target, |y| + its equal neighbours: (batch, length) to (batch,)."""
+    is_token = labels != IGNORED_LABEL
+    return is_token.sum(-1) + ((labels[:, 1:] == labels[:, :-1]) & is_token[:, 1:]).sum(-1)
+
+
+def collapse(cells: torch.Tensor, cell_mask: torch.Tensor, blank_id: int) -> torch.Tensor:
+    """Merge equal neighbours, then remove blanks.
+
+    Args:
+        cells: (batch, T) token ids.
+        cell_mask: (batch, T), 1 at the cells of a sentence, on the left.
+        blank_id: of blank, and of padding in the result.
+
+    Returns:
+        (batch, longest result), padded on the right; no column at all if every cell is blank.
+    """
+    keep = (cells != blank_id) & (cell_mask != 0)
+    keep[:, 1:] &= cells[:, 1:] != cells[:, :-1]
+    return pack_left(cells, keep, blank_id)
+
+
+def pack_left(sequences: torch.Tensor, keep: torch.Tensor, fill: int) -> torch.Tensor:
+    """Move what is kept to the left: (batch, length) and a bool mask of that shape to (batch, most kept)."""
+    lengths = keep.sum(-1)
+    result = sequences.new_full((len(sequences), int(lengths.max())), fill)
+    result[torch.arange(result.shape[1], device=lengths.device) < lengths[:, None]] = sequences[keep]
+    return result
+
+
+class _LogProbabilities(torch.autograd.Function):
+    """log softmax of the logits at some tokens; a log-softmax over the vocabulary is never kept, in either direction.
+
+    The vocabulary is gone through in float32 and, on the CPU, some cells at a time, which its cache holds.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, tokens: torch.Tensor, with_means: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        normalizers = torch.cat([logits[part].float().logsumexp(-1) for part in _parts(logits)])
+        ctx.save_for_backward(logits, tokens, normalizers)
+        means = logits.mean(-1, dtype=torch.float32) - normalizers if with_means else None
+        return logits.gather(-1, tokens).float() - normalizers[:, None], means
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor, mean_gradient: torch.Tensor | None) -> Any:  # type: ignore[override]
+        logits, tokens, normalizers = ctx.saved_tensors
+        weights = -gradient.sum(-1, keepdim=True)
+        if mean_gradient is not None:
+            weights -= mean_gradient[:, None]
+        result = torch.empty_like(logits)
+        for part in _parts(logits):
+            softmax = (logits[part].float() - normalizers[part, None]).exp_()
+            softmax *= weights[part]
+            if mean_gradient is not None:
+                softmax += mean_gradient[part, None] / logits.shape[-1]
+            result[part] = softmax
+        return result.scatter_add_(-1, tokens, gradient.to(logits.dtype)), None, None
+
+
+def _parts(rows: torch.Tensor) -> list[slice]:
+    """Of (rows, vocab_size) logits: about 2^18 numbers each on the CPU, all at once elsewhere."""
+    size = max(1, 2**18 // rows.shape[-1]) if rows.device.type == "cpu" else len(rows)
+    return [slice(start, start + size) for start in range(0, len(rows), size)]
+
+
+def _states(labels: torch.Tensor, blank_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The states l of each target, (batch, S); and where l_s may follow l_{s-2}, bool (batch, S)."""
+    tokens = labels.masked_fill(labels == IGNORED_LABEL, blank_id)
+    states = tokens.new_full((len(labels), 2 * labels.shape[1] + 1), blank_id)
+    states[:, 1::2] = tokens
+    skips = torch.zeros_like(states, dtype=torch.bool)
+    skips[:, 3::2] = tokens[:, 1:] != tokens[:, :-1]
+    return states, skips
+
+
+def _arrivals(log_alphas: torch.Tensor, skips: torch.Tensor) -> torch.Tensor:
+    """α_{t-1} of the three states from which each state is reached: (3, batch, S)."""
+    two_before = pad(log_alphas, (2, 0), value=IMPOSSIBLE)[:, :-2].masked_fill(~skips, IMPOSSIBLE)
+    return torch.stack([log_alphas, pad(log_alphas, (1, 0), value=IMPOSSIBLE)[:, :-1], two_before])
+
+
+def _first_alphas(log_probs: torch.Tensor) -> torch.Tensor:
+    """α_1, (batch, S): a path begins with a blank or with the first token."""
+    return pad(log_probs[:, 0, :2], (0, log_probs.shape[-1] - 2), value=IMPOSSIBLE)
+
+
+def ctc_nll(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    cell_mask: torch.Tensor,
+    blank_id: int,
+    label_smoothing: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """-log p(y | x, z), the sum over all alignments, by the forward algorithm (Graves et al., 2006, Eq. 5 to 8).
+
+    Args:
+        logits: (batch, T, vocab_size).
+        labels: (batch, target_length), -100 at padding; each target fits its cells (`num_cells_needed`).
+        cell_mask: (batch, T), 1 at the cells of a sentence, on the left.
+        blank_id: of blank.
+        label_smoothing: weight ε of the uniform distribution over the vocabulary at every cell.
+
+    Returns:
+        Two (batch,) float32 tensors, nats a sentence: the negative log-likelihood, and
+        (1 - ε) · nll + ε · Σ_t mean over the vocabulary of -log p_t. They are one tensor if ε is 0.
+    """
+    states, skips = _states(labels, blank_id)
+    batch, num_cells, vocab_size = logits.shape
+    # Blank is gathered once, before the tokens; it is every other state.
+    tokens = torch.cat([states[:, :1], states[:, 1::2]], dim=-1).repeat_interleave(num_cells, dim=0)
+    log_probs, means = _LogProbabilities.apply(logits.reshape(-1, vocab_size), tokens, label_smoothing != 0.0)
+    numbers = torch.arange(states.shape[1], device=logits.device)
+    log_probs = log_probs.view(batch, num_cells, -1)[..., (numbers + 1) // 2 * (numbers % 2)]  # (batch, T, S)
+    log_alphas = _first_alphas(log_probs)
+    for cell in range(1, num_cells):
+        arrived = log_probs[:, cell] + _arrivals(log_alphas, skips).logsumexp(0)
+        log_alphas = torch.where(cell_mask[:, cell, None] != 0, arrived, log_alphas)
+    last = 2 * (labels != IGNORED_LABEL).sum(-1, keepdim=True)  # the last state is 2L, counted from 0
+    nll = -log_alphas.gather(-1, torch.cat([last, last - 1], dim=-1)).logsumexp(-1)
+    if means is None:
+        return nll, nll
+    uniform_nll = -(means.view(batch, num_cells) * cell_mask).sum(-1)
+    return nll, (1 - label_smoothing) * nll + label_smoothing * uniform_nll
+
+
+@torch.no_grad()
+def likeliest_alignment(
+    logits: torch.Tensor, labels: torch.Tensor, cell_mask: torch.Tensor, blank_id: int
+) -> torch.Tensor:
+    """The likeliest cells a with collapse(a) = y: the forward algorithm with a maximum for the sum (Viterbi).
+
+    Args:
+        logits, labels, cell_mask, blank_id: as for `ctc_nll`; logits need no normalisation.
+
+    Returns:
+        (batch, T) token ids, blank after a sentence's cells.
+    """
+    states, skips = _states(labels, blank_id)
+    scores = logits.gather(-1, states[:, None, :].expand(-1, logits.shape[1], -1)).float()
+    best, steps = _first_alphas(scores), []
+    for cell in range(1, logits.shape[1]):
+        arrived, step = _arrivals(best, skips).max(0)  # how many states back, 0 to 2
+        is_cell = cell_mask[:, cell, None] != 0
+        best = torch.where(is_cell, scores[:, cell] + arrived, best)
+        steps.append(step.masked_fill(~is_cell, 0))
+    last = 2 * (labels != IGNORED_LABEL).sum(-1, keepdim=True)
+    ends_in_blank = best.gather(-1, last) >= best.gather(-1, last - 1)
+    path = [torch.where(ends_in_blank, last, last - 1)]
+    for step in reversed(steps):
+        path.append(path[-1] - step.gather(-1, path[-1]))
+    return states.gather(-1, torch.cat(path[::-1], dim=-1)).masked_fill(cell_mask == 0, blank_id)
+
+
+def glanced_cells(
+    argmax: torch.Tensor,
+    alignment: torch.Tensor,
+    cell_mask: torch.Tensor,
+    ratio: float,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Which cells of the alignment the decoder is shown in training (Qian et al., 2021), at random.
+
+    The worse a sentence is, the more it is shown: each cell with the probability ratio · d / T, where d of its T cells
+    differ from the alignment. So ratio · d are shown on the mean.
+
+    Args:
+        argmax: (batch, T) what the decoder would say by itself.
+        alignment: (batch, T) of `likeliest_alignment`.
+        cell_mask: (batch, T).
+        ratio: ρ, in [0, 1].
+
+    Returns:
+        (batch, T) bool.
+    """
+    is_cell = cell_mask != 0
+    shares = ((argmax != alignment) & is_cell).sum(-1) / is_cell.sum(-1)
+    draws = torch.rand(argmax.shape, device=argmax.device, generator=generator)
+    return (draws < ratio * shares[:, None]) & is_cell
