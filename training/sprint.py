@@ -42,8 +42,8 @@ class SprintArguments:
     minutes: float = field(metadata={"help": "of training, validations included; the rest of the command comes on top"})
     text_folder: str = field(
         metadata={
-            "help": "train, valid and test, each NAME.LANGUAGE or NAME.LANGUAGE.gz, a student's train with the teacher's "
-            "targets; and, if it is not to be made from train, a tokenizer"
+            "help": "train, valid and test, each NAME.LANGUAGE or NAME.LANGUAGE.gz, a student's train with the "
+            "teacher's targets; and, if it is not to be made from train, a tokenizer"
         }
     )
     source_language: str = field(metadata={"help": "how the files of the source side end, for example en"})
