@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     shutil.rmtree(result, ignore_errors=True)
     result.mkdir(parents=True)
     begun = time.monotonic()
-    seconds = {}
+    seconds: dict[str, float] = {}
 
     def finish(part: str) -> None:
         seconds[part] = round(time.monotonic() - begun - sum(seconds.values()), 1)
