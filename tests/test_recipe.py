@@ -133,6 +133,12 @@ def test_every_way_to_write_a_number(parse, text):
         ("training: {max_minutes: .nan}", "max_minutes is nan; it must be greater than 0, or null"),
         ("training: {max_minutes: 5, cooldown_steps: 3}", "cooldown_steps is 3; it must be 0 where .* as a share"),
         ("training: {cooldown_share: 0.1, cooldown_steps: 3}", "cooldown_steps is 3; it must be 0 where"),
+        ("training: {validate_every_minutes: 3}", "validate_every_minutes is 3.0; it must be 0 without max_minutes"),
+        (
+            "training: {max_minutes: 9, validate_every_minutes: 3, validate_every_steps: 3}",
+            "validate_every_minutes is 3.0; it must be 0 without max_minutes and with validate_every_steps",
+        ),
+        ("training: {loading_workers: -1}", "loading_workers is -1; it must be at least 0"),
         ("training: {cooldown_share: 1.5}", "cooldown_share is 1.5; it must be from 0 to 1.0"),
         ("training: {initial_glancing_ratio: 2}", "initial_glancing_ratio is 2.0; it must be from 0 to 1.0"),
         ("training: {final_glancing_ratio: -1}", "final_glancing_ratio is -1.0; it must be from 0 to 1.0"),

@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 
 from tests.conftest import ROOT
 from tests.digits import write_digits
+from tests.test_schedules import with_fake_clock
 from tests.test_training import (  # noqa: F401  (fixtures)
     assert_equal,
     checkpoints,
@@ -26,7 +27,6 @@ from tests.test_training import (  # noqa: F401  (fixtures)
     make_trainer,
     trainer_factory,
     weights,
-    with_fake_clock,
 )
 from training import train
 from training.checkpoints import check_same_run

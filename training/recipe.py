@@ -249,9 +249,15 @@ class OptimizationArguments:
     validate_every_steps: int = field(
         default=0, metadata={"help": "steps between validations, each with a checkpoint; 0: one after each epoch"}
     )
+    validate_every_minutes: float = field(
+        default=0.0, metadata={"help": "the same in minutes, for a run that is given max_minutes"}
+    )
     keep_last_checkpoints: int = field(default=3, metadata={"help": "newest checkpoints kept; best is apart"})
     keep_best_checkpoints: int = field(
         default=0, metadata={"help": "checkpoints kept beside them for their validation: the best by what selects best"}
+    )
+    loading_workers: int = field(
+        default=0, metadata={"help": "processes that put batches together ahead of the training one; 0: none"}
     )
     log_every_steps: int = field(default=50, metadata={"help": "steps between lines of log.jsonl"})
     tensorboard: bool = field(default=False, metadata={"help": "write the log for TensorBoard too"})
@@ -271,6 +277,11 @@ class OptimizationArguments:
                 f"cooldown_steps is {self.cooldown_steps}; it must be 0 where cooldown_share or max_minutes is given: "
                 "the steps of a run of minutes are not known, so give its cooldown as a share."
             )
+        if self.validate_every_minutes and (self.validate_every_steps or self.max_minutes is None):
+            raise ValueError(
+                f"validate_every_minutes is {self.validate_every_minutes}; it must be 0 without max_minutes and with "
+                "validate_every_steps: give one of the two."
+            )
         for name, most in (
             ("cooldown_share", 1.0),
             ("initial_glancing_ratio", 1.0),
@@ -287,6 +298,8 @@ class OptimizationArguments:
             ("keep_best_checkpoints", 0),
             ("save_every_steps", 0),
             ("validate_every_steps", 0),
+            ("validate_every_minutes", 0),
+            ("loading_workers", 0),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")

@@ -32,6 +32,7 @@ CHANGEABLE = (
     "tensorboard",
     "cache_folder",
     "num_workers",
+    "loading_workers",
 )
 
 # What FSDP must be set to. Weights are gathered for the model as a whole: keys and values are taken from layers that

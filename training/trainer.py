@@ -54,6 +54,7 @@ class RunProgress:
     epoch: int = 0
     num_batches_done: int = 0  # of the epoch, by each process
     seconds: float = 0.0  # in `train`, validations and checkpoints included, pauses between sessions not
+    seconds_validated: float = 0.0  # those at the end of the last validation
     is_finished: bool = False
     best_metrics: dict[str, float] = field(default_factory=dict)
     checkpoint_scores: dict[str, float] = field(default_factory=dict)  # folder's name to the figure that selects
@@ -215,7 +216,11 @@ class TranslationTrainer:
         self.sampler.set_epoch(run.epoch, num_batches_done=run.num_batches_done)
         # A generator of its own: the loader would draw from the global one.
         loader = DataLoader(
-            self.train_pairs, batch_sampler=self.sampler, collate_fn=self.collator, generator=torch.Generator()
+            self.train_pairs,
+            batch_sampler=self.sampler,
+            collate_fn=self.collator,
+            generator=torch.Generator(),
+            num_workers=arguments.loading_workers,
         )
         self.model.train()
         for group in _groups(iter(loader), arguments.gradient_accumulation_steps):
@@ -242,9 +247,14 @@ class TranslationTrainer:
 
     def _is_validation_due(self) -> bool:
         """Whether the run is at its end, or at a step that is validated and leaves time for it."""
-        every, run = self.arguments.validate_every_steps, self.progress
-        is_its_turn = run.step % every == 0 if every else run.num_batches_done == self.batches_per_epoch
-        max_minutes = self.arguments.max_minutes
+        arguments, run = self.arguments, self.progress
+        if arguments.validate_every_steps:
+            is_its_turn = run.step % arguments.validate_every_steps == 0
+        elif arguments.validate_every_minutes:
+            is_its_turn = run.seconds - run.seconds_validated >= 60 * arguments.validate_every_minutes
+        else:
+            is_its_turn = run.num_batches_done == self.batches_per_epoch
+        max_minutes = arguments.max_minutes
         # One that takes all the time that is left would leave the schedules unfinished.
         is_time_left = max_minutes is None or run.seconds + self._validation_seconds < 60 * max_minutes
         return self.share >= 1 or (is_its_turn and is_time_left)
@@ -266,6 +276,7 @@ class TranslationTrainer:
             run.best_metrics = metrics
             self._save(self.output_folder / "best")
         self._validation_seconds = self._count_time()
+        run.seconds_validated = run.seconds
 
     def _seed_batch(self, index: int) -> None:
         """Make the random numbers of a batch its own; `index` counts this process's batches of the epoch."""
