@@ -298,6 +298,28 @@ def test_what_is_no_figure_of_both_sides_is_left_alone(source, target):
         assert augmenter.make_one(kind, (source, target), [], random.Random(0)) is None
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "is_hour"),
+    [
+        ("I will go at 10.", "Ich werde um 10 gehen.", True),
+        ("He comes at 7.", "Er kommt um 7.", True),
+        ("Wait until 4.", "Warte bis 4!", True),
+        ("She is over 40.", "Sie ist nach 40.", False),
+        ("I won by 10 points.", "Ich gewann um 10 Punkte.", False),
+        ("Tom came 3 days ago.", "Tom kam vor 3 Tagen.", False),
+    ],
+)
+def test_an_hour_stays_an_hour(source, target, is_hour):
+    augmenter = Augmenter(AugmentationArguments(), ("en", "de"), WORDS)
+    made = {augmenter.make_one("numbers", (source, target), [], random.Random(seed)) for seed in range(40)}
+    values = [re.search(r"[\d,]+(?::\d\d)?", one)[0] for one, _ in made]
+    if is_hour:
+        assert all(2 <= int(value.split(":")[0]) <= 12 for value in values) and any(":" in value for value in values)
+        assert all(("Uhr" in other) == (":" in one) for one, other in made)
+    else:
+        assert not any(":" in value for value in values) and max(map(len, values)) > 3
+
+
 def test_a_language_that_is_not_known_has_runs_of_digits():
     assert [span.value for span in find_figures("1,5 et 2.500 à 3:30, 42", "fr")] == [None, None, "3:30", "42"]
     augmenter = Augmenter(AugmentationArguments(), ("en", "fr"), WORDS)

@@ -25,6 +25,8 @@ SEPARATORS = {"en": (",", "."), "ja": (",", "."), "de": (".", ",")}
 HALF_DAY_AFTER = re.compile(r"\s?[ap]\.?\s?m\b", re.IGNORECASE)
 CLOCK_AFTER = re.compile(r"\s?(?:o['’]clock|Uhr\b|時)|" + HALF_DAY_AFTER.pattern, re.IGNORECASE)
 CLOCK_BEFORE = re.compile(r"(?:^|\s)(?:um|halb|gegen|bis|vor|nach|seit|ab)\s$", re.IGNORECASE)
+AT_BEFORE = re.compile(r"\bat\s$", re.IGNORECASE)
+HOURS = frozenset(map(str, range(2, 25)))
 DATE_AFTER = re.compile(r"\.\s\S|日|月")
 PERCENT_AFTER = re.compile(r"\s?(?:%|％|percent|per cent|Prozent|パーセント)")
 MINUTES_AFTER = re.compile(r"\s?(?:分|minutes? (?:past|to)\b|Minuten (?:vor|nach)\b)")
@@ -251,7 +253,9 @@ def other_value(shared: SharedSpan, texts: tuple[str, str], languages: Languages
         return _random_time(last_hour if stands_before(CLOCK_AFTER) else 23, generator)
     if kind == "decimal":
         return f"{random_figure(generator, 3)}.{''.join(generator.choices('0123456789', k=len(value.split('.')[1])))}"
-    ends_time = stands_after(CLOCK_BEFORE) and not any(re.match(r"\s\w", text[span.end :]) for span, text in sides)
+    # "um zehn": an hour, if no noun can follow.
+    is_last = not any(re.match(r"\s\w", text[span.end :]) for span, text in sides)
+    ends_time = stands_after(CLOCK_BEFORE) and (is_last or stands_after(AT_BEFORE)) and value in HOURS
     if stands_before(CLOCK_AFTER) or ends_time:
         if set(languages) != {"en", "de"} or generator.random() < 0.5:
             return str(generator.randint(2, last_hour))
