@@ -14,10 +14,17 @@ from accelerate.utils import DistributedType, parse_flag_from_env, set_seed
 from transformers import PreTrainedModel
 
 from lvnar_hf import LvnarTokenizer
+from training.augmentation import augment_pairs
 from training.checkpoints import check_same_run, prepare_output_folder
 from training.corpora import load_distilled_pairs, load_pairs
 from training.data import tokenize_pairs
-from training.recipe import DataArguments, ModelArguments, OptimizationArguments, TeacherArguments
+from training.recipe import (
+    AugmentationArguments,
+    DataArguments,
+    ModelArguments,
+    OptimizationArguments,
+    TeacherArguments,
+)
 from training.trainer import TranslationTrainer
 
 # Settings that a resumed run may change: they say where, how often and how fast, not what.
@@ -76,6 +83,7 @@ def check_launch(accelerator: Accelerator, mixed_precision: str) -> None:
 
 def run_training(
     data: DataArguments,
+    augmentation: AugmentationArguments,
     sizes: ModelArguments | TeacherArguments,
     arguments: OptimizationArguments,
     make_model: Callable[[LvnarTokenizer], PreTrainedModel],
@@ -83,7 +91,8 @@ def run_training(
     """Load, tokenise, train; or resume. Returns the figures of the best validation.
 
     Args:
-        data, sizes, arguments: sections of the recipe; kept in `run.json`, and compared when a run is resumed.
+        data, augmentation, sizes, arguments: sections of the recipe; kept in `run.json`, and compared when a run is
+            resumed.
         make_model: the model to begin with, for the tokenizer; called after the seed is set.
 
     Raises:
@@ -96,7 +105,9 @@ def run_training(
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     check_launch(accelerator, arguments.mixed_precision)
     folder = Path(arguments.output_folder)
-    settings = {**asdict(data), **asdict(sizes), **asdict(arguments), "num_processes": accelerator.num_processes}
+    sections = (data, augmentation, sizes, arguments)
+    settings = {name: value for section in sections for name, value in asdict(section).items()}
+    settings["num_processes"] = accelerator.num_processes
     settings = {name: value for name, value in settings.items() if name not in CHANGEABLE}
     if accelerator.is_fsdp2:
         settings["is_sharded"] = True
@@ -124,6 +135,7 @@ def run_training(
         "upsampling_ratio": model.config.upsampling_ratio if is_ctc else None,
     }
     train_texts = load_distilled_pairs(data) if arguments.train_on == "distilled" else load_pairs(data, "train")
+    train_texts = augment_pairs(train_texts, augmentation, (data.source_language, data.target_language))
     valid_texts = load_pairs(data, "valid")
     options = {**expressible, "num_workers": data.num_workers, "cache_folder": data.cache_folder}
     with accelerator.main_process_first():
