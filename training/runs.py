@@ -20,8 +20,10 @@ from training.data import tokenize_pairs
 from training.recipe import DataArguments, ModelArguments, OptimizationArguments, TeacherArguments
 from training.trainer import TranslationTrainer
 
-# Settings that a resumed run may change: they say where, how often and how fast, not what.
+# Settings that a resumed run may change: they say where, how often and how fast, not what. More minutes let a run go on
+# that has used up its own; its schedules are then at the share that its time is of the new ones.
 CHANGEABLE = (
+    "max_minutes",
     "output_folder",
     "overwrite",
     "resume",
