@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 import training.data
 from lvnar_hf import LvnarTokenizer, train_tokenizer
+from lvnar_hf.ctc_lvnar import num_ctc_cells
 from tests.digits import make_digit_pairs, write_digits
 from tests.test_corpora import aspec, aspec_lines, own_cache, write  # noqa: F401
 from training import time_data
@@ -32,7 +33,6 @@ from training.data import (
     TokenizedPairs,
     load_pairs,
     load_text_pairs,
-    num_ctc_cells,
     pair_lengths,
     tokenize_pairs,
     tokenizer_fingerprint,

@@ -7,7 +7,6 @@ sentence the ids of its words one after another. Words that might do otherwise a
 import hashlib
 import itertools
 import json
-import math
 import multiprocessing
 import os
 import re
@@ -29,6 +28,7 @@ from filelock import FileLock
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from lvnar_hf.ctc_lvnar import num_ctc_cells
 from training.atomic_files import whole_folder
 from training.corpora import TextPairs, file_stamps, load_distilled_pairs, load_pairs, load_text_pairs
 
@@ -38,7 +38,6 @@ __all__ = [
     "load_distilled_pairs",
     "load_pairs",
     "load_text_pairs",
-    "num_ctc_cells",
     "pair_lengths",
     "tokenize_pairs",
 ]
@@ -119,11 +118,6 @@ def pair_lengths(pairs: Dataset) -> tuple[np.ndarray, np.ndarray]:
         pairs = pairs.flatten_indices()
     source, target = (pairs.data.column(name).to_numpy() for name in ("source_length", "target_length"))
     return source, target
-
-
-def num_ctc_cells(source_length: int, upsampling_ratio: float) -> int:
-    """Decoder positions of a source of so many tokens, `</s>` included; a hair less than a whole number is that."""
-    return math.ceil(upsampling_ratio * source_length - 1e-6)
 
 
 def tokenize_pairs(

@@ -291,6 +291,9 @@ class OptimizationArguments:
     final_glancing_ratio: float = field(
         default=0.0, metadata={"help": "the same at the end, reached in a line; 0 and 0: no glancing"}
     )
+    bigram_weight: float = field(
+        default=0.0, metadata={"help": "share of the loss of bigrams in the likelihood's place (alignment ctc; NMLA)"}
+    )
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
     torch_compile: bool = field(default=False, metadata={"help": "compile the model, for inputs of any length"})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "recompute layers to save memory"})
@@ -335,6 +338,7 @@ class OptimizationArguments:
             ("cooldown_share", 1.0),
             ("initial_glancing_ratio", 1.0),
             ("final_glancing_ratio", 1.0),
+            ("bigram_weight", 1.0),
             ("final_kl_budget", self.initial_kl_budget),
         ):
             if not 0 <= getattr(self, name) <= most:

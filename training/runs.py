@@ -119,21 +119,25 @@ def run_training(
     model = make_model(tokenizer)
     set_seed(arguments.seed, device_specific=True)
     tokenizer.model_max_length = limit = model.config.max_position_embeddings
-    max_length_offset = getattr(model.config, "max_length_offset", limit)
+    # What each kind of model can express: a length that its predictor has, a target that its cells can spell, anything.
+    is_ctc = getattr(model.config, "alignment", None) == "ctc"
+    expressible: dict[str, Any] = {
+        "max_length_offset": None if is_ctc else getattr(model.config, "max_length_offset", None),
+        "upsampling_ratio": model.config.upsampling_ratio if is_ctc else None,
+    }
     train_texts = load_distilled_pairs(data) if arguments.train_on == "distilled" else load_pairs(data, "train")
     valid_texts = load_pairs(data, "valid")
-    storage: dict[str, Any] = {"num_workers": data.num_workers, "cache_folder": data.cache_folder}
+    options = {**expressible, "num_workers": data.num_workers, "cache_folder": data.cache_folder}
     with accelerator.main_process_first():
         train_pairs, train_counts = tokenize_pairs(
             train_texts,
             tokenizer,
             min(data.max_sentence_length, limit),
-            max_length_offset,
             max_length_ratio=data.max_length_ratio,
             remove_duplicates=data.remove_duplicates,
-            **storage,
+            **options,
         )
-        valid_pairs, valid_counts = tokenize_pairs(valid_texts, tokenizer, limit, max_length_offset, **storage)
+        valid_pairs, valid_counts = tokenize_pairs(valid_texts, tokenizer, limit, **options)
     accelerator.print(f"training pairs: {train_counts}; validation pairs: {valid_counts}")
     accelerator.print(f"{model.num_parameters():,} parameters; processes: {accelerator.num_processes}")
     texts = (valid_texts["source"], valid_texts["target"])

@@ -304,12 +304,7 @@ class TranslationTrainer:
             synchronisation = nullcontext() if is_last else accelerator.no_sync(self.model)
             with synchronisation, self.operators, accelerator.autocast():
                 loss, sums = self.objective.training_loss(
-                    self.model,
-                    inputs,
-                    num_target_tokens,
-                    arguments.label_smoothing,
-                    settings["kl_budget"],
-                    settings["glancing_ratio"],
+                    self.model, inputs, num_target_tokens, arguments.label_smoothing, settings
                 )
                 # Gradients are averaged over processes; the loss is divided by the tokens of all of them already.
                 accelerator.backward(loss * accelerator.num_processes)
