@@ -134,6 +134,18 @@ def test_a_run_of_minutes_goes_on_where_its_time_was(make_trainer):  # noqa: F81
     assert logs[0] == logs[1]
 
 
+def test_a_run_of_minutes_goes_on_if_it_is_given_more(make_trainer):  # noqa: F811
+    """Six steps in the first minute; in two, their share is a half, and the budget is where it begins to fall."""
+    with_fake_clock(make_trainer(max_minutes=1.0)).train()
+    finished = make_trainer(max_minutes=1.0)
+    assert finished.resume() == 6 and finished.progress.is_finished
+    longer = with_fake_clock(make_trainer(max_minutes=2.0))
+    assert longer.resume() == 6 and longer.share == pytest.approx(0.5)
+    longer.train()
+    budgets = {line["step"]: line["kl_budget"] for line in log_lines(longer, "train")}
+    assert [budgets[step] for step in (6, 7, 10, 12)] == pytest.approx([1 / 3, 1, 0.5, 1 / 6]) and longer.step == 12
+
+
 @pytest.mark.parametrize("where", ["validate", "_save", "_save_state"])
 def test_a_run_killed_between_epochs_resumes_too(make_trainer, run_unbroken, where):  # noqa: F811
     unbroken, expected = run_unbroken(1)

@@ -6,6 +6,7 @@ import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -15,7 +16,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from tests.conftest import ROOT
 from tests.digits import make_digit_pairs
 from tests.test_training import fresh_accelerator  # noqa: F401  (a fixture)
-from training import sprint
+from training import sprint, train
 
 CONFIG = ["--config", str(ROOT / "training" / "configs" / "digits.yaml")]
 
@@ -69,16 +70,25 @@ def test_a_sprint_leaves_a_scored_model_and_the_same_in_pieces(text_folder, tmp_
         {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
         for folder in (result, tmp_path / "carried" / "result")
     )
-    assert files == carried and any("state" in file.parts for file in files)
+    assert files == carried and any("states" in file.parts for file in files)
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "carried" / "result" / "model")
     assert model.config.hidden_size == 128 and model.dtype == torch.float32
+
+    settings = json.loads((result / "run.json").read_text())
+    settings = {name: value for name, value in settings.items() if value not in (None, []) and name != "num_processes"}
+    more = [str(part) for key, value in settings.items() for part in (f"--{key}", *np.atleast_1d(value))]
+    more += ["--max_minutes", "0.12", "--log_every_steps", "1", "--resume", "--output_folder", "carried/result"]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert train.main(more)["elbo"] < 0
+    steps = [json.loads(line)["step"] for line in (tmp_path / "carried/result/log.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps) and steps[-1] > summary["steps"]
 
 
 def test_a_teacher_is_trained_with_the_tokenizer_of_the_folder(text_folder, tmp_path):
     first = run(text_folder, "--stage", "teacher", "--minutes", "0.02")
     assert first["checkpoints"] == ["best"] and len(first["bleu"]) == 2  # beams of 1 and 3
     made = tmp_path / "out" / "tokenizer"
-    assert not (tmp_path / "out" / "result" / "state").exists() and first["state_megabytes"] > 0
+    assert not (tmp_path / "out" / "result" / "states").exists() and first["state_megabytes"] > 0
     with pytest.raises(FileExistsError, match="--output_folder"):
         run(text_folder, "--stage", "teacher", "--minutes", "0.02")
     AutoTokenizer.from_pretrained(made).save_pretrained(text_folder)

@@ -27,8 +27,10 @@ from training.recipe import (
 )
 from training.trainer import TranslationTrainer
 
-# Settings that a resumed run may change: they say where, how often and how fast, not what.
+# Settings that a resumed run may change: they say where, how often and how fast, not what. More minutes let a run go on
+# that has used up its own; its schedules are then at the share that its time is of the new ones.
 CHANGEABLE = (
+    "max_minutes",
     "output_folder",
     "overwrite",
     "resume",

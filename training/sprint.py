@@ -54,7 +54,7 @@ class SprintArguments:
     )
     num_averaged: int = field(default=1, metadata={"help": "best checkpoints, the mean of which is the result"})
     max_state_megabytes: float = field(
-        default=0.0, metadata={"help": "the last state, to resume from, is part of the result if it is not larger"}
+        default=0.0, metadata={"help": "the last state is part of the result if it is not larger: a run to resume"}
     )
     overwrite: bool = field(default=False, metadata={"help": "write into an output folder that is not empty"})
 
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     (state,) = (run / "states").iterdir()
     state_megabytes = sum(file.stat().st_size for file in state.rglob("*") if file.is_file()) / 1e6
     if state_megabytes <= arguments.max_state_megabytes:
-        shutil.copytree(state, result / "state" / state.name)
+        shutil.copytree(state, result / "states" / state.name)
     summary = {
         "stage": arguments.stage,
         "minutes": arguments.minutes,

@@ -132,7 +132,7 @@ class TranslationTrainer:
         self.progress = RunProgress()
         self.clock: Callable[[], float] = time.monotonic
         self._counted_until = self.clock()
-        self._validation_seconds = 0.0  # that the last one took
+        self._validation_seconds = self._state_seconds = 0.0  # that the last one took
         accelerator.register_for_checkpointing(self.progress)
 
     def _make_sampler(self, pairs: Dataset, is_training: bool) -> TokenBudgetBatchSampler:
@@ -192,6 +192,9 @@ class TranslationTrainer:
                 if folder.name not in self.progress.checkpoint_scores:  # of a step that will be run again
                     shutil.rmtree(folder)
         self.accelerator.wait_for_everyone()
+        self.progress.is_finished = self.share >= 1
+        if not (self.output_folder / "best").exists():  # a state that was carried here without it
+            self.progress.best_metrics = {}
         return self.step
 
     def train(self) -> dict[str, float]:
@@ -241,7 +244,7 @@ class TranslationTrainer:
                 run.is_finished, is_state_due = self.share >= 1, True
             if is_state_due:
                 self._save_state()
-                self._count_time()
+                self._state_seconds = self._count_time()
                 window.leave_out_pause()
             if run.is_finished:
                 break
@@ -257,7 +260,8 @@ class TranslationTrainer:
             is_its_turn = run.num_batches_done == self.batches_per_epoch
         max_minutes = arguments.max_minutes
         # One that takes all the time that is left would leave the schedules unfinished.
-        is_time_left = max_minutes is None or run.seconds + self._validation_seconds < 60 * max_minutes
+        needed = self._validation_seconds + self._state_seconds
+        is_time_left = max_minutes is None or run.seconds + needed < 60 * max_minutes
         return self.share >= 1 or (is_its_turn and is_time_left)
 
     def _validate_and_keep(self, bar: tqdm) -> None:
