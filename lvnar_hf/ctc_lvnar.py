@@ -211,3 +211,50 @@ def glanced_cells(
     shares = ((argmax != alignment) & is_cell).sum(-1) / is_cell.sum(-1)
     draws = torch.rand(argmax.shape, device=argmax.device, generator=generator)
     return (draws < ratio * shares[:, None]) & is_cell
+
+
+def bigram_loss(logits: torch.Tensor, labels: torch.Tensor, cell_mask: torch.Tensor, blank_id: int) -> torch.Tensor:
+    """How few of the target's bigrams the cells are expected to give, in whatever order (Shao and Feng, 2022, NMLA).
+
+    With p_i(v) the probability of v in cell i, cells drawn independently collapse to something that holds the bigram
+    (a, b), a ≠ b, C(a, b) = Σ_{i<j} p_i(a) Π_{i<k<j} p_k(∅) p_j(b) times in the mean; of a = b neighbours would be
+    merged, so that Σ_i p_i(a) p_{i+1}(a) is taken off. The loss is 1 - 2 Σ_g min(C_g, count_g) / (|y| + E|ŷ| - 2), over
+    the target's different bigrams g.
+
+    Args:
+        logits, labels, cell_mask, blank_id: as for `ctc_nll`.
+
+    Returns:
+        (batch,) float32, from 0 (best) to 1; 0 for a target of one token, which has no bigram.
+    """
+    is_cell = (cell_mask != 0)[..., None]
+    probs = logits.float().softmax(-1)
+    # After the last cell everything is blank.
+    probs = torch.where(is_cell, probs, 0.0)
+    blanks = torch.where(is_cell[..., 0], probs[..., blank_id], 1.0)  # (batch, T)
+    is_token = labels != IGNORED_LABEL
+    tokens = labels.masked_fill(~is_token, blank_id)
+    of_target = probs.gather(-1, tokens[:, None, :].expand(-1, probs.shape[1], -1))  # (batch, T, |y|)
+
+    # Π_{i<k<j} p_k(∅), (batch, T, T), by differences of a cumulative sum of logs.
+    log_blanks = blanks.clamp(min=1e-30).log().cumsum(-1)
+    before = pad(log_blanks, (1, 0))[:, :-1]  # of the cells before j
+    is_later = torch.ones(probs.shape[1], probs.shape[1], dtype=torch.bool, device=logits.device).triu(1)
+    between = (before[:, None, :] - log_blanks[:, :, None]).masked_fill(~is_later, IMPOSSIBLE).exp()
+
+    firsts, seconds = of_target[..., :-1], of_target[..., 1:]
+    counts = (firsts * (between @ seconds)).sum(1)  # C, (batch, |y| - 1)
+    is_double = tokens[:, :-1] == tokens[:, 1:]
+    counts = counts - (firsts[:, :-1] * firsts[:, 1:]).sum(1) * is_double
+    # The same bigram more than once in the target: it counts where it is first.
+    bigrams = torch.stack([tokens[:, :-1], tokens[:, 1:]], dim=-1).masked_fill(~is_token[:, 1:, None], -1)
+    is_same = (bigrams[:, :, None] == bigrams[:, None]).all(-1)  # (batch, |y| - 1, |y| - 1)
+    is_first = ~is_same.tril(-1).any(-1) & is_token[:, 1:]
+    matches = (torch.minimum(counts, is_same.sum(-1)) * is_first).sum(-1)
+
+    # E|ŷ| = Σ_i Σ_{v≠∅} p_i(v) (1 - p_{i-1}(v)).
+    merged = (probs[:, 1:] * probs[:, :-1]).sum(-1) - probs[:, 1:, blank_id] * probs[:, :-1, blank_id]
+    num_tokens = (1 - blanks).sum(-1) - merged.sum(-1)
+    total = is_token.sum(-1) + num_tokens - 2
+    has_bigrams = is_token.sum(-1) > 1
+    return torch.where(has_bigrams, 1 - 2 * matches / torch.where(has_bigrams, total, 1.0), 0.0)

@@ -3,8 +3,8 @@
     μ_0 = E_p(z | x)[z]              y_0 = argmax p(y | x, μ_0)
     μ_t = E_q(z | x, y_{t-1})[z]     y_t = argmax p(y | x, μ_t)     t = 1..T, stop when y_t = y_{t-1}
 
-The length is predicted anew from μ_t in every step. With alignment "ctc", y_t is what is left of the likeliest cells when
-equal neighbours are merged and blanks removed. There is no randomness anywhere. A sentence leaves the batch when
+The length is predicted anew from μ_t in every step. With alignment "ctc", y_t is what is left of the likeliest cells
+when equal neighbours are merged and blanks removed. There is no randomness anywhere. A sentence leaves the batch when
 its translation repeats itself.
 """
 

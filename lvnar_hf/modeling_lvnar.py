@@ -26,7 +26,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_lvnar import LvnarConfig
-from .ctc_lvnar import ctc_nll, glanced_cells, likeliest_alignment, num_cells_needed, num_ctc_cells
+from .ctc_lvnar import bigram_loss, ctc_nll, glanced_cells, likeliest_alignment, num_cells_needed, num_ctc_cells
 from .generation_lvnar import GENERATION_DEFAULTS, LvnarGenerationMixin, lengths_to_mask
 from .layers_lvnar import KeysValues, LvnarEmbedding, LvnarOutputProjection, LvnarStack, sinusoidal_positions
 from .losses_lvnar import IGNORED_LABEL, budgeted_kl, gaussian_kl, length_nll, token_nll
@@ -40,8 +40,8 @@ class LvnarOutput(ModelOutput):
     """What `LvnarForConditionalGeneration.forward` returns; the terms of the objective are nats a sentence.
 
     Args:
-        loss: scalar; token NLL (label-smoothed in training), budgeted KL and length NLL of the batch, divided by its
-            number of target tokens (or by `num_items_in_batch`).
+        loss: scalar; token NLL (in training label-smoothed, and mixed with the loss of bigrams), budgeted KL and length
+            NLL of the batch, divided by its number of target tokens (or by `num_items_in_batch`).
         logits: (batch, target_length, target_vocab_size), float32 outside autocast; with alignment "ctc" of the cells,
             (batch, T, target_vocab_size), where padding is blank.
         token_nll: (batch,) -log p(y | x, z, l_y), without label smoothing; with "ctc", -log p(y | x, z).
@@ -49,8 +49,8 @@ class LvnarOutput(ModelOutput):
         budgeted_kl: (batch,) Σ_k max(b, KL_k).
         length_nll: (batch,) -log p(l_y | z); None with alignment "ctc", as the two others of the length.
         length_accuracy: (batch,) 1 where the likeliest length is the true one, else 0.
-        elbo: (batch,) -(token_nll + kl + length_nll), an estimate of a lower bound of log p(y, l_y | x) from one z; with
-            "ctc", without the length, of log p(y | x).
+        elbo: (batch,) -(token_nll + kl + length_nll), an estimate of a lower bound of log p(y, l_y | x) from one z;
+            with "ctc", without the length, of log p(y | x).
         num_target_tokens: scalar, end-of-sentence tokens included.
         prior_means, prior_stds, posterior_means, posterior_stds: (batch, source_length, latent_dim).
         length_logits: (batch, 2 * max_length_offset + 1).
@@ -455,6 +455,7 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         num_items_in_batch: int | torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         glancing_ratio: float = 0.0,
+        bigram_weight: float = 0.0,
         return_dict: bool | None = None,
     ) -> LvnarOutput | tuple:
         """The objective and its parts (Eq. 5, 9, 10); without labels, one pass from the prior's mean.
@@ -474,6 +475,8 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
             generator: where the noise ε of z = μ + σε comes from.
             glancing_ratio: ρ, in training with alignment "ctc": how much of the likeliest alignment the decoder is
                 shown, as a share of the cells that it gets wrong (`glanced_cells`).
+            bigram_weight: in training with alignment "ctc", the share of the loss of bigrams (`bigram_loss`, times the
+                target's tokens) in what else is the likelihood of the target.
 
         Raises:
             ValueError: for empty or ill-shaped input, ids out of the vocabulary, masks that are not right-padding,
@@ -506,6 +509,9 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
             length_logits = length_loss = length_accuracy = None
             logits, cell_mask = self._decode_cells(source, latents, labels, glancing_ratio if self.training else 0.0)
             nll, smoothed_nll = ctc_nll(logits, labels, cell_mask, self.config.pad_token_id, smoothing)
+            if bigram_weight and self.training:
+                bigram_losses = bigram_loss(logits, labels, cell_mask, self.config.pad_token_id) * target_mask.sum(-1)
+                smoothed_nll = (1 - bigram_weight) * smoothed_nll + bigram_weight * bigram_losses
         else:
             length_logits = self.predict_length(source, latents)
             length_offsets = target_mask.sum(-1) - attention_mask.sum(-1)

@@ -76,6 +76,7 @@ SLOW_FILES = (
     "test_hub.py",
     "test_distil.py",
     "test_scripts.py",
+    "test_sprint.py",
     "test_resume.py",
     "test_data.py",
     "test_segmentation.py",

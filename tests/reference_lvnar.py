@@ -13,8 +13,10 @@ paper writes; float64; plain tensor arithmetic, so that gradients can be compare
     p(l_y | z, x)   softmax over l_y - |x| in [-L, L]                            length_predictor, L = max_length_offset
     z̄_j             latent vector carried to target position j, j = 1..l_y       decoder.length_transform
     p(y_j | x, z, l_y)                                                           decoder
+    T               cells of alignment "ctc", ⌈r |x|⌉                             upsampling_ratio
+    p(y | x, z)     the sum over all ways to spell y in T cells, with ctc
     b               KL budget, nats a source position                            kl_budget
-    T               refinement steps                                             num_refinement_steps
+    t               refinement step                                              num_refinement_steps
 
 A sequence is a list of vectors; `sequence[k - 1]` is the paper's position k.
 """
@@ -49,14 +51,14 @@ class Objective:
     source: Source
     posterior_means: Sequence
     posterior_stds: Sequence
-    length_logits: Vector
+    length_logits: Vector | None  # None with ctc
     logits: Sequence
-    token_nll: Scalar  # -Σ_j log p(y_j | x, z, l_y)
+    token_nll: Scalar  # -Σ_j log p(y_j | x, z, l_y); with ctc, -log p(y | x, z)
     smoothed_token_nll: Scalar
     position_kl: list[Scalar]  # KL[q(z_k | x, y) || p(z_k | x)], k = 1..|x|
     kl: Scalar
     budgeted_kl: Scalar  # Σ_k max(b, KL_k)
-    length_nll: Scalar  # -log p(l_y | z, x)
+    length_nll: Scalar  # -log p(l_y | z, x); 0 with ctc
 
     @property
     def elbo(self) -> Scalar:
@@ -195,14 +197,41 @@ class ReferenceLvnar:
         return aligned
 
     # 9. Decoder p(y | x, z, l_y): carry z to l_y positions, into the hidden space, attend to the states of the prior.
+    #    If the model carries them, the states h of the prior come along.
 
     def decode(self, source: Source, z: Sequence, target_length: int) -> Sequence:
         inputs = [
             self.linear("decoder.latent_proj", z_j) + self.position(i)
             for i, z_j in enumerate(self.length_transform(z, target_length))
         ]
+        if self.config.carries_source_states:
+            carried = self.length_transform(source.states, target_length)
+            inputs = add(inputs, [self.linear("decoder.state_proj", h_j) for h_j in carried])
         states = self.stack("decoder.stack", self.config.num_decoder_layers, inputs, source.states)
         return [self.weights[f"{self.output_proj}.weight"] @ v for v in states]
+
+    # 9b. Alignment "ctc": T cells instead of l_y positions. p(y | x, z) = Σ_a Π_t p(a_t | x, z) over all a of T cells
+    #     with collapse(a) = y, by the recursion of Graves et al. (2006), Eq. 5 to 8, on l = ∅ y_1 ∅ y_2 … y_L ∅.
+
+    def num_cells(self, x_length: int) -> int:
+        return math.ceil(self.config.upsampling_ratio * x_length)
+
+    def ctc_log_likelihood(self, log_probs: Sequence, y: list[int]) -> Scalar:
+        blank = self.config.pad_token_id
+        states = [blank]
+        for token in y:
+            states += [token, blank]
+        alpha = [log_probs[0][state].exp() if s < 2 else torch.zeros(()) for s, state in enumerate(states)]
+        for log_probs_t in log_probs[1:]:
+            before, alpha = alpha, []
+            for s, state in enumerate(states):
+                arrivals = before[s]
+                if s >= 1:
+                    arrivals = arrivals + before[s - 1]
+                if s >= 2 and state != blank and state != states[s - 2]:
+                    arrivals = arrivals + before[s - 2]
+                alpha.append(arrivals * log_probs_t[state].exp())
+        return torch.log(alpha[-1] + alpha[-2])
 
     # 10. Objective (Eq. 5 and 9) for one pair: z_k = μ_k + σ_k ε_k with (μ, σ) of q, or z_k = μ_k without noise.
 
@@ -217,20 +246,23 @@ class ReferenceLvnar:
         source = self.prior(x)
         means, stds = self.posterior(source, y)
         z = means if noise is None else [m + s * e for m, s, e in zip(means, stds, noise, strict=True)]
-        length_logits = self.length_logits(source, z)
-        logits = self.decode(source, z, len(y))
-
-        token_nll, smoothed_token_nll = 0.0, 0.0
-        for token, logits_j in zip(y, logits, strict=True):
-            log_probs = log_softmax(logits_j)
-            uniform = sum(log_probs) / len(log_probs)
-            token_nll -= log_probs[token]
-            smoothed_token_nll -= (1 - label_smoothing) * log_probs[token] + label_smoothing * uniform
+        is_ctc = self.config.alignment == "ctc"
+        logits = self.decode(source, z, self.num_cells(len(x)) if is_ctc else len(y))
+        log_probs = [log_softmax(logits_j) for logits_j in logits]
+        if is_ctc:
+            token_nll = -self.ctc_log_likelihood(log_probs, y)
+        else:
+            token_nll = -sum(log_probs_j[token] for token, log_probs_j in zip(y, log_probs, strict=True))
+        uniform = -sum(sum(log_probs_j) / len(log_probs_j) for log_probs_j in log_probs)
+        smoothed_token_nll = (1 - label_smoothing) * token_nll + label_smoothing * uniform
+        length_logits, length_nll = None, torch.zeros(())
+        if not is_ctc:
+            length_logits = self.length_logits(source, z)
+            length_nll = -log_softmax(length_logits)[len(y) - len(x) + self.config.max_length_offset]
 
         # One number a source position: the latent dimensions are summed before the budget applies.
         position_kl = [gaussian_kl(means[k], stds[k], source.means[k], source.stds[k]) for k in range(len(x))]
         budgeted_kl = sum(max(kl_budget, kl_k) for kl_k in position_kl)
-        length_class = len(y) - len(x) + self.config.max_length_offset
         return Objective(
             source=source,
             posterior_means=means,
@@ -242,7 +274,7 @@ class ReferenceLvnar:
             position_kl=position_kl,
             kl=sum(position_kl),
             budgeted_kl=budgeted_kl,
-            length_nll=-log_softmax(length_logits)[length_class],
+            length_nll=length_nll,
         )
 
     # 11. Algorithm 1: μ_0 = E_p(z | x)[z], y_0 = argmax p(y | x, μ_0); for t = 1..T: μ_t = E_q(z | x, y_{t-1})[z],
@@ -264,7 +296,16 @@ class ReferenceLvnar:
 
     def likeliest_target(self, source: Source, z: Sequence) -> tuple[list[int], Scalar]:
         """y = argmax p(y | x, z), its length first, and the deterministic lower bound (Eq. 12):
-        log p(y | x, z, l_y) + log p(l_y | z, x) + log p(z | x)."""
+        log p(y | x, z, l_y) + log p(l_y | z, x) + log p(z | x). With ctc, y is spelt by the likeliest cells, and the
+        bound is log p(y | x, z) + log p(z | x)."""
+        log_prior = sum(
+            gaussian_log_density(z_k, mean, std) for z_k, mean, std in zip(z, source.means, source.stds, strict=True)
+        )
+        if self.config.alignment == "ctc":
+            log_probs = [log_softmax(logits_t) for logits_t in self.decode(source, z, self.num_cells(len(z)))]
+            y = collapse([int(log_probs_t.argmax()) for log_probs_t in log_probs], self.config.pad_token_id)
+            y = y[: self.config.max_position_embeddings] or [self.config.eos_token_id]
+            return y, self.ctc_log_likelihood(log_probs, y) + log_prior
         length_log_probs = log_softmax(self.length_logits(source, z))
         length_class = int(length_log_probs.argmax())
         target_length = len(source.states) + length_class - self.config.max_length_offset
@@ -277,9 +318,7 @@ class ReferenceLvnar:
             words = [token for token in range(len(log_probs)) if token != self.config.pad_token_id]
             y.append(max(words, key=log_probs.tolist().__getitem__))
             bound = bound + log_probs[y[-1]]
-        for z_k, mean, std in zip(z, source.means, source.stds, strict=True):
-            bound = bound + gaussian_log_density(z_k, mean, std)
-        return y, bound
+        return y, bound + log_prior
 
     # What the parts are made of.
 
@@ -334,7 +373,15 @@ def kl_budget_at(s: int, M: int) -> float:
     return 1.0 if s < M / 2 else (M - s) / (M / 2)
 
 
-# 13. Before scoring, the first of consecutive equal tokens is kept.
+# 13. Collapse: merge equal neighbours, then remove blanks.
+
+
+def collapse(cells: list[int], blank: int) -> list[int]:
+    merged = [token for t, token in enumerate(cells) if t == 0 or token != cells[t - 1]]
+    return [token for token in merged if token != blank]
+
+
+# 14. Before scoring, the first of consecutive equal tokens is kept.
 
 
 def remove_repetitions(y: list[int]) -> list[int]:

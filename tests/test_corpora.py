@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from training.corpora import load_distilled_pairs, load_pairs, load_text_pairs
+from training.corpora import load_distillation_text, load_distilled_pairs, load_pairs, load_text_pairs
 from training.recipe import DataArguments
 from training.text import check_parallel
 
@@ -411,6 +411,23 @@ def test_what_aspec_lacks_is_named(write, tmp_path):
 
 
 # the teacher's translations
+
+
+def test_text_without_a_translation_follows_the_pairs(write):
+    two = {"train_source_files": [write("a.en", ["one"]), write("b.en", ["two"])]}
+    two |= {"train_target_files": [write("a.de", ["eins"]), write("b.de", ["zwei"])]}
+    pairs = load_distillation_text(DataArguments(**two))
+    assert sides(pairs) == sides(load_pairs(DataArguments(**two), "train")) == [("one", "eins"), ("two", "zwei")]
+    mono = [write("c.en", ["three", "one"]), write("d.en.gz", ["four"])]
+    data = DataArguments(**two, monolingual_source_files=mono)
+    text = load_distillation_text(data)
+    assert sides(text) == [("one", "eins"), ("two", "zwei"), ("three", ""), ("one", ""), ("four", "")]
+    assert sides(load_pairs(data, "train")) == sides(pairs), "the teacher learns from pairs alone"
+    assert json.dumps(text.key) != json.dumps(pairs.key)
+    limited = load_distillation_text(DataArguments(**two, monolingual_source_files=mono, max_train_rows=1))
+    assert sides(limited) == [("one", "eins"), ("three", ""), ("one", ""), ("four", "")]
+    with pytest.raises(FileNotFoundError, match="no text file /nowhere/x"):
+        load_distillation_text(DataArguments(**two, monolingual_source_files=["/nowhere/x"]))
 
 
 def test_distilled_text_is_read_from_its_folder(write, tmp_path):

@@ -1,7 +1,9 @@
 """From text to batches: nothing is lost, misaligned or repeated, and what is left out is counted."""
 
 import copy
+import itertools
 import json
+import math
 import multiprocessing
 import os
 import pickle
@@ -9,6 +11,7 @@ import resource
 import signal
 import time
 import warnings
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from torch.utils.data import DataLoader
 
 import training.data
 from lvnar_hf import LvnarTokenizer, train_tokenizer
+from lvnar_hf.ctc_lvnar import num_ctc_cells
 from tests.digits import make_digit_pairs, write_digits
 from tests.test_corpora import aspec, aspec_lines, own_cache, write  # noqa: F401
 from training import time_data
@@ -184,6 +188,35 @@ def test_the_limits_are_inclusive_and_the_reasons_have_an_order(write, sample_to
     ):
         _, counts = tokenize_pairs(pairs, sample_tokenizer, max_length, max_offset, max_length_ratio=max_ratio)
         assert counts == counts_of(**{reason: 1})
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 1.4, 2.0, 3.0])
+def test_pairs_that_ctc_cannot_align_are_left_out(text, write, sample_tokenizer, ratio):  # noqa: F811
+    """As brute force says it: cells, and a blank between equal neighbours."""
+    repeats = write("y.en", ["a", "a b", "a b c d e"]), write("y.de", ["b b b b b", "b b b", "b b b b b"])
+    for pairs in (text(), load_text_pairs(repeats[:1], repeats[1:])):
+        expected = []
+        for row in pairs:
+            source = sample_tokenizer(row["source"])["input_ids"]
+            target = sample_tokenizer(text_target=row["target"])["input_ids"]
+            needed = len(target) + sum(one == other for one, other in itertools.pairwise(target))
+            if needed <= math.ceil(Fraction(str(ratio)) * len(source)):
+                expected.append(row["row_id"])
+        kept, counts = tokenize_pairs(pairs, sample_tokenizer, 200, None, upsampling_ratio=ratio)
+        assert kept["row_id"][:] == expected
+        assert counts == counts_of(kept=len(expected), not_alignable=len(pairs) - len(expected))
+        assert tokenize_pairs(pairs, sample_tokenizer, 200, None)[1] == counts_of(kept=len(pairs))
+
+
+def test_cells_are_counted_as_if_ratios_were_exact():
+    for ratio in ("0.5", "1.1", "1.4", "2.0", "2.1", "3.3"):
+        for length in range(1, 400):
+            assert num_ctc_cells(length, float(ratio)) == math.ceil(Fraction(ratio) * length)
+
+
+def test_a_ratio_without_cells_is_refused(text, sample_tokenizer):
+    with pytest.raises(ValueError, match="upsampling_ratio is 0; it must be above 0, or None"):
+        tokenize_pairs(text(), sample_tokenizer, 40, None, upsampling_ratio=0)
 
 
 def test_a_ratio_is_of_the_longer_side_whichever_it_is(write, sample_tokenizer):  # noqa: F811

@@ -1,5 +1,6 @@
 """Distillation: what the teacher says is what is written, whoever is killed on the way."""
 
+import gzip
 import json
 import multiprocessing
 import os
@@ -150,8 +151,11 @@ def test_degenerate_translations_are_counted_and_handled(tmp_path, sample_tokeni
     assert lines(tmp_path / FILES[0]) == list(expected)
     assert lines(tmp_path / FILES[1]) == list(expected.values())
     assert result["counts"] == {
-        "pairs": 7,
+        "lines": 7,
+        "without_reference": 0,
+        "repeated": 0,
         "translated": 5,
+        "dropped": 5 if on_degenerate == "drop" else 0,
         "written": 2 if on_degenerate == "drop" else 7,
         "degenerate": {"empty_source": 1, "source_too_long": 1, "empty": 1, "loop": 1, "cut": 1},
     }
@@ -159,6 +163,50 @@ def test_degenerate_translations_are_counted_and_handled(tmp_path, sample_tokeni
     assert {line["source"]: line["kind"] for line in degenerate} == KIND_OF
     assert json.loads((tmp_path / "distillation.json").read_text()) == result
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*FILES, "distillation.json"])
+
+
+@pytest.mark.parametrize("on_degenerate", ["reference", "drop", "keep"])
+def test_each_source_is_translated_once_and_needs_no_reference(tmp_path, sample_tokenizer, on_degenerate):
+    rows = {
+        ("one", "eins"): "x",
+        ("two", "zwei"): "x",
+        ("one", "ein"): None,  # repeated
+        ("nothing", "nichts"): "nichts",  # the teacher says nothing, and the reference stands for it
+        ("nothing", "kein"): None,
+        ("", "leer"): "leer",
+        ("three", ""): "x",  # without a reference from here on
+        ("two", ""): None,
+        ("", " "): None,
+        ("nothing at all", ""): "dropped",
+        ("far " * 30, ""): "dropped",
+        ("three", " "): None,
+    }
+    engine = StubEngine(sample_tokenizer, lambda source: engine.say("" if "nothing" in source else "x"))
+    pairs = text_pairs(*map(list, zip(*rows, strict=True)))
+    run = Distillation(tmp_path, pairs, sample_tokenizer, 25, {**SETTINGS, "on_degenerate": on_degenerate})
+    run.prepare()
+    run.translate(engine)
+    counts = run.merge({})["counts"]
+    assert sorted(engine.seen) == ["nothing", "nothing at all", "one", "three", "two"]
+    expected = [
+        (source, "" if on_degenerate == "keep" and said != "x" else said)
+        for (source, _), said in rows.items()
+        if said == "x" or (said is not None and (on_degenerate == "keep" or (on_degenerate, said) in TAKEN))
+    ]
+    written = list(zip(lines(tmp_path / FILES[0]), lines(tmp_path / FILES[1]), strict=True))
+    assert written == expected and len(written) == {"reference": 5, "drop": 3, "keep": 7}[on_degenerate]
+    assert counts == {
+        "lines": 12,
+        "without_reference": 6,
+        "repeated": 5,
+        "translated": 5,
+        "dropped": 7 - len(written),
+        "written": len(written),
+        "degenerate": {"empty_source": 1, "source_too_long": 1, "empty": 2, "loop": 0, "cut": 0},
+    }
+
+
+TAKEN = [("reference", "nichts"), ("reference", "leer")]
 
 
 def test_newlines_inside_a_text_become_spaces(tmp_path, sample_tokenizer):
@@ -389,7 +437,7 @@ def test_the_command_writes_what_the_teacher_says(workplace, unbroken, sample_to
     assert lines(unbroken / FILES[0]) == [*sources, ""]
     assert lines(unbroken / FILES[1]) == [*texts, ""] and len(set(texts)) > 10
     result = json.loads((unbroken / "distillation.json").read_text())
-    assert result["counts"]["pairs"] == result["counts"]["written"] == 40 and result["counts"]["translated"] == 38
+    assert result["counts"]["lines"] == result["counts"]["written"] == 40 and result["counts"]["translated"] == 38
     degenerate = result["counts"]["degenerate"]
     assert degenerate["empty_source"] == degenerate["source_too_long"] == 1 and degenerate["loop"] > 5
     (description,) = result["engines"]
@@ -531,8 +579,14 @@ def test_killed_and_continued_with_another_number_of_processes(workplace, tmp_pa
     changes = {
         "train_source_files": tmp_path / "train.en",
         "train_target_files": tmp_path / "train.de",
+        "monolingual_source_files": tmp_path / "mono.en.gz",
+        "on_degenerate": "reference",
         "shard_size": 2,
     }
+    # Of 20 lines, the text has five already; the random teacher loops, so that most of the rest is dropped.
+    mono = [*(f"one more {number}" for number in range(15)), *sample_texts[0][:5]]
+    (tmp_path / "mono.en.gz").write_bytes(gzip.compress("".join(text + "\n" for text in mono).encode()))
+
     distil.main(flags(workplace, tmp_path / "unbroken", **changes))
     argv = flags(workplace, tmp_path / "out", **changes)
     # The first of the two to have brought four files to their names kills itself; the launcher ends the other.
@@ -550,5 +604,8 @@ def test_killed_and_continued_with_another_number_of_processes(workplace, tmp_pa
     assert launched.returncode == 0, launched.stderr[-3000:]
     assert read(tmp_path / "out") == read(tmp_path / "unbroken")
     result = json.loads((tmp_path / "out" / "distillation.json").read_text())
-    assert result["num_processes"] == 2 and result["counts"]["written"] == 300
+    counts, num_distinct = result["counts"], len({*sample_texts[0], *mono})
+    assert result["num_processes"] == 2 and (counts["lines"], counts["without_reference"]) == (320, 20)
+    assert counts["repeated"] == 320 - num_distinct and num_distinct == len(set(sample_texts[0])) + 15
+    assert counts["written"] + counts["dropped"] == num_distinct and counts["dropped"] <= 15
     assert result["processes_of_all_runs"] >= 3, "of three runs"

@@ -16,10 +16,10 @@ COMMANDS = [
     {name: SECTIONS[name] for name in names}
     for names in (
         ("data", "tokenizer"),
-        ("data", "teacher", "teacher_training"),
+        ("data", "augmentation", "teacher", "teacher_training"),
         ("data", "distillation"),
-        ("data", "model", "training"),
-        ("data", "model", "finetuning"),
+        ("data", "augmentation", "model", "training"),
+        ("data", "augmentation", "model", "finetuning"),
     )
 ]
 
@@ -96,10 +96,10 @@ def test_every_way_to_write_a_number(parse, text):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("", r"recipe.yaml must hold sections of keys and values: data, tokenizer, teacher, teacher_training, distil"),
+        ("", r"recipe.yaml must hold sections of keys and values: data, augmentation, tokenizer, teacher, teacher_tr"),
         ("hidden_size: 3", "must hold sections"),
         ("model:", "must hold sections"),
-        ("modle: {hidden_size: 3}", r"unknown sections \['modle'\]; known are \['data', 'tokenizer', 'teacher', 'tea"),
+        ("modle: {hidden_size: 3}", r"unknown sections \['modle'\]; known are \['data', 'augmentation', 'tokenizer'"),
         ("model: {hiden_size: 3}", r"section model: unknown keys \['hiden_size'\]; known are .*'hidden_size'"),
         # A section that the command does not read is checked as well.
         ("tokenizer: {vocabsize: 3}", r"section tokenizer: unknown keys \['vocabsize'\]"),
@@ -126,6 +126,8 @@ def test_every_way_to_write_a_number(parse, text):
         ("training: {gradient_accumulation_steps: 0}", "gradient_accumulation_steps is 0; it must be at least 1"),
         ("training: {log_every_steps: 0}", "log_every_steps is 0; it must be at least 1"),
         ("training: {max_tokens_per_batch: 0}", "max_tokens_per_batch is 0; it must be at least 1"),
+        ("augmentation: {augment_names: -0.1}", "augment_names is -0.1; it must be 0 .none. or more"),
+        ("augmentation: {augmentation_seed: -1}", "augmentation_seed is -1; it must be at least 0"),
         ("training: {keep_last_checkpoints: -1}", "keep_last_checkpoints is -1; it must be at least 0"),
         ("training: {keep_best_checkpoints: -1}", "keep_best_checkpoints is -1; it must be at least 0"),
         ("training: {validate_every_steps: -1}", "validate_every_steps is -1; it must be at least 0"),
@@ -133,6 +135,12 @@ def test_every_way_to_write_a_number(parse, text):
         ("training: {max_minutes: .nan}", "max_minutes is nan; it must be greater than 0, or null"),
         ("training: {max_minutes: 5, cooldown_steps: 3}", "cooldown_steps is 3; it must be 0 where .* as a share"),
         ("training: {cooldown_share: 0.1, cooldown_steps: 3}", "cooldown_steps is 3; it must be 0 where"),
+        ("training: {validate_every_minutes: 3}", "validate_every_minutes is 3.0; it must be 0 without max_minutes"),
+        (
+            "training: {max_minutes: 9, validate_every_minutes: 3, validate_every_steps: 3}",
+            "validate_every_minutes is 3.0; it must be 0 without max_minutes and with validate_every_steps",
+        ),
+        ("training: {loading_workers: -1}", "loading_workers is -1; it must be at least 0"),
         ("training: {cooldown_share: 1.5}", "cooldown_share is 1.5; it must be from 0 to 1.0"),
         ("training: {initial_glancing_ratio: 2}", "initial_glancing_ratio is 2.0; it must be from 0 to 1.0"),
         ("training: {final_glancing_ratio: -1}", "final_glancing_ratio is -1.0; it must be from 0 to 1.0"),
@@ -141,7 +149,7 @@ def test_every_way_to_write_a_number(parse, text):
 )
 def test_mistakes_in_a_file_are_refused(parse, recipe, message):
     with pytest.raises(ValueError, match=message):
-        parse(recipe, TRAINING_SECTIONS)
+        parse(recipe, {**TRAINING_SECTIONS, "augmentation": SECTIONS["augmentation"]})
 
 
 def test_a_choice_that_does_not_exist_is_refused(parse):

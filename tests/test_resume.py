@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 
 from tests.conftest import ROOT
 from tests.digits import write_digits
+from tests.test_schedules import with_fake_clock
 from tests.test_training import (  # noqa: F401  (fixtures)
     assert_equal,
     checkpoints,
@@ -26,7 +27,6 @@ from tests.test_training import (  # noqa: F401  (fixtures)
     make_trainer,
     trainer_factory,
     weights,
-    with_fake_clock,
 )
 from training import train
 from training.checkpoints import check_same_run
@@ -132,6 +132,18 @@ def test_a_run_of_minutes_goes_on_where_its_time_was(make_trainer):  # noqa: F81
     timed = TIMES[:2]
     logs = [[{k: line[k] for k in line.keys() - timed} for line in log_lines(t, "train")] for t in (resumed, unbroken)]
     assert logs[0] == logs[1]
+
+
+def test_a_run_of_minutes_goes_on_if_it_is_given_more(make_trainer):  # noqa: F811
+    """Six steps in the first minute; in two, their share is a half, and the budget is where it begins to fall."""
+    with_fake_clock(make_trainer(max_minutes=1.0)).train()
+    finished = make_trainer(max_minutes=1.0)
+    assert finished.resume() == 6 and finished.progress.is_finished
+    longer = with_fake_clock(make_trainer(max_minutes=2.0))
+    assert longer.resume() == 6 and longer.share == pytest.approx(0.5)
+    longer.train()
+    budgets = {line["step"]: line["kl_budget"] for line in log_lines(longer, "train")}
+    assert [budgets[step] for step in (6, 7, 10, 12)] == pytest.approx([1 / 3, 1, 0.5, 1 / 6]) and longer.step == 12
 
 
 @pytest.mark.parametrize("where", ["validate", "_save", "_save_state"])

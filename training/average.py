@@ -51,6 +51,22 @@ def average_weights(folders: list[str]) -> PreTrainedModel:
     return first
 
 
+def write_average(folders: list[str], output_folder: Path, storage_dtype: str, max_shard_size: str = "5GB") -> None:
+    """Write the mean of model folders, with the first one's tokenizer, in files of weights up to a size.
+
+    Raises:
+        ValueError: if a checkpoint has other weights than the first.
+    """
+    model = average_weights(folders).to(getattr(torch, storage_dtype))
+    model.save_pretrained(output_folder, max_shard_size=max_shard_size)
+    AutoTokenizer.from_pretrained(folders[0]).save_pretrained(output_folder)
+    # `dtype="auto"`, the default of transformers 5, follows this entry: 16 bits save space, not time, on most CPUs.
+    config_file = output_folder / "config.json"
+    config = json.loads(config_file.read_text("utf-8"))
+    config["dtype"] = "float32"
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Average and write.
 
@@ -62,14 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.storage_dtype not in ("float32", "float16", "bfloat16"):
         raise ValueError(f"storage_dtype is {arguments.storage_dtype}; it must be float32, float16 or bfloat16.")
     folder = refuse_existing(arguments.output_folder, arguments.overwrite, "--output_folder")
-    model = average_weights(arguments.checkpoints).to(getattr(torch, arguments.storage_dtype))
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(arguments.checkpoints[0]).save_pretrained(folder)
-    # `dtype="auto"`, the default of transformers 5, follows this entry: 16 bits save space, not time, on most CPUs.
-    config_file = folder / "config.json"
-    config = json.loads(config_file.read_text("utf-8"))
-    config["dtype"] = "float32"
-    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    write_average(arguments.checkpoints, folder, arguments.storage_dtype)
     print(f"{len(arguments.checkpoints)} checkpoints, stored as {arguments.storage_dtype}: {folder}")
 
 

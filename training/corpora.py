@@ -45,6 +45,7 @@ class TextPairs:
             raise ValueError(f"max_train_rows is {max_rows}; it must be at least 1, or null for all rows.")
         self._read, self._max_rows = read, max_rows
         self._num_rows: int | None = None
+        self.counts: dict[str, int] = {}  # what reading to the end has counted, if the reader counts
         self.key = {"corpus": key, "max_rows": max_rows}
 
     def read(self) -> Iterator[Pair]:
@@ -101,6 +102,24 @@ def load_pairs(data: DataArguments, split: Literal["train", "valid", "test"]) ->
     if split == "train":
         return load_text_pairs(data.train_source_files, data.train_target_files, max_rows)
     return load_text_pairs(data.valid_source_files, data.valid_target_files)
+
+
+def load_distillation_text(data: DataArguments) -> TextPairs:
+    """What a teacher translates: the training text, then the lines of `monolingual_source_files`, "" for their targets.
+
+    Raises:
+        ValueError, FileNotFoundError: what `load_pairs` refuses; a monolingual file that is not there.
+    """
+    pairs, files = load_pairs(data, "train"), data.monolingual_source_files
+    if not files:
+        return pairs
+    check_files(files)
+
+    def read() -> Iterator[Pair]:
+        yield from pairs.read()
+        yield from ((line, "") for line in read_files(files))
+
+    return TextPairs(read, {"pairs": pairs.key, "monolingual": file_stamps(files)})
 
 
 def load_distilled_pairs(data: DataArguments) -> TextPairs:

@@ -57,7 +57,8 @@ def plain_attention(
         scores = scores.masked_fill(~attn_mask, float("-inf"))
     elif attn_mask is not None:
         scores = scores + attn_mask
-    return byte_dropout(scores.softmax(-1), dropout_p) @ value
+    weights = scores.softmax(-1)
+    return (byte_dropout(weights, dropout_p) if dropout_p else weights) @ value
 
 
 class FastCpuTraining(TorchFunctionMode):

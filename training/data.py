@@ -28,6 +28,7 @@ from filelock import FileLock
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from lvnar_hf.ctc_lvnar import num_ctc_cells
 from training.atomic_files import whole_folder
 from training.corpora import TextPairs, file_stamps, load_distilled_pairs, load_pairs, load_text_pairs
 
@@ -42,8 +43,8 @@ __all__ = [
 ]
 
 # Why a pair is left out, in the order in which the reasons are tried; the first that holds is counted.
-REASONS = ("malformed", "empty", "too_long", "length_ratio", "length_difference", "duplicate")
-CACHE_VERSION = 1  # one more whenever the same text and tokenizer would give other files
+REASONS = ("malformed", "empty", "too_long", "length_ratio", "length_difference", "not_alignable", "duplicate")
+CACHE_VERSION = 2  # one more whenever the same text and tokenizer would give other files
 # What tokenizer_config.json says of the model and of where the tokenizer was loaded from.
 NOT_OF_THE_IDS = ("model_max_length", "name_or_path", "is_local", "local_files_only")
 CHUNK_SIZE = 8192  # pairs that a worker takes at once
@@ -123,9 +124,10 @@ def tokenize_pairs(
     pairs: TextPairs | Dataset,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-    max_length_offset: int,
+    max_length_offset: int | None,
     *,
     max_length_ratio: float = 0.0,
+    upsampling_ratio: float | None = None,
     remove_duplicates: bool = False,
     num_workers: int = 1,
     cache_folder: str | Path | None = None,
@@ -139,19 +141,25 @@ def tokenize_pairs(
         pairs: with the columns `row_id`, `source` and `target`.
         tokenizer: gives `input_ids` and, by `text_target`, `labels`.
         max_length: longest side in tokens.
-        max_length_offset: largest difference between the sides in tokens.
+        max_length_offset: largest difference between the sides in tokens; None: any.
         max_length_ratio: largest ratio of the longer to the shorter side, in tokens with </s>; 0: any.
+        upsampling_ratio: of a model with CTC alignment, which cannot say a target whose tokens, and a blank between
+            equal neighbours, are more than its cells; None: a model without.
         remove_duplicates: leave out a pair if the same source and target were kept before.
         num_workers: processes that tokenise; the result is the same for any number.
         cache_folder: for what is kept on disk; None: a folder in that of `datasets`.
 
     Returns:
-        The pairs that are kept, in order; counts with the keys `kept` and those of `REASONS`.
+        The pairs that are kept, in order; counts with the keys `kept` and those of `REASONS`, and what reading
+        counts: of augmented text, how many pairs of each kind were there before any was left out.
 
     Raises:
+        ValueError: `upsampling_ratio` is not above 0.
         OSError: the disk is full, or the folder cannot be written to; nothing half-written is left to be read.
     """
-    cleaning = Cleaning(max_length, max_length_offset, max_length_ratio, remove_duplicates)
+    if upsampling_ratio is not None and upsampling_ratio <= 0:
+        raise ValueError(f"upsampling_ratio is {upsampling_ratio}; it must be above 0, or None.")
+    cleaning = Cleaning(max_length, max_length_offset, max_length_ratio, upsampling_ratio, remove_duplicates)
     encoder = PairEncoder(tokenizer, cleaning)
     if isinstance(pairs, Dataset):
         sink = pa.BufferOutputStream()
@@ -193,18 +201,27 @@ class Cleaning:
     """Which pairs are kept; see `tokenize_pairs`."""
 
     max_length: int
-    max_length_offset: int
+    max_length_offset: int | None
     max_length_ratio: float
+    upsampling_ratio: float | None
     remove_duplicates: bool
 
-    def reason(self, source_length: int, target_length: int) -> str:
-        """Why a pair of these lengths, in tokens, is left out, or "kept"."""
+    def reason(self, source_length: int, target_length: int, num_repeats: int) -> str:
+        """Why a pair of these lengths, in tokens, is left out, or "kept".
+
+        Args:
+            num_repeats: how often a token of the target equals the one before it.
+        """
         if max(source_length, target_length) > self.max_length:
             return "too_long"
         if 0 < self.max_length_ratio * min(source_length, target_length) < max(source_length, target_length):
             return "length_ratio"
-        if abs(source_length - target_length) > self.max_length_offset:
+        if self.max_length_offset is not None and abs(source_length - target_length) > self.max_length_offset:
             return "length_difference"
+        if self.upsampling_ratio is not None:
+            num_cells = num_ctc_cells(source_length, self.upsampling_ratio)
+            if target_length + num_repeats > num_cells:
+                return "not_alignable"
         return "kept"
 
 
@@ -271,7 +288,8 @@ class PairEncoder:
                 targets.append(target)
         ids = self.encode_source(sources), self.encode_target(targets)
         source_lengths, target_lengths = ([len(part) // self.dtype.itemsize for part in side] for side in ids)
-        reasons = [self.cleaning.reason(*lengths) for lengths in zip(source_lengths, target_lengths, strict=True)]
+        num_repeats = _count_repeats(np.frombuffer(b"".join(ids[1]), self.dtype), target_lengths)
+        reasons = list(map(self.cleaning.reason, source_lengths, target_lengths, num_repeats))
         counts.update(reasons)
         kept = [index for index, reason in enumerate(reasons) if reason == "kept"]
         hashes = (
@@ -287,6 +305,16 @@ class PairEncoder:
             None if hashes is None else np.array(hashes, np.uint64),
             counts,
         )
+
+
+def _count_repeats(ids: np.ndarray, lengths: list[int]) -> list[int]:
+    """How many ids of each sequence equal the one before them; `ids` are the sequences one after another."""
+    is_repeat = np.concatenate([[False], ids[1:] == ids[:-1]])
+    # Before each id and at the end: the repeats so far. A sequence's first id has none before it.
+    counts = np.concatenate([[0], np.cumsum(is_repeat)])
+    ends = np.cumsum(lengths, dtype=np.int64)
+    starts = ends - lengths
+    return (counts[ends] - counts[np.minimum(starts + 1, ends)]).tolist()
 
 
 class SideEncoder:
@@ -524,7 +552,7 @@ class _PairCache:
 
     def _write(self, folder: Path, pairs: TextPairs, encoder: PairEncoder, num_workers: int) -> None:
         with (folder / "pairs.arrow").open("wb") as file:
-            counts = _write_pairs(_text_chunks(pairs), encoder, num_workers, file, None)
+            counts = _write_pairs(_text_chunks(pairs), encoder, num_workers, file, None) | pairs.counts
             file.flush()
             os.fsync(file.fileno())
             size = file.tell()

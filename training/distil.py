@@ -1,4 +1,4 @@
-"""Translate the training text with a teacher: sequence-level knowledge distillation.
+"""Translate the training text, and text without a translation, with a teacher: sequence-level knowledge distillation.
 
     python training/distil.py --config training/configs/tatoeba_en_de.yaml
     accelerate launch --num_processes 4 training/distil.py --config training/configs/wmt14_en_de.yaml
@@ -21,7 +21,7 @@ import transformers
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from training.atomic_files import write_json
-from training.corpora import load_pairs
+from training.corpora import load_distillation_text, load_pairs
 from training.distillation import Distillation, settings_of
 from training.engine_benchmark import compare_engines
 from training.environment import describe_machine
@@ -78,13 +78,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     teacher = load_teacher(arguments.teacher, arguments.teacher_revision)
     teacher.check_target_length(arguments.max_target_length)
     engine_name = choose_engine(arguments.engine, teacher)
-    pairs = load_pairs(data, "train")
 
     if benchmark.benchmark_sentences:
         if state.num_processes > 1:
             raise ValueError(f"--benchmark_sentences is for one process; there are {state.num_processes}.")
         result = compare_engines(
-            pairs,
+            load_pairs(data, "train"),
             teacher,
             search,
             arguments.compute_type,
@@ -99,6 +98,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         print(json.dumps(result))
         return result
 
+    pairs = load_distillation_text(data)
     # Before anything is written: it refuses a compute type that is not there.
     engine = make_engine(engine_name, teacher, search, arguments.compute_type, state.device)
     settings = {**settings_of(arguments), "engine": engine_name, "teacher_fingerprint": teacher.fingerprint}

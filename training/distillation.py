@@ -1,5 +1,8 @@
 """The training text translated by a teacher: sorted by source length, in shards that processes claim.
 
+What is unusual: a source line is translated once, however often the text repeats it, and the first pair that has it
+stands for all. Text without a translation is a pair without a target.
+
 A run may be killed at any moment and continued by any number of processes (`training/shards.py`).
 """
 
@@ -33,6 +36,7 @@ SOURCE_FILE, TARGET_FILE = "train.source.txt", "train.target.txt"
 DEGENERATE_FILE, RESULT_FILE = "degenerate.jsonl", "distillation.json"
 WORK_FOLDER = "unfinished"
 ROWS_AT_ONCE = 10_000  # tokenised at once
+REPEATED = -1  # in a plan's `kinds`
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Plan:
         order: (translated,) ids of the rows to translate, longest source first, equal ones in the corpus's order.
         lengths: (translated,) their source tokens.
         kinds: (corpus,) of each row of the corpus: 0, to be translated, or 1 + the index in `KINDS` of the reason
-            why not.
+            why not, or `REPEATED`, the source of an earlier row, which is left out.
         positions: (corpus,) of each row in the copy of the corpus, in bytes.
     """
 
@@ -85,12 +89,13 @@ def make_plan(
     Args:
         max_source_length: longest source that the teacher takes, in tokens with `</s>`; None: any.
     """
-    lengths, kinds, positions = array("i"), array("b"), array("q")
+    lengths, kinds, positions, hashes = array("i"), array("b"), array("q"), array("Q")
     rows = iter(pairs)
     with copy_file.open("wb") as file, tqdm(desc="source lengths", unit="rows", leave=False) as bar:
         while chunk := list(islice(rows, ROWS_AT_ONCE)):
             for pair in chunk:
                 positions.append(file.tell())
+                hashes.append(_hash_source(pair["source"]))
                 file.write(_corpus_line(pair))
             sources = [pair["source"] for pair in chunk]
             for source, ids in zip(sources, tokenizer(sources, verbose=False)["input_ids"], strict=True):
@@ -103,9 +108,17 @@ def make_plan(
                     kinds.append(0)
             bar.update(len(chunk))
     all_lengths, all_kinds = np.array(lengths, dtype=np.int32), np.array(kinds, dtype=np.int8)
+    is_repeated = np.ones(len(hashes), dtype=bool)
+    is_repeated[np.unique(np.array(hashes, dtype=np.uint64), return_index=True)[1]] = False
+    all_kinds[is_repeated] = REPEATED
     order = np.argsort(-all_lengths, kind="stable")
     order = order[all_kinds[order] == 0]
     return Plan(order, all_lengths[order], all_kinds, np.array(positions, dtype=np.int64))
+
+
+def _hash_source(source: str) -> int:
+    """64 bits: of 4.5 million lines, two different ones share a hash once in two million corpora."""
+    return int.from_bytes(hashlib.blake2b(source.encode(), digest_size=8).digest(), "little")
 
 
 class Distillation(ShardedRun):
@@ -115,7 +128,7 @@ class Distillation(ShardedRun):
 
     Args:
         folder: where the result goes; the run's own files lie in its folder `unfinished` until then.
-        pairs: the training text.
+        pairs: the training text, with an empty target where there is none.
         tokenizer: the teacher's.
         max_source_length: longest source that the teacher takes, in tokens; None: any.
         settings: all that the result depends on; a run is continued with the same only. `on_degenerate` (one of
@@ -249,7 +262,8 @@ class Distillation(ShardedRun):
         """
         shards = _Shards(self)
         degenerate: Counter[str] = Counter()
-        num_written = 0
+        num_without_reference = 0
+        written_rows = np.zeros(len(self.plan.kinds), dtype=bool)
         names = (SOURCE_FILE, TARGET_FILE, DEGENERATE_FILE)
         with contextlib.ExitStack() as stack:
             unfinished = {name: stack.enter_context(appearing(self.folder / name)) for name in names}
@@ -259,22 +273,32 @@ class Distillation(ShardedRun):
                 )
                 for row_id in range(len(self.plan.kinds)):
                     source, reference = self._read_pair(row_id)
+                    num_without_reference += not reference.strip()
+                    if self.plan.kinds[row_id] == REPEATED:
+                        continue
                     kind, translation = self._translation_of(row_id, source, shards)
                     target: str | None = translation
                     if kind is not None:
                         degenerate[kind] += 1
-                        choices = {"reference": reference, "drop": None, "keep": translation}
+                        # A text without a reference has none to take.
+                        own = reference if reference.strip() else None
+                        choices = {"reference": own, "drop": None, "keep": translation}
                         target = choices[self.settings["on_degenerate"]]
                         line = {"row_id": row_id, "kind": kind, "source": source, "translation": translation}
                         degenerates.write(json.dumps(line) + "\n")
                     if target is not None:
                         sources.write(one_line(source) + "\n")
                         targets.write(one_line(target) + "\n")
-                        num_written += 1
-            self._check_outputs([unfinished[name] for name in names], num_written)
+                        written_rows[row_id] = True
+            num_written = int(written_rows.sum())
+            self._check_outputs([unfinished[name] for name in names], written_rows)
+        num_repeated = int((self.plan.kinds == REPEATED).sum())
         counts = {
-            "pairs": len(self.plan.kinds),
+            "lines": len(self.plan.kinds),
+            "without_reference": num_without_reference,
+            "repeated": num_repeated,
             "translated": len(self.plan.order),
+            "dropped": len(self.plan.kinds) - num_repeated - num_written,
             "written": num_written,
             "degenerate": {kind: degenerate[kind] for kind in KINDS},
         }
@@ -302,13 +326,15 @@ class Distillation(ShardedRun):
             raise RuntimeError(f"Row {row_id} of the corpus has the translation of another sentence: {line}.")
         return line["kind"], line["translation"]
 
-    def _check_outputs(self, files: list[Path], num_written: int) -> None:
-        """Read what was written: as many lines a side, and the corpus's sources (read anew) in their order."""
-        source_file, target_file, degenerate_file = files
-        dropped = set()
-        if self.settings["on_degenerate"] == "drop":
-            dropped = {json.loads(line)["row_id"] for line in read_lines(degenerate_file)}
-        expected = (one_line(pair["source"]) for pair in self.pairs if pair["row_id"] not in dropped)
+    def _check_outputs(self, files: list[Path], written_rows: np.ndarray) -> None:
+        """Read what was written: as many lines a side, and the corpus's sources (read anew) of these rows in order.
+
+        Args:
+            written_rows: (corpus,) which rows of the corpus are in the files.
+        """
+        source_file, target_file, _ = files
+        num_written = written_rows.sum()
+        expected = (one_line(pair["source"]) for pair in self.pairs if written_rows[pair["row_id"]])
         num_sources, num_targets = 0, sum(1 for _ in read_lines(target_file))
         for written in read_lines(source_file):
             num_sources += 1

@@ -37,8 +37,7 @@ class Objective(ABC):
         batch: Batch,
         num_target_tokens: int,
         smoothing: float,
-        kl_budget: float,
-        glancing_ratio: float,
+        settings: Mapping[str, float],
     ) -> tuple[torch.Tensor, Sums]:
         """Loss of a batch, divided by the target tokens of the whole step; and the sums of its sentences.
 
@@ -47,8 +46,8 @@ class Objective(ABC):
             batch: `input_ids`, `attention_mask` (batch, source_length); `labels` (batch, target_length).
             num_target_tokens: of all batches of the step, in all processes.
             smoothing: weight of the uniform distribution.
-            kl_budget: b of Eq. 9, nats a source position.
-            glancing_ratio: share of the wrong cells that the decoder is shown the tokens of; 0: no glancing.
+            settings: what the step is taken with, of `training.schedules.settings_at`: kl_budget, b of Eq. 9 in nats a
+                source position; glancing_ratio and bigram_weight, of alignment "ctc".
         """
 
     @abstractmethod
@@ -85,13 +84,10 @@ class LvnarObjective(Objective):
         batch: Batch,
         num_target_tokens: int,
         smoothing: float,
-        kl_budget: float,
-        glancing_ratio: float,
+        settings: Mapping[str, float],
     ) -> tuple[torch.Tensor, Sums]:
-        settings = {"kl_budget": kl_budget, "smoothing": smoothing, "num_items_in_batch": num_target_tokens}
-        if glancing_ratio > 0:
-            settings["glancing_ratio"] = glancing_ratio
-        output = model(**batch, **settings)
+        options = {name: settings[name] for name in ("kl_budget", "glancing_ratio", "bigram_weight")}
+        output = model(**batch, **options, smoothing=smoothing, num_items_in_batch=num_target_tokens)
         return output.loss, self._sums(output, batch)
 
     def validation_sums(self, model: torch.nn.Module, batch: Batch, generator: torch.Generator) -> Sums:
@@ -124,8 +120,7 @@ class AutoregressiveObjective(Objective):
         batch: Batch,
         num_target_tokens: int,
         smoothing: float,
-        kl_budget: float,
-        glancing_ratio: float,
+        settings: Mapping[str, float],
     ) -> tuple[torch.Tensor, Sums]:
         logits = self._logits(model, batch)
         nll, smoothed_nll = token_nll(logits, batch["labels"], smoothing)

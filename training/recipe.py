@@ -24,7 +24,7 @@ def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 @dataclass
 class DataArguments:
-    """Section `data`: the parallel text, from one of four kinds of source, and what is kept of it.
+    """Section `data`: the text, its pairs from one of four kinds of source, and what is kept of it.
 
     Text files (`train_source_files` and its three companions), rows with a `translation` column in JSON lines or
     parquet (`train_files`, `valid_files`), a dataset of the Hub or a local mirror of one (`dataset`), or ASPEC as it is
@@ -55,6 +55,10 @@ class DataArguments:
     aspec_parts: list[int] = field(
         default_factory=lambda: [1, 2, 3], metadata={"help": "which of ASPEC's training files, best aligned first"}
     )
+    monolingual_source_files: list[str] = field(
+        default_factory=list,
+        metadata={"help": "source text without a translation, plain or .gz: distil.py translates it too"},
+    )
     max_train_rows: int | None = field(default=None, metadata={"help": "training pairs read at most; null: all"})
     max_sentence_length: int = field(
         default=60, metadata={"help": "longest side of a training pair, in tokens; longer pairs are left out"}
@@ -76,6 +80,51 @@ class DataArguments:
         metadata={"help": "tokenised pairs are kept here; null: beside the cache of `datasets`"},
     )
     num_workers: int = field(default=2, metadata={"help": "processes that tokenise"})
+
+
+@dataclass
+class AugmentationArguments:
+    """Section `augmentation`: pairs that are added to the training text, made of its own; by default none.
+
+    Each `augment_` says how many pairs of the kind are added for each pair that the kind can be made of: 0.1 is for one
+    in ten, 2.5 is two or three for each.
+    """
+
+    augment_numbers: float = field(
+        default=0.0, metadata={"help": "other figures, times and prices in place of those that both sides have"}
+    )
+    augment_number_words: float = field(
+        default=0.0, metadata={"help": "figures in place of number words that say the same on both sides"}
+    )
+    augment_names: float = field(default=0.0, metadata={"help": "other names in place of those that both sides have"})
+    augment_placeholders: float = field(
+        default=0.0, metadata={"help": "placeholders in place of names and figures that both sides have"}
+    )
+    augment_outer_placeholders: float = field(
+        default=0.0, metadata={"help": "a placeholder before or after the text on both sides"}
+    )
+    augment_joined: float = field(
+        default=0.0, metadata={"help": "the sentence joined to the one or the two before it, on both sides"}
+    )
+    augment_informal: float = field(
+        default=0.0, metadata={"help": "first capital, final full stop or both left out on both sides"}
+    )
+    augment_capitals: float = field(default=0.0, metadata={"help": "all in capitals on both sides"})
+    max_joined_words: int = field(default=30, metadata={"help": "longest side of joined sentences, in words or so"})
+    augmentation_seed: int = field(default=1, metadata={"help": "of what is added"})
+
+    def __post_init__(self) -> None:
+        for kind, rate in self.rates.items():
+            if rate < 0:
+                raise ValueError(f"augment_{kind} is {rate}; it must be 0 (none) or more.")
+        if self.augmentation_seed < 0:
+            raise ValueError(f"augmentation_seed is {self.augmentation_seed}; it must be at least 0.")
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """How many pairs of each kind are added for each pair that it can be made of."""
+        values = dataclasses.asdict(self)
+        return {name.removeprefix("augment_"): value for name, value in values.items() if name.startswith("augment_")}
 
 
 @dataclass
@@ -242,6 +291,9 @@ class OptimizationArguments:
     final_glancing_ratio: float = field(
         default=0.0, metadata={"help": "the same at the end, reached in a line; 0 and 0: no glancing"}
     )
+    bigram_weight: float = field(
+        default=0.0, metadata={"help": "share of the loss of bigrams in the likelihood's place (alignment ctc; NMLA)"}
+    )
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
     torch_compile: bool = field(default=False, metadata={"help": "compile the model, for inputs of any length"})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "recompute layers to save memory"})
@@ -249,9 +301,15 @@ class OptimizationArguments:
     validate_every_steps: int = field(
         default=0, metadata={"help": "steps between validations, each with a checkpoint; 0: one after each epoch"}
     )
+    validate_every_minutes: float = field(
+        default=0.0, metadata={"help": "the same in minutes, for a run that is given max_minutes"}
+    )
     keep_last_checkpoints: int = field(default=3, metadata={"help": "newest checkpoints kept; best is apart"})
     keep_best_checkpoints: int = field(
         default=0, metadata={"help": "checkpoints kept beside them for their validation: the best by what selects best"}
+    )
+    loading_workers: int = field(
+        default=0, metadata={"help": "processes that put batches together ahead of the training one; 0: none"}
     )
     log_every_steps: int = field(default=50, metadata={"help": "steps between lines of log.jsonl"})
     tensorboard: bool = field(default=False, metadata={"help": "write the log for TensorBoard too"})
@@ -271,10 +329,16 @@ class OptimizationArguments:
                 f"cooldown_steps is {self.cooldown_steps}; it must be 0 where cooldown_share or max_minutes is given: "
                 "the steps of a run of minutes are not known, so give its cooldown as a share."
             )
+        if self.validate_every_minutes and (self.validate_every_steps or self.max_minutes is None):
+            raise ValueError(
+                f"validate_every_minutes is {self.validate_every_minutes}; it must be 0 without max_minutes and with "
+                "validate_every_steps: give one of the two."
+            )
         for name, most in (
             ("cooldown_share", 1.0),
             ("initial_glancing_ratio", 1.0),
             ("final_glancing_ratio", 1.0),
+            ("bigram_weight", 1.0),
             ("final_kl_budget", self.initial_kl_budget),
         ):
             if not 0 <= getattr(self, name) <= most:
@@ -287,6 +351,8 @@ class OptimizationArguments:
             ("keep_best_checkpoints", 0),
             ("save_every_steps", 0),
             ("validate_every_steps", 0),
+            ("validate_every_minutes", 0),
+            ("loading_workers", 0),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
@@ -295,6 +361,7 @@ class OptimizationArguments:
 # Every section that a recipe may have; a script reads some, and a file is checked against all.
 SECTIONS: dict[str, type] = {
     "data": DataArguments,
+    "augmentation": AugmentationArguments,
     "tokenizer": TokenizerArguments,
     "teacher": TeacherArguments,
     "teacher_training": OptimizationArguments,

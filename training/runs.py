@@ -14,14 +14,23 @@ from accelerate.utils import DistributedType, parse_flag_from_env, set_seed
 from transformers import PreTrainedModel
 
 from lvnar_hf import LvnarTokenizer
+from training.augmentation import augment_pairs
 from training.checkpoints import check_same_run, prepare_output_folder
 from training.corpora import load_distilled_pairs, load_pairs
 from training.data import tokenize_pairs
-from training.recipe import DataArguments, ModelArguments, OptimizationArguments, TeacherArguments
+from training.recipe import (
+    AugmentationArguments,
+    DataArguments,
+    ModelArguments,
+    OptimizationArguments,
+    TeacherArguments,
+)
 from training.trainer import TranslationTrainer
 
-# Settings that a resumed run may change: they say where, how often and how fast, not what.
+# Settings that a resumed run may change: they say where, how often and how fast, not what. More minutes let a run go on
+# that has used up its own; its schedules are then at the share that its time is of the new ones.
 CHANGEABLE = (
+    "max_minutes",
     "output_folder",
     "overwrite",
     "resume",
@@ -32,6 +41,7 @@ CHANGEABLE = (
     "tensorboard",
     "cache_folder",
     "num_workers",
+    "loading_workers",
 )
 
 # What FSDP must be set to. Weights are gathered for the model as a whole: keys and values are taken from layers that
@@ -75,6 +85,7 @@ def check_launch(accelerator: Accelerator, mixed_precision: str) -> None:
 
 def run_training(
     data: DataArguments,
+    augmentation: AugmentationArguments,
     sizes: ModelArguments | TeacherArguments,
     arguments: OptimizationArguments,
     make_model: Callable[[LvnarTokenizer], PreTrainedModel],
@@ -82,7 +93,8 @@ def run_training(
     """Load, tokenise, train; or resume. Returns the figures of the best validation.
 
     Args:
-        data, sizes, arguments: sections of the recipe; kept in `run.json`, and compared when a run is resumed.
+        data, augmentation, sizes, arguments: sections of the recipe; kept in `run.json`, and compared when a run is
+            resumed.
         make_model: the model to begin with, for the tokenizer; called after the seed is set.
 
     Raises:
@@ -95,7 +107,9 @@ def run_training(
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     check_launch(accelerator, arguments.mixed_precision)
     folder = Path(arguments.output_folder)
-    settings = {**asdict(data), **asdict(sizes), **asdict(arguments), "num_processes": accelerator.num_processes}
+    sections = (data, augmentation, sizes, arguments)
+    settings = {name: value for section in sections for name, value in asdict(section).items()}
+    settings["num_processes"] = accelerator.num_processes
     settings = {name: value for name, value in settings.items() if name not in CHANGEABLE}
     if accelerator.is_fsdp2:
         settings["is_sharded"] = True
@@ -116,21 +130,26 @@ def run_training(
     model = make_model(tokenizer)
     set_seed(arguments.seed, device_specific=True)
     tokenizer.model_max_length = limit = model.config.max_position_embeddings
-    max_length_offset = getattr(model.config, "max_length_offset", limit)
+    # What each kind of model can express: a length that its predictor has, a target that its cells can spell, anything.
+    is_ctc = getattr(model.config, "alignment", None) == "ctc"
+    expressible: dict[str, Any] = {
+        "max_length_offset": None if is_ctc else getattr(model.config, "max_length_offset", None),
+        "upsampling_ratio": model.config.upsampling_ratio if is_ctc else None,
+    }
     train_texts = load_distilled_pairs(data) if arguments.train_on == "distilled" else load_pairs(data, "train")
+    train_texts = augment_pairs(train_texts, augmentation, (data.source_language, data.target_language))
     valid_texts = load_pairs(data, "valid")
-    storage: dict[str, Any] = {"num_workers": data.num_workers, "cache_folder": data.cache_folder}
+    options = {**expressible, "num_workers": data.num_workers, "cache_folder": data.cache_folder}
     with accelerator.main_process_first():
         train_pairs, train_counts = tokenize_pairs(
             train_texts,
             tokenizer,
             min(data.max_sentence_length, limit),
-            max_length_offset,
             max_length_ratio=data.max_length_ratio,
             remove_duplicates=data.remove_duplicates,
-            **storage,
+            **options,
         )
-        valid_pairs, valid_counts = tokenize_pairs(valid_texts, tokenizer, limit, max_length_offset, **storage)
+        valid_pairs, valid_counts = tokenize_pairs(valid_texts, tokenizer, limit, **options)
     accelerator.print(f"training pairs: {train_counts}; validation pairs: {valid_counts}")
     accelerator.print(f"{model.num_parameters():,} parameters; processes: {accelerator.num_processes}")
     texts = (valid_texts["source"], valid_texts["target"])

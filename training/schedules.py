@@ -33,7 +33,7 @@ def glancing_ratio_at(share: float, initial_ratio: float, final_ratio: float) ->
 
 
 def settings_at(arguments: OptimizationArguments, max_steps: int, step: int, share: float) -> dict[str, float]:
-    """The learning rate, KL budget and glancing ratio that a step is taken with.
+    """What a step is taken with: the learning rate, and for this package's model the weights in its objective.
 
     Args:
         arguments: section `training` of the recipe.
@@ -47,4 +47,5 @@ def settings_at(arguments: OptimizationArguments, max_steps: int, step: int, sha
         "learning_rate": arguments.learning_rate * factor,
         "kl_budget": kl_budget_at(share, 1.0, arguments.initial_kl_budget, arguments.final_kl_budget),
         "glancing_ratio": glancing_ratio_at(share, arguments.initial_glancing_ratio, arguments.final_glancing_ratio),
+        "bigram_weight": arguments.bigram_weight,
     }

@@ -2,8 +2,8 @@
 
     accelerate launch training/teacher.py --config training/configs/tatoeba_en_de.yaml
 
-It reads the sections data, teacher and teacher_training of the recipe. The teacher is also the baseline that the
-student is compared with.
+It reads the sections data, augmentation, teacher and teacher_training of the recipe. The teacher is also the baseline
+that the student is compared with.
 """
 
 import sys
@@ -15,7 +15,7 @@ if not __package__:  # run as a script: import from the repository, not from thi
 from transformers import AutoModelForSeq2SeqLM, MarianMTModel, PreTrainedModel
 
 from lvnar_hf import LvnarTokenizer
-from training.recipe import DataArguments, OptimizationArguments, TeacherArguments, parse_recipe
+from training.recipe import AugmentationArguments, DataArguments, OptimizationArguments, TeacherArguments, parse_recipe
 from training.runs import run_training
 
 
@@ -25,8 +25,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     Raises:
         FileExistsError, ValueError: what `run_training` refuses.
     """
-    sections = {"data": DataArguments, "teacher": TeacherArguments, "teacher_training": OptimizationArguments}
-    data, sizes, arguments = parse_recipe(sections, argv)
+    sections = {
+        "data": DataArguments,
+        "augmentation": AugmentationArguments,
+        "teacher": TeacherArguments,
+        "teacher_training": OptimizationArguments,
+    }
+    data, augmentation, sizes, arguments = parse_recipe(sections, argv)
 
     def make_model(tokenizer: LvnarTokenizer) -> PreTrainedModel:
         if arguments.initial_model is not None:
@@ -37,7 +42,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         model.generation_config.max_length = sizes.max_position_embeddings
         return model
 
-    return run_training(data, sizes, arguments, make_model)
+    return run_training(data, augmentation, sizes, arguments, make_model)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     accelerate launch training/train.py --config training/configs/tatoeba_en_de.yaml
 
-It reads the sections data, model and training of the recipe; with `--stage finetuning`, that section instead of
-training: the paper's epoch at zero KL budget.
+It reads the sections data, augmentation, model and training of the recipe; with `--stage finetuning`, that section
+instead of training: the paper's epoch at zero KL budget.
 """
 
 import argparse
@@ -14,7 +14,7 @@ if not __package__:  # run as a script: import from the repository, not from thi
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from lvnar_hf import LvnarForConditionalGeneration, LvnarTokenizer
-from training.recipe import DataArguments, ModelArguments, OptimizationArguments, parse_recipe
+from training.recipe import AugmentationArguments, DataArguments, ModelArguments, OptimizationArguments, parse_recipe
 from training.runs import run_training
 
 
@@ -27,8 +27,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     stage_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     stage_parser.add_argument("--stage", choices=["training", "finetuning"], default="training")
     stage, argv = stage_parser.parse_known_args(argv)
-    sections = {"data": DataArguments, "model": ModelArguments, stage.stage: OptimizationArguments}
-    data, sizes, arguments = parse_recipe(sections, argv)
+    sections = {
+        "data": DataArguments,
+        "augmentation": AugmentationArguments,
+        "model": ModelArguments,
+        stage.stage: OptimizationArguments,
+    }
+    data, augmentation, sizes, arguments = parse_recipe(sections, argv)
 
     def make_model(tokenizer: LvnarTokenizer) -> LvnarForConditionalGeneration:
         if arguments.initial_model is not None:
@@ -36,7 +41,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         target_vocab_size = None if tokenizer.is_joint else tokenizer.target_vocab_size
         return LvnarForConditionalGeneration(sizes.to_config(len(tokenizer), target_vocab_size))
 
-    return run_training(data, sizes, arguments, make_model)
+    return run_training(data, augmentation, sizes, arguments, make_model)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ class RunProgress:
     epoch: int = 0
     num_batches_done: int = 0  # of the epoch, by each process
     seconds: float = 0.0  # in `train`, validations and checkpoints included, pauses between sessions not
+    seconds_validated: float = 0.0  # those at the end of the last validation
     is_finished: bool = False
     best_metrics: dict[str, float] = field(default_factory=dict)
     checkpoint_scores: dict[str, float] = field(default_factory=dict)  # folder's name to the figure that selects
@@ -107,8 +108,9 @@ class TranslationTrainer:
             model.set_input_embeddings(model.get_input_embeddings())  # Marian: one module instead of three, tied
         if arguments.gradient_checkpointing:
             model.gradient_checkpointing_enable()
-        # The compiler sees no calls that it could replace.
-        self.operators = FastCpuTraining() if not arguments.torch_compile else nullcontext()
+        # Neither compiled code nor what the backward pass computes again would see the mode.
+        takes_mode = not arguments.torch_compile and not arguments.gradient_checkpointing
+        self.operators = FastCpuTraining() if takes_mode else nullcontext()
         if arguments.torch_compile:
             _compile_layers(model)
         optimizer = torch.optim.Adam(
@@ -130,7 +132,7 @@ class TranslationTrainer:
         self.progress = RunProgress()
         self.clock: Callable[[], float] = time.monotonic
         self._counted_until = self.clock()
-        self._validation_seconds = 0.0  # that the last one took
+        self._validation_seconds = self._state_seconds = 0.0  # that the last one took
         accelerator.register_for_checkpointing(self.progress)
 
     def _make_sampler(self, pairs: Dataset, is_training: bool) -> TokenBudgetBatchSampler:
@@ -190,6 +192,9 @@ class TranslationTrainer:
                 if folder.name not in self.progress.checkpoint_scores:  # of a step that will be run again
                     shutil.rmtree(folder)
         self.accelerator.wait_for_everyone()
+        self.progress.is_finished = self.share >= 1
+        if not (self.output_folder / "best").exists():  # a state that was carried here without it
+            self.progress.best_metrics = {}
         return self.step
 
     def train(self) -> dict[str, float]:
@@ -215,7 +220,11 @@ class TranslationTrainer:
         self.sampler.set_epoch(run.epoch, num_batches_done=run.num_batches_done)
         # A generator of its own: the loader would draw from the global one.
         loader = DataLoader(
-            self.train_pairs, batch_sampler=self.sampler, collate_fn=self.collator, generator=torch.Generator()
+            self.train_pairs,
+            batch_sampler=self.sampler,
+            collate_fn=self.collator,
+            generator=torch.Generator(),
+            num_workers=arguments.loading_workers,
         )
         self.model.train()
         for group in _groups(iter(loader), arguments.gradient_accumulation_steps):
@@ -235,18 +244,24 @@ class TranslationTrainer:
                 run.is_finished, is_state_due = self.share >= 1, True
             if is_state_due:
                 self._save_state()
-                self._count_time()
+                self._state_seconds = self._count_time()
                 window.leave_out_pause()
             if run.is_finished:
                 break
 
     def _is_validation_due(self) -> bool:
         """Whether the run is at its end, or at a step that is validated and leaves time for it."""
-        every, run = self.arguments.validate_every_steps, self.progress
-        is_its_turn = run.step % every == 0 if every else run.num_batches_done == self.batches_per_epoch
-        max_minutes = self.arguments.max_minutes
+        arguments, run = self.arguments, self.progress
+        if arguments.validate_every_steps:
+            is_its_turn = run.step % arguments.validate_every_steps == 0
+        elif arguments.validate_every_minutes:
+            is_its_turn = run.seconds - run.seconds_validated >= 60 * arguments.validate_every_minutes
+        else:
+            is_its_turn = run.num_batches_done == self.batches_per_epoch
+        max_minutes = arguments.max_minutes
         # One that takes all the time that is left would leave the schedules unfinished.
-        is_time_left = max_minutes is None or run.seconds + self._validation_seconds < 60 * max_minutes
+        needed = self._validation_seconds + self._state_seconds
+        is_time_left = max_minutes is None or run.seconds + needed < 60 * max_minutes
         return self.share >= 1 or (is_its_turn and is_time_left)
 
     def _validate_and_keep(self, bar: tqdm) -> None:
@@ -266,6 +281,7 @@ class TranslationTrainer:
             run.best_metrics = metrics
             self._save(self.output_folder / "best")
         self._validation_seconds = self._count_time()
+        run.seconds_validated = run.seconds
 
     def _seed_batch(self, index: int) -> None:
         """Make the random numbers of a batch its own; `index` counts this process's batches of the epoch."""
@@ -289,12 +305,7 @@ class TranslationTrainer:
             synchronisation = nullcontext() if is_last else accelerator.no_sync(self.model)
             with synchronisation, self.operators, accelerator.autocast():
                 loss, sums = self.objective.training_loss(
-                    self.model,
-                    inputs,
-                    num_target_tokens,
-                    arguments.label_smoothing,
-                    settings["kl_budget"],
-                    settings["glancing_ratio"],
+                    self.model, inputs, num_target_tokens, arguments.label_smoothing, settings
                 )
                 # Gradients are averaged over processes; the loss is divided by the tokens of all of them already.
                 accelerator.backward(loss * accelerator.num_processes)
