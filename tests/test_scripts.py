@@ -42,6 +42,7 @@ def test_a_training_step_is_timed(flags, named, tmp_path):
     result = time_step.main([*recipe, "--num_repeats", "2", "--num_threads", "1", "--output_file", str(file)])
     assert json.loads(file.read_text()) == result
     assert set(result["seconds"]) == {"forward", "backward", "clipping", "optimizer"}
+    assert result["settings"]["glancing_ratio"] == (0.5 if flags else 0.0)
     tokens = result["num_sentences"] * result["sentence_length"]
     assert result["target_tokens_per_second"] == pytest.approx(tokens / sum(result["seconds"].values()))
     assert 0 < sum(result["operator_shares"].values()) <= 1

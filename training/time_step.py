@@ -6,8 +6,8 @@ What attention and dropout take is seen by steps without them: their shares are 
 
 The batch is drawn at random with the sentence length and the token budget of the recipe's training data, so that no
 text is needed; loading is measured in the run itself (`loading_share` in its log). The step is that of the trainer on a
-CPU: alignment, glancing and precision are the recipe's, and the operators `FastCpuTraining`'s; torch's own are timed
-beside them.
+CPU: alignment, precision and the first step's settings are the recipe's, and the operators `FastCpuTraining`'s; torch's
+own are timed beside them.
 """
 
 import json
@@ -34,6 +34,7 @@ from training.environment import describe_processor
 from training.objectives import Batch, LvnarObjective
 from training.outputs import refuse_existing
 from training.recipe import ModelArguments, OptimizationArguments, parse_recipe
+from training.schedules import settings_at
 
 OPERATORS: dict[str, Callable[[], AbstractContextManager]] = {"fast": FastCpuTraining, "torch": nullcontext}
 NUM_SPECIAL_IDS = 3
@@ -110,8 +111,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     num_sentences = optimization.max_tokens_per_batch // arguments.sentence_length
     batch = draw_batch(num_sentences, arguments.sentence_length, arguments.vocab_size)
     num_tokens = num_sentences * arguments.sentence_length
-    settings = {"smoothing": optimization.label_smoothing, "kl_budget": optimization.initial_kl_budget}
-    settings["glancing_ratio"] = optimization.initial_glancing_ratio
+    settings = settings_at(optimization, optimization.max_steps, 1, 0.0)
+    del settings["learning_rate"]  # it takes no time
 
     def step(operators: str, left_out: Sequence[str]) -> dict[str, float]:
         """Seconds of each part."""
@@ -119,7 +120,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         # The mode that is entered last sees a call first.
         with OPERATORS[operators](), WithoutOperators(*left_out) if left_out else nullcontext():
             with torch.autocast("cpu", torch.bfloat16, enabled=optimization.mixed_precision == "bf16"):
-                loss, _ = objective.training_loss(model, batch, num_tokens, **settings)
+                loss, _ = objective.training_loss(model, batch, num_tokens, optimization.label_smoothing, settings)
             times.append(time.perf_counter())
             loss.backward()
         times.append(time.perf_counter())
@@ -150,7 +151,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "num_parameters": model.num_parameters(),
         "alignment": sizes.alignment,
         "mixed_precision": optimization.mixed_precision,
-        "glancing_ratio": optimization.initial_glancing_ratio,
+        "settings": settings,
         "num_sentences": num_sentences,
         "sentence_length": arguments.sentence_length,
         "target_tokens_per_second": num_tokens / sum(medians.values()),
