@@ -16,6 +16,7 @@ from tokenizers.models import BPE, Unigram
 from tokenizers.trainers import BpeTrainer
 
 from .segmentation_lvnar import Segmenter, make_segmenter
+from .text_lvnar import INVISIBLE
 from .tokenization_lvnar import BYTE_TOKENS, SPACE_MARK, SPECIAL_TOKENS, LvnarTokenizer
 
 NORMALIZATIONS: dict[str, list[normalizers.Normalizer]] = {
@@ -141,6 +142,7 @@ def _bpe_normalizer(normalization: str) -> normalizers.Normalizer:
     return normalizers.Sequence(
         [
             normalizers.Replace(SPACE_MARK, " "),
+            normalizers.Replace(Regex(INVISIBLE), ""),
             *NORMALIZATIONS[normalization],
             normalizers.Replace(Regex(r"\s+"), " "),
             normalizers.Strip(),

@@ -266,7 +266,7 @@ class Echo:
 
     def translate(self, lines, on_progress=lambda lines: None):
         on_progress(len(lines))
-        return TranslatedLines(list(lines), 0, 0, 0)
+        return TranslatedLines(list(lines), 0, 0, 0, 0)
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
