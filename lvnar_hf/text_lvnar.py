@@ -50,7 +50,7 @@ _EMOJI = (
 _PROTECTED = re.compile(
     rf"""
     (?P<span>
-        `+[^`]+`+                                                                   # code
+        (?<!`)(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)                            # code
       | (?<![A-Za-z0-9+.-])(?:[A-Za-z][A-Za-z0-9+.-]{{1,20}}://|www\.|mailto:){_URL_REST}
       | (?<![A-Za-z0-9_.+-])[A-Za-z0-9_.+%-]{{1,64}}@[A-Za-z0-9-]{{1,63}}(?:\.[A-Za-z0-9-]{{1,63}}){{1,5}}
       | (?<![A-Za-z0-9_.@-])(?:[A-Za-z0-9][A-Za-z0-9-]{{0,62}}\.){{1,5}}
@@ -65,7 +65,7 @@ _PROTECTED = re.compile(
         <!--[^\n]{{0,1000}}?--> | </?[A-Za-z][^<>]{{0,1000}}> | <%[^\n]{{0,200}}?%>
       | &(?:[A-Za-z][A-Za-z0-9]{{1,31}}|\#\d{{1,7}}|\#[xX][0-9A-Fa-f]{{1,6}});
       | (?<![\w:]):(?:[+-]1|[a-z0-9_+-]{{0,60}}[a-z][a-z0-9_+-]{{0,60}}):(?!\w)
-      | (?<!\S)(?:[:;=][-^o']?[)(DPp|*/\\]+|<3+|\^_?\^)(?!\S)                       # :-)
+      | (?<!\S)(?:[:;=][-^o']?[)(DPp|*/\\]+|<3+|\^_?\^)(?![^\s.,;:!?])                       # :-)
       | (?:[0-9\#*]\ufe0f?\u20e3|{_EMOJI}(?:\u200d{_EMOJI})*)+
       | [\x00-\x08\x0e-\x1b\x7f]+
     )""",
@@ -98,7 +98,7 @@ _CLAUSE_MARKS = tuple(
 # The plain rule, without sentencex.
 _FULL_STOPS = re.compile(r"[.!?…]+[\"'”’»)\]]*\s+|[。！？]+[」』）]*\s*|[।؟։።]\s*")
 _ABBREVIATIONS = re.compile(
-    r"(?:\b(?:[A-Za-z]|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|No|Nr|Hr|Fr|ca|bzw|usw|\w\.\w)|(?<!^)\b\d{1,3})\.\s+$"
+    r"(?:\b(?:[A-Za-z]|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|No|Nr|Hr|Fr|ca|bzw|usw|\w\.\w)|(?<=\s)\d{1,3})\.\s+$"
 )
 _JAPANESE_QUOTATION = re.compile("[\u3041-\u309f、。]")
 
@@ -114,6 +114,8 @@ _SCRIPTS = {
     **{"ta": ("TAMIL",), "te": ("TELUGU",), "km": ("KHMER",), "lo": ("LAO",), "my": ("MYANMAR",), "am": ("ETHIOPIC",)},
 }
 _LETTERS_LOOKED_AT = 50
+_LONGEST_SEGMENTED = 10_000
+_MOST_CHARACTERS_A_TOKEN = 50
 _MOST_WRAPPERS = 8  # brackets and quotation marks that are looked at, on each side of a sentence
 
 
@@ -302,15 +304,7 @@ class TextFormat:
         """The sentences of a line, each with the white space after it."""
         flat = _WHITE_SPACE.sub(" ", line)  # sentencex panics at some other spaces
         flat.encode()
-        pieces = None
-        if self._segment is not None:
-            try:
-                pieces = list(self._segment(self._language, flat))
-            except BaseException as error:
-                if type(error).__name__ != "PanicException":
-                    raise
-        if pieces is None or "".join(pieces) != flat:
-            pieces = self._split_plainly(flat)
+        pieces = self._segment_by_package(flat) or self._split_plainly(flat)
         sentences: list[str] = []
         position = 0
         for piece in pieces:
@@ -323,11 +317,36 @@ class TextFormat:
             position += len(piece)
         return sentences
 
+    def _segment_by_package(self, line: str) -> list[str]:
+        """What sentencex makes of a line; nothing without it, and where it fails.
+
+        Its time grows with the square of a line's length, so a very long one is given to it in parts.
+        """
+        if self._segment is None:
+            return []
+        if len(line) > _LONGEST_SEGMENTED:
+            parts = [""]
+            for piece in self._split_plainly(line):
+                if parts[-1] and len(parts[-1]) + len(piece) > _LONGEST_SEGMENTED:
+                    parts.append("")
+                parts[-1] += piece
+            if len(parts) == 1:
+                return parts
+            return [s for p in parts for s in (self._segment_by_package(p) if len(p) <= _LONGEST_SEGMENTED else [p])]
+        try:
+            pieces = list(self._segment(self._language, line))
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # it is no Exception
+                raise
+            return []
+        return pieces if "".join(pieces) == line else []
+
     def _split_plainly(self, line: str) -> list[str]:
         pieces, start = [], 0
         for match in _FULL_STOPS.finditer(line):
-            following = line[match.end() :].lstrip("\"'“‘«„([¿¡-–— ")[:1]
-            if following and not following.islower() and not _ABBREVIATIONS.search(line[start : match.end()]):
+            following = line[match.end() : match.end() + 10].lstrip("\"'“‘«„([¿¡-–— ")[:1]
+            word = line[max(start, match.end() - 10) : match.end()]
+            if following and not following.islower() and not _ABBREVIATIONS.search(word):
                 pieces.append(line[start : match.end()])
                 start = match.end()
         if pieces and self._segment is None:
@@ -376,7 +395,8 @@ class TextFormat:
         limit = self._max_length
         if limit is None or len(core.encode()) < limit - 1:  # no token is less than a byte; </s>, and the first space
             return None
-        if len(self._tokenizer(core, verbose=False)["input_ids"]) <= limit:
+        is_surely_too_long = len(core) > _MOST_CHARACTERS_A_TOKEN * limit
+        if not is_surely_too_long and len(self._tokenizer(core, verbose=False)["input_ids"]) <= limit:
             return None
         for marks in _CLAUSE_MARKS:
             ends = [m.end() for m in marks.finditer(core) if _has_words(core[: m.end()]) and m.end() < len(core)]

@@ -29,15 +29,16 @@ class TranslatedLines:
     """Translations in the order of the lines, "" for blank ones.
 
     Attributes:
-        num_blank, num_cut: lines that were blank, and that were cut.
+        num_blank: lines that were blank.
         num_sentences: what the model has translated: lines, or the sentences in them.
+        num_cut: sentences that were cut.
         num_steps_taken: of all sentences together.
     """
 
     texts: list[str]
     num_blank: int
-    num_cut: int
     num_sentences: int
+    num_cut: int
     num_steps_taken: int
 
 
@@ -92,10 +93,8 @@ class LineTranslator:
         texts = [text for (text,) in self.text_format.translate(lines, translate_sentences)]
         on_progress(len(lines) - num_reported)
         num_blank = sum(not line.strip() for line in lines)
-        num_cut, num_sentences, num_steps_taken = (
-            sum(getattr(one, name) for one in rounds) for name in ("num_cut", "num_sentences", "num_steps_taken")
-        )
-        return TranslatedLines(texts, num_blank, num_cut, num_sentences, num_steps_taken)
+        sums = (sum(getattr(one, name) for one in rounds) for name in ("num_sentences", "num_cut", "num_steps_taken"))
+        return TranslatedLines(texts, num_blank, *sums)
 
     def _translate_sentences(self, lines: Sequence[str], on_progress: Callable[[int], None]) -> TranslatedLines:
         encoded, num_cut = self._encode(lines)
@@ -111,7 +110,7 @@ class LineTranslator:
             on_progress(len(rows))
         num_blank = len(lines) - len(order)
         on_progress(num_blank)
-        return TranslatedLines(texts, num_blank, num_cut, len(order), num_steps_taken)
+        return TranslatedLines(texts, num_blank, len(order), num_cut, num_steps_taken)
 
     def _encode(self, lines: Sequence[str]) -> tuple[list[list[int]], int]:
         """Ids of each line, cut at the model's limit, and how many were cut."""
