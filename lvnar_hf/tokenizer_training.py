@@ -56,7 +56,7 @@ def train_tokenizer(
         target_vocab_size: the same for a target vocabulary; None: as the source. Not with `joint`.
         joint: one vocabulary from both sides together.
         normalization: "nfc", "nfkc" or "none", the Unicode form that texts are brought to; "sentencepiece" has its own,
-            NMT-NFKC.
+            NMT-NFKC. But for that one, characters of no width are dropped (`text_lvnar.INVISIBLE`).
         min_character_count: a character seen less often gets no id of its own and is spelt in bytes.
         max_length: stored as `model_max_length`: the longest sequence for the model, in tokens with `</s>`.
         algorithm: "bpe", or "sentencepiece" for a unigram model trained by that library, whose ids it then gives.
