@@ -35,9 +35,10 @@ _LINE_ENDS = re.compile("(\r\n|[\t\n\r\x0b\x0c\x1c-\x1f\x85\u2028\u2029])")
 _WHITE_SPACE = re.compile(r"\s")
 _FENCE, _FENCE_END = re.compile(r"\s*```[^`]*"), re.compile(r"\s*```\s*")
 
-# Stand in a line for what is protected: a span that may be a word of the sentence, and a mark that is none.
-_SPAN, _MARK = "\x01", "\x02"
-_MASKS = (_SPAN, _MARK)
+# Stand in a line for what is protected: a span that may be a word of the sentence, a mark that is none, and a tag that
+# ends a sentence.
+_SPAN, _MARK, _BLOCK = "\x01", "\x02", "\x03"
+_MASKS = (_SPAN, _MARK, _BLOCK)
 _URL_REST = (
     r"""(?:[^\s<>"'`(){}\u3000-\u30ff\uff00-\uffef]|\([^\s<>()]{0,200}\)|\{[^\s{}]{0,100}\})*"""
     r"""(?:[^\s<>"'`(){}\[\].,;:!?…\u3000-\u30ff\uff00-\uffef]|\([^\s<>()]{0,200}\)|\{[^\s{}]{0,100}\})"""
@@ -61,6 +62,9 @@ _PROTECTED = re.compile(
       | (?<![\d%])%(?:\d\$)?[-+0\#]*\d{{0,4}}(?:\.\d{{1,4}})?(?:hh?|ll?|z)?[sdiufFeEgGxXoc@](?![A-Za-z])
       | (?<![A-Za-z0-9_@./])@[A-Za-z0-9_](?:[A-Za-z0-9_.-]{{0,60}}[A-Za-z0-9_])?
       | (?<![\w&\#/])\#\w(?:[\w-]{{0,60}}\w)?
+    ) | (?P<block>
+        </?(?:p|br|hr|div|li|[uod]l|d[td]|t[dhr]|table|h[1-6]|title|section|article|blockquote|option|label|button)
+        (?![A-Za-z0-9-])[^<>]{{0,1000}}>
     ) | (?P<mark>
         <!--[^\n]{{0,1000}}?--> | </?[A-Za-z][^<>]{{0,1000}}> | <%[^\n]{{0,200}}?%>
       | &(?:[A-Za-z][A-Za-z0-9]{{1,31}}|\#\d{{1,7}}|\#[xX][0-9A-Fa-f]{{1,6}});
@@ -255,7 +259,8 @@ class TextFormat:
         if lost:
             pieces = [_Plan() for _ in lost]
             for plan, index in zip(pieces, lost, strict=True):
-                self._add_pieces(plan, sentences[index].core, sentences[index].spans)
+                sentence = sentences[index]
+                self._add_pieces(plan, sentence.core, sentence.spans, sentence.is_capitals)
             for plan, index, found in zip(
                 pieces, lost, self._translate_plans(pieces, translate_sentences), strict=True
             ):
@@ -292,17 +297,19 @@ class TextFormat:
 
         def mask(match: re.Match[str]) -> str:
             spans.append(match[0])
-            return _SPAN if match.lastgroup == "span" else _MARK
+            return {"span": _SPAN, "mark": _MARK, "block": _BLOCK}[str(match.lastgroup)]
 
         masked = drop_invisible(_PROTECTED.sub(mask, line) if _SIGNS.search(line) else line)
         remaining = iter(spans)
         is_capitals = _is_capitals(masked)
-        for piece in self._split_sentences(masked):
-            self._add_piece(plan, piece, remaining, is_capitals)
+        for part in re.split(f"({_BLOCK})", masked) if _BLOCK in masked else [masked]:
+            for piece in self._split_sentences(part):
+                self._add_piece(plan, piece, remaining, is_capitals)
 
     def _split_sentences(self, line: str) -> list[str]:
         """The sentences of a line, each with the white space after it."""
-        flat = _WHITE_SPACE.sub(" ", line)  # sentencex panics at some other spaces
+        # Sentencex panics at some other spaces; and a mark parts sentences: "<p>Yes.</p><p>No.</p>".
+        flat = _WHITE_SPACE.sub(" ", line).replace(_MARK, " ")
         flat.encode()
         pieces = self._segment_by_package(flat) or self._split_plainly(flat)
         sentences: list[str] = []
@@ -384,11 +391,11 @@ class TextFormat:
                 plan.add_sentence(_Sentence(core, own, is_capitals, text, is_part))
         plan.add_literal(_unmask(piece[end:], spans))
 
-    def _add_pieces(self, plan: _Plan, core: str, spans: list[str], is_capitals: bool = False) -> None:
+    def _add_pieces(self, plan: _Plan, core: str, spans: list[str], is_capitals: bool) -> None:
         """Add a sentence as pieces around its spans."""
         remaining = iter(spans)
         for piece in re.split(f"([{_SPAN}{_MARK}])", core):
-            self._add_piece(plan, piece, remaining, is_capitals or _is_capitals(core), is_part=True)
+            self._add_piece(plan, piece, remaining, is_capitals, is_part=True)
 
     def _find_cut(self, core: str) -> int | None:
         """Where a sentence that is too long is parted; None if it is not, or has no place for it."""
@@ -398,8 +405,9 @@ class TextFormat:
         is_surely_too_long = len(core) > _MOST_CHARACTERS_A_TOKEN * limit
         if not is_surely_too_long and len(self._tokenizer(core, verbose=False)["input_ids"]) <= limit:
             return None
+        first_word = next(index for index, character in enumerate(core) if character.isalnum())
         for marks in _CLAUSE_MARKS:
-            ends = [m.end() for m in marks.finditer(core) if _has_words(core[: m.end()]) and m.end() < len(core)]
+            ends = [m.end() for m in marks.finditer(core, first_word) if m.end() < len(core)]
             if ends:
                 return min(ends, key=lambda end: abs(2 * end - len(core)))
         return None

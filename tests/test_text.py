@@ -79,6 +79,8 @@ def translate(
         ("(“Hi.”)", "(“⟨Hi.⟩”)"),
         ("**Hello there.**", "**⟨Hello there.⟩**"),
         ("<p>Tom laughed.</p>", "<p>⟨Tom laughed.⟩</p>"),
+        ("<p>Yes. So</p><p>Hi <b>Tom</b>.</p>", "<p>⟨Yes.⟩ ⟨So⟩</p><p>⟨Hi <b>Tom</b>.⟩</p>"),
+        ("<p>Yes.</p><p>No.</p>", "<p>⟨Yes.⟩</p><p>⟨No.⟩</p>"),
         ('<div class="x"><b>Hi.</b><br/></div>', '<div class="x"><b>⟨Hi.⟩</b><br/></div>'),
         ("Hi! 😀 How are you? 👨‍👩‍👧❤️ :-) :smile:", "⟨Hi!⟩ 😀 ⟨How are you?⟩ 👨‍👩‍👧❤️ :-) :smile:"),
         # What looks like a mark and is none.
@@ -154,6 +156,7 @@ SPANS = [
     "``a `b` c``",
     "<b>",
     "</b>",
+    "<pre>",
     '<a href="https://a.b/c d">',
     "&nbsp;",
     "&#8212;",
@@ -280,7 +283,7 @@ ALPHABET = [
         "\u0301",
         "\x00",
     ),
-    *(" Hello there. ", " I HAVE SEEN ", "\n- ", "```\n", "Mr. ", "\ud7ff", "\U0010ffff"),
+    *(" Hello there. ", " I HAVE SEEN ", "<p>", "</li>", "\n- ", "```\n", "Mr. ", "\ud7ff", "\U0010ffff"),
 ]
 LINE_ENDS = ("\r\n", *"\t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\u2028\u2029")
 
