@@ -3,11 +3,14 @@
 This module travels to the Hub with the model: it imports nothing but torch and transformers.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from transformers import Pipeline
+
+from .text_lvnar import TextFormat
 
 SORTED_BATCHES = 64  # of a list, so many batches of texts are tokenized ahead and sorted by length
 
@@ -16,8 +19,13 @@ class _Tokenized(dict):
     """What `preprocess` has made of a text already."""
 
 
+def _refuse_other_than_text(text: Any) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"A text to translate must be a string; given was {type(text).__name__}: {text!r}")
+
+
 class LvnarTranslationPipeline(Pipeline):
-    """Text to translated text: tokenize, `generate`, decode.
+    """Text to translated text: take it apart into sentences, tokenize, `generate`, decode, put it together.
 
         translator = pipeline("translation", model="model_cards/lvnar-tatoeba-en-de")
         translator("Where is the station?", num_refinement_steps=1)
@@ -27,8 +35,13 @@ class LvnarTranslationPipeline(Pipeline):
         texts: a string, a sequence of strings, or a torch dataset or generator of strings, consumed lazily.
         batch_size: texts translated at once; 1 by default. Those of a list are grouped by length, and their order is
             restored; those of a dataset or generator are taken as they come.
-        truncation: True cuts texts that are longer than the model takes; by default they are refused.
-        return_tensors: add `translation_token_ids` to each result.
+        preserve_format: translate sentence by sentence, and keep lines, spaces, marks around sentences, and spans that
+            must not change (see `TextFormat`); True by default for this model, False for others. False: the text goes
+            to the model as it is.
+        truncation: True cuts texts that are longer than the model takes; by default they are refused. With
+            `preserve_format` that means a sentence that is too long and has no clauses to part it at.
+        return_tensors: add `translation_token_ids` to each result; then `preserve_format` is False, as what is put
+            together from several sentences has no ids.
         src_lang, tgt_lang: for tokenizers of multilingual models.
         return_text, clean_up_tokenization_spaces: accepted, as transformers' own pipeline did; they change nothing.
         Everything else goes to the model's `generate`.
@@ -39,7 +52,8 @@ class LvnarTranslationPipeline(Pipeline):
 
     Raises:
         ValueError: for a text that is too long (if `truncation` is not given) or not a string, for what `generate`
-            refuses, and for a tokenizer of another vocabulary than the model's.
+            refuses, and for a tokenizer of another vocabulary than the model's; for `preserve_format=True` together
+            with `return_tensors=True`.
     """
 
     # transformers' own class, where it has one (4.x): it goes on serving other models, with its own defaults.
@@ -59,6 +73,7 @@ class LvnarTranslationPipeline(Pipeline):
     def __init__(self, model: Any, **kwargs: Any) -> None:
         if not isinstance(model, torch.nn.Module) and kwargs.get("device") is None:
             kwargs["device"] = model.device  # an engine stays where it is; the base class would move it to a GPU
+        self._text_formats: dict[str | None, TextFormat] = {}  # by source language
         super().__init__(model=model, **kwargs)
         if self.model.config.model_type == "lvnar" and self.tokenizer is not None:
             self._check_vocabularies()
@@ -86,25 +101,82 @@ class LvnarTranslationPipeline(Pipeline):
         clean_up_tokenization_spaces: bool | None = None,
         src_lang: str | None = None,
         tgt_lang: str | None = None,
+        preserve_format: bool | None = None,
         **generate_kwargs: Any,
     ) -> tuple[dict, dict, dict]:
+        if preserve_format and return_tensors:
+            raise ValueError("return_tensors=True needs preserve_format=False: a text put together has no token ids.")
+        if return_tensors:
+            preserve_format = False
         if truncation not in (None, True, False):
             raise ValueError(f"truncation is {truncation!r}; it must be True or False.")
         languages = (self.task or "").split("_")  # translation_XX_to_YY
         if src_lang is None and tgt_lang is None and len(languages) == 4:
             src_lang, tgt_lang = languages[1], languages[3]
         given = {"truncation": truncation, "src_lang": src_lang, "tgt_lang": tgt_lang}
+        given["preserve_format"] = preserve_format
         preprocess_parameters = {name: value for name, value in given.items() if value is not None}
         postprocess_parameters = {} if return_tensors is None else {"return_tensors": return_tensors}
         return preprocess_parameters, generate_kwargs, postprocess_parameters
 
+    def run_single(self, text: Any, preprocess_params: dict, *later_params: dict) -> list[dict]:
+        """The base class's, sentence by sentence."""
+        preserve_format, preprocess_params = self._take_preserve_format(preprocess_params)
+        if preserve_format:
+            return next(self._iterate_formatted([text], 1, preprocess_params, *later_params))
+        return super().run_single(text, preprocess_params, *later_params)
+
     def get_iterator(
         self, inputs: Any, num_workers: int, batch_size: int, preprocess_params: dict, *later_params: dict
     ) -> Iterable[list[dict]]:
-        """The base class's; of a list with batches of texts alike in length."""
+        """The base class's; sentence by sentence, and of a list with batches of texts alike in length."""
+        preserve_format, preprocess_params = self._take_preserve_format(preprocess_params)
+        if preserve_format:
+            return self._iterate_formatted(inputs, batch_size, preprocess_params, *later_params)
         if isinstance(inputs, list) and batch_size > 1:
             return self._iterate_by_length(inputs, num_workers, batch_size, preprocess_params, *later_params)
         return super().get_iterator(inputs, num_workers, batch_size, preprocess_params, *later_params)
+
+    def _take_preserve_format(self, preprocess_params: dict) -> tuple[bool, dict]:
+        """Whether the format is kept, and the other parameters, which are those of `preprocess`."""
+        others = dict(preprocess_params)
+        return others.pop("preserve_format", self.model.config.model_type == "lvnar"), others
+
+    def _iterate_formatted(
+        self, texts: Any, batch_size: int, preprocess_params: dict, *later_params: dict
+    ) -> Iterator[list[dict]]:
+        """Results in the order of the texts; the sentences of a window of texts are translated together."""
+        text_format = self._text_format(preprocess_params.get("src_lang"))
+
+        def translate(sentences: list[str]) -> list[list[str]]:
+            results = self._translate_sentences(sentences, batch_size, preprocess_params, *later_params)
+            return [[result["translation_text"] for result in of_one] for of_one in results]
+
+        size = SORTED_BATCHES * batch_size if isinstance(texts, list) else batch_size
+        has_places = hasattr(texts, "__len__") and hasattr(texts, "__getitem__")  # a dataset need not be iterable
+        remaining = (texts[place] for place in range(len(texts))) if has_places else iter(texts)
+        while window := list(itertools.islice(remaining, size)):
+            for text in window:
+                _refuse_other_than_text(text)
+            for translations in text_format.translate(window, translate):
+                yield [{"translation_text": translation} for translation in translations]
+
+    def _translate_sentences(
+        self, sentences: list[str], batch_size: int, preprocess_params: dict, *later_params: dict
+    ) -> Iterable[list[dict]]:
+        if batch_size > 1:
+            return self._iterate_by_length(sentences, 0, batch_size, preprocess_params, *later_params)
+        return [
+            super(LvnarTranslationPipeline, self).run_single(s, preprocess_params, *later_params) for s in sentences
+        ]
+
+    def _text_format(self, source_language: str | None) -> TextFormat:
+        for holder in (self.model.config, self.tokenizer):
+            source_language = source_language or getattr(holder, "source_language", None)
+        if source_language not in self._text_formats:
+            limit = getattr(self.model.config, "max_position_embeddings", None)
+            self._text_formats[source_language] = TextFormat(self.tokenizer, limit, source_language)
+        return self._text_formats[source_language]
 
     def _iterate_by_length(
         self, texts: list, num_workers: int, batch_size: int, preprocess_params: dict, *later_params: dict
@@ -127,8 +199,7 @@ class LvnarTranslationPipeline(Pipeline):
     ) -> dict[str, torch.Tensor]:
         if isinstance(text, _Tokenized):
             return text
-        if not isinstance(text, str):
-            raise ValueError(f"A text to translate must be a string; given was {type(text).__name__}: {text!r}")
+        _refuse_other_than_text(text)
         limit = getattr(self.model.config, "max_position_embeddings", None)
         options = {"truncation": True, "max_length": limit} if truncation and limit is not None else {}
         if hasattr(self.tokenizer, "_build_translation_inputs"):  # mBART, NLLB, M2M100

@@ -31,6 +31,7 @@ TRAVELLING_MODULES = (
     "modeling_lvnar.py",
     "pipeline_lvnar.py",
     "segmentation_lvnar.py",
+    "text_lvnar.py",
     "tokenization_lvnar.py",
 )
 PACKAGE_FOLDER = Path(__file__).parent

@@ -111,7 +111,7 @@ class JapaneseSegmenter(Segmenter, ABC):
         for word in words:
             has_space = text.startswith(" ", position)
             if parts:
-                if _is_unspaced(text[position - 1]) or _is_unspaced(word[0]):
+                if is_unspaced(text[position - 1]) or is_unspaced(word[0]):
                     parts.append(f" {SPACE_WORD} " if has_space else " ")
                 elif has_space:
                     parts.append(" ")
@@ -128,7 +128,7 @@ class JapaneseSegmenter(Segmenter, ABC):
             elif word:
                 if SPACE_WORD in word:  # a single one inside a word, as a model may write it, is a space too
                     word = _SPACE_WORDS.sub(lambda found: SPACE_WORD if len(found[0]) == 2 else " ", word)
-                if parts and (has_space or not (_is_unspaced(parts[-1][-1]) or _is_unspaced(word[0]))):
+                if parts and (has_space or not (is_unspaced(parts[-1][-1]) or is_unspaced(word[0]))):
                     parts.append(" ")
                 parts.append(word)
                 has_space = False
@@ -222,7 +222,7 @@ def make_segmenter(
     raise ValueError(f"A segmenter is one of {', '.join(SEGMENTERS)}, not {name!r}.")
 
 
-def _is_unspaced(character: str) -> bool:
+def is_unspaced(character: str) -> bool:
     """Whether the character is of a script that puts no spaces between words."""
     return character >= "\u2e80" and any(first <= character <= last for first, last in _UNSPACED_BLOCKS)
 

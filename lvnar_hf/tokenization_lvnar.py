@@ -165,8 +165,10 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
     def normalize(self, text: str, target: bool = False) -> str:
         """The text as decoding gives it back.
 
-        U+2581, which marks a space inside the vocabulary, becomes a space; the text is brought to the Unicode form
-        chosen in training; and runs of whitespace become one space, with none at either end.
+        U+2581, which marks a space inside the vocabulary, becomes a space; characters of no width (soft hyphen,
+        zero-width space, byte order mark and the like) are dropped, if the tokenizer was trained by this version; the
+        text is brought to the Unicode form chosen in training; and runs of whitespace, no-break spaces too, become one
+        space, with none at either end.
 
         Args:
             text: any text without surrogates.

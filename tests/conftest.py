@@ -81,6 +81,7 @@ SLOW_FILES = (
     "test_data.py",
     "test_segmentation.py",
     "test_pipeline.py",
+    "test_text.py",
     "test_modeling.py",
     "test_shipped_model.py",
     "test_tokenization.py",

@@ -19,6 +19,7 @@ from lvnar_hf.shortlist import Shortlist
 from tests.conftest import ROOT
 from tests.test_distil import launch, run_killed  # noqa: F401  (a fixture)
 from training import translate
+from training.degeneration import one_line
 from training.file_translation import FileTranslation
 from training.line_translator import MAX_CHARACTERS, TranslatedLines, load_translator
 
@@ -74,11 +75,13 @@ def test_each_line_is_what_the_pipeline_says(tiny_repository, source, unbroken):
     translator = pipeline("translation", model=str(tiny_repository), device="cpu")
     texts = [line.removesuffix("\r") for line in lines(source)]
     expected = [translator(text, truncation=True)[0]["translation_text"] for text in texts]
-    assert lines(unbroken) == [" ".join(text.splitlines()) if "\n" in text else text for text in expected]
+    assert lines(unbroken) == list(map(one_line, expected))
     assert len(texts) == 90 and len(set(expected)) > 60
     result = json.loads(unbroken.with_name("text.de.translation.json").read_text())
-    lengths = [len(ids) for ids in translator.tokenizer(texts, verbose=False)["input_ids"]]
-    assert result["cut"] == sum(length > 40 for length in lengths) >= 2
+    sentences = []
+    translator._text_format(None).translate(texts, lambda found: sentences.extend(found) or [[text] for text in found])
+    lengths = [len(ids) for ids in translator.tokenizer(sentences, verbose=False)["input_ids"]]
+    assert len(sentences) > 90 and result["cut"] == sum(length > 40 for length in lengths) >= 2
     assert result["blank"] == sum(not text.strip() for text in texts) == 3
     assert result["sentences"] == 90 and result["mean_steps_taken"] == result["num_refinement_steps"] == 1
     assert result["engine"] == "torch" and result["seconds"] > 0 and result["sentences_per_second"] > 0
@@ -118,6 +121,13 @@ def test_workers_give_the_same(tiny_repository, source, unbroken, tmp_path, monk
 def test_steps_are_counted(tiny_repository, source, tmp_path):
     result = translate.main(flags(tiny_repository, source, tmp_path / "out", num_workers=1, num_refinement_steps=4))
     assert result["num_refinement_steps"] == 4 and 1 < result["mean_steps_taken"] < 4
+
+
+def test_lines_go_to_the_model_as_they_are_if_asked(tiny_repository, source, tmp_path):
+    result = translate.main(flags(tiny_repository, source, tmp_path / "out", num_workers=1, preserve_format=False))
+    translator = pipeline("translation", model=str(tiny_repository), device="cpu", preserve_format=False)
+    expected = [translator(line.removesuffix("\r"), truncation=True)[0]["translation_text"] for line in lines(source)]
+    assert lines(tmp_path / "out") == list(map(one_line, expected)) and result["mean_steps_taken"] == 1
 
 
 def test_engines(tiny_repository, source, unbroken, tmp_path):
@@ -266,7 +276,7 @@ class Echo:
 
     def translate(self, lines, on_progress=lambda lines: None):
         on_progress(len(lines))
-        return TranslatedLines(list(lines), 0, 0, 0)
+        return TranslatedLines(list(lines), 0, 0, 0, 0)
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):

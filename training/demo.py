@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"\n{len(sources)} sentences of the Tatoeba test set (CC BY 2.0 FR, tatoeba.org), batches of 32:")
     for num_steps in (0, 1):
         start = time.perf_counter()
-        results = translator(sources, batch_size=32, num_refinement_steps=num_steps)
+        results = translator(sources, batch_size=32, num_refinement_steps=num_steps, preserve_format=False)
         seconds = time.perf_counter() - start
         metric = BLEU()
         score = metric.corpus_score([r["translation_text"] for r in results], [references])

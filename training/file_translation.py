@@ -113,6 +113,7 @@ class FileTranslation(ShardedRun):
             "sentences": len(lines),
             "blank": translation.num_blank,
             "cut": translation.num_cut,
+            "translated": translation.num_sentences,
             "steps_taken": translation.num_steps_taken,
             "source_crc": zlib.crc32(content),
         }
@@ -139,7 +140,7 @@ class FileTranslation(ShardedRun):
                     raise RuntimeError(f"{self._shard_file(shard)} does not hold the translations of its {size} lines.")
                 output.write(translations)
         counts = {name: sum(header[name] for header in headers) for name in ("sentences", "blank", "cut")}
-        seconds, num_translated = busy_seconds(headers), counts["sentences"] - counts["blank"]
+        seconds, num_translated = busy_seconds(headers), sum(header["translated"] for header in headers)
         has_steps = num_translated and description["num_refinement_steps"] is not None
         result = {
             **counts,

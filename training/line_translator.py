@@ -14,6 +14,7 @@ import lvnar_hf  # noqa: F401  (registers the model)
 from lvnar_hf.compiled_engine import LvnarCompiledModel
 from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS
 from lvnar_hf.onnx_engine import LvnarOnnxModel
+from lvnar_hf.text_lvnar import TextFormat
 from training.atomic_files import hash_file
 from training.teacher_engines import folder_fingerprint, make_batches
 
@@ -25,10 +26,18 @@ MAX_CHARACTERS = 100_000
 
 @dataclass(frozen=True)
 class TranslatedLines:
-    """Translations in the order of the lines, "" for blank ones; how many were blank, how many cut; steps taken."""
+    """Translations in the order of the lines, "" for blank ones.
+
+    Attributes:
+        num_blank: lines that were blank.
+        num_sentences: what the model has translated: lines, or the sentences in them.
+        num_cut: sentences that were cut.
+        num_steps_taken: of all sentences together.
+    """
 
     texts: list[str]
     num_blank: int
+    num_sentences: int
     num_cut: int
     num_steps_taken: int
 
@@ -43,6 +52,7 @@ class LineTranslator:
         fingerprint: of all files that the translations depend on, or the Hub's commit.
         num_refinement_steps: None for a model without.
         max_batch_tokens: of a batch, padding included.
+        text_format: takes lines apart and puts them together again; None: a line is a sentence.
     """
 
     engine: str
@@ -51,15 +61,42 @@ class LineTranslator:
     fingerprint: str
     num_refinement_steps: int | None
     max_batch_tokens: int
+    text_format: TextFormat | None = None
 
     def translate(
         self, lines: Sequence[str], on_progress: Callable[[int], None] = lambda lines: None
     ) -> TranslatedLines:
-        """Translations in the order of the lines; a line that is longer than the model takes is cut at its limit.
+        """Translations in the order of the lines; a sentence that is longer than the model takes is cut at its limit.
 
         Args:
             on_progress: is called with the number of lines that were translated since its last call.
         """
+        if self.text_format is None:
+            return self._translate_sentences(lines, on_progress)
+        rounds: list[TranslatedLines] = []
+        num_reported = 0
+
+        def translate_sentences(sentences: list[str]) -> list[list[str]]:
+            num_done = 0
+
+            def report(sentences_more: int) -> None:
+                nonlocal num_done, num_reported
+                num_done += sentences_more
+                num_lines = len(lines) * num_done // len(sentences) - num_reported
+                if num_lines > 0:  # in a second round, over pieces, the lines are counted already
+                    num_reported += num_lines
+                    on_progress(num_lines)
+
+            rounds.append(self._translate_sentences(sentences, report))
+            return [[text] for text in rounds[-1].texts]
+
+        texts = [text for (text,) in self.text_format.translate(lines, translate_sentences)]
+        on_progress(len(lines) - num_reported)
+        num_blank = sum(not line.strip() for line in lines)
+        sums = (sum(getattr(one, name) for one in rounds) for name in ("num_sentences", "num_cut", "num_steps_taken"))
+        return TranslatedLines(texts, num_blank, *sums)
+
+    def _translate_sentences(self, lines: Sequence[str], on_progress: Callable[[int], None]) -> TranslatedLines:
         encoded, num_cut = self._encode(lines)
         order = sorted((i for i in range(len(lines)) if lines[i].strip()), key=lambda i: -len(encoded[i]))
         texts, num_steps_taken = [""] * len(lines), 0
@@ -73,7 +110,7 @@ class LineTranslator:
             on_progress(len(rows))
         num_blank = len(lines) - len(order)
         on_progress(num_blank)
-        return TranslatedLines(texts, num_blank, num_cut, num_steps_taken)
+        return TranslatedLines(texts, num_blank, len(order), num_cut, num_steps_taken)
 
     def _encode(self, lines: Sequence[str]) -> tuple[list[list[int]], int]:
         """Ids of each line, cut at the model's limit, and how many were cut."""
@@ -106,12 +143,15 @@ def load_translator(
     num_refinement_steps: int | None = None,
     max_batch_tokens: int = 512,
     device: torch.device | str = "cpu",
+    preserve_format: bool = False,
 ) -> LineTranslator:
     """A model with its engine; "auto" takes the fastest: on the CPU the graph in int8 if there is one, else PyTorch.
 
     Args:
         name: model folder or Hub id; of any sequence-to-sequence model for the engine "torch".
         num_refinement_steps: None: the model's own.
+        preserve_format: translate the sentences of a line one by one, and keep what is around and between them; see
+            `TextFormat`.
 
     Raises:
         ValueError: for another engine, an engine that is not for this device, or a budget below 1.
@@ -144,7 +184,12 @@ def load_translator(
         num_refinement_steps = getattr(model.generation_config, "num_refinement_steps", default)
     tokenizer = AutoTokenizer.from_pretrained(name)
     fingerprint = _fingerprint(name, model, with_graphs=engine in PRECISIONS)
-    return LineTranslator(engine, model, tokenizer, fingerprint, num_refinement_steps, max_batch_tokens)
+    text_format = None
+    if preserve_format:
+        languages = (getattr(holder, "source_language", None) for holder in (model.config, tokenizer))
+        limit = getattr(model.config, "max_position_embeddings", None)
+        text_format = TextFormat(tokenizer, limit, next(filter(None, languages), None))
+    return LineTranslator(engine, model, tokenizer, fingerprint, num_refinement_steps, max_batch_tokens, text_format)
 
 
 def _fingerprint(name: str, model: Any, with_graphs: bool) -> str:

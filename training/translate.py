@@ -35,7 +35,7 @@ class TranslationArguments:
     """What is translated by which model, and how."""
 
     model: str = field(metadata={"help": "model folder or Hub id"})
-    input_file: str = field(metadata={"help": "a sentence a line, UTF-8, plain or .gz; -: standard input"})
+    input_file: str = field(metadata={"help": "text, UTF-8, plain or .gz; -: standard input"})
     output_file: str = field(metadata={"help": "the translations, a line each"})
     engine: str = field(default="auto", metadata={"help": f"one of {', '.join(ENGINES)}"})
     num_refinement_steps: int | None = field(default=None, metadata={"help": "by default the model's own"})
@@ -45,6 +45,10 @@ class TranslationArguments:
     shard_size: int = field(default=2000, metadata={"help": "lines that are sorted, translated and stored together"})
     num_workers: int | None = field(
         default=None, metadata={"help": "processes on this machine; by default one a core on the CPU, else one"}
+    )
+    preserve_format: bool = field(
+        default=True,
+        metadata={"help": "several sentences a line, with marks and spans that must not change, are taken apart first"},
     )
     overwrite: bool = field(default=False, metadata={"help": "throw away what is there"})
 
@@ -87,6 +91,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         "num_refinement_steps": arguments.num_refinement_steps,
         "max_batch_tokens": max_batch_tokens,
         "device": state.device,
+        "preserve_format": arguments.preserve_format,
     }
     translator = load_translator(engine=arguments.engine, **load_arguments)
     load_arguments["engine"] = translator.engine
@@ -96,6 +101,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         "num_refinement_steps": translator.num_refinement_steps,
         "max_batch_tokens": translator.max_batch_tokens,
         "shard_size": arguments.shard_size,
+        "preserve_format": arguments.preserve_format,
     }
     input_file = arguments.input_file
     if input_file == "-" and state.is_main_process:

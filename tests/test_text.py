@@ -1,0 +1,619 @@
+"""Text of any kind: taken apart before the model and put together after it, without loss.
+
+Most tests use a model of their own making: it sets each sentence that it is given in ⟨⟩, or mistreats placeholders.
+"""
+
+import random
+import re
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+
+import pytest
+from sacrebleu.metrics import CHRF
+from torch.utils.data import Dataset
+from transformers import MarianConfig, MarianMTModel, pipeline
+
+from lvnar_hf import train_tokenizer
+from lvnar_hf.text_lvnar import INVISIBLE, TextFormat, drop_invisible
+from lvnar_hf.tokenization_lvnar import PLACEHOLDERS
+from tests.conftest import ROOT, SAMPLE
+
+SHIPPED = ROOT / "model_cards" / "lvnar-tatoeba-en-de"
+
+
+class CharacterTokenizer:
+    """A token for each character."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return list(text)
+
+    def __call__(self, text: str, **options) -> dict[str, list[int]]:
+        return {"input_ids": [*map(ord, text), 1]}
+
+
+class PlaceholderlessTokenizer(CharacterTokenizer):
+    """As sentencepiece's NMT rules: no control characters."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return [character for character in text if character not in PLACEHOLDERS]
+
+
+def translate(
+    text: str,
+    model: Callable[[str], str] = "⟨{}⟩".format,
+    tokenizer: CharacterTokenizer | None = None,
+    **options,
+) -> str:
+    text_format = TextFormat(tokenizer or CharacterTokenizer(), **options)
+    ((translation,),) = text_format.translate([text], lambda sentences: [[model(sentence)] for sentence in sentences])
+    return translation
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("I was late. Tom laughed.  Why?", "⟨I was late.⟩ ⟨Tom laughed.⟩  ⟨Why?⟩"),
+        ("I met Dr. Smith at 5 p.m. He left.", "⟨I met Dr. Smith at 5 p.m.⟩ ⟨He left.⟩"),
+        ("i was late. tom laughed.", "⟨i was late.⟩ ⟨tom laughed.⟩"),
+        ("  One line.\r\n\r\n\tAnother.\n", "  ⟨One line.⟩\r\n\r\n\t⟨Another.⟩\n"),
+        ("a\u2028b\u0085c\x0cd", "⟨a⟩\u2028⟨b⟩\u0085⟨c⟩\x0c⟨d⟩"),
+        (
+            "- milk\n* eggs\n• salt\n1. wash\n2) cut\n[ ] cook",
+            "- ⟨milk⟩\n* ⟨eggs⟩\n• ⟨salt⟩\n1. ⟨wash⟩\n2) ⟨cut⟩\n[ ] ⟨cook⟩",
+        ),
+        ("# Heading\n> quoted", "# ⟨Heading⟩\n> ⟨quoted⟩"),
+        ("name\tplace", "⟨name⟩\t⟨place⟩"),
+        # Characters of no width, and spaces.
+        ("\ufeffTom\u200b laug\u00adhed.", "⟨Tom laughed.⟩"),
+        ("Tom\u00a0laughed\u2009 loud.\u00a0", "⟨Tom laughed loud.⟩\u00a0"),
+        # Marks at the edges.
+        ("- Hello. - Bye.", "- ⟨Hello.⟩ - ⟨Bye.⟩"),
+        ("–Hello.", "–⟨Hello.⟩"),
+        ("...and so on", "...⟨and so on⟩"),
+        ("“I am tired.”", "“⟨I am tired.⟩”"),
+        ("„Ich bin müde.“", "„⟨Ich bin müde.⟩“"),
+        ("'I'm tired.'", "'⟨I'm tired.⟩'"),
+        ("(“Hi.”)", "(“⟨Hi.⟩”)"),
+        ("**Hello there.**", "**⟨Hello there.⟩**"),
+        ("<p>Tom laughed.</p>", "<p>⟨Tom laughed.⟩</p>"),
+        ("<p>Yes. So</p><p>Hi <b>Tom</b>.</p>", "<p>⟨Yes.⟩ ⟨So⟩</p><p>⟨Hi <b>Tom</b>.⟩</p>"),
+        ("<p>Yes.</p><p>No.</p>", "<p>⟨Yes.⟩</p><p>⟨No.⟩</p>"),
+        ('<div class="x"><b>Hi.</b><br/></div>', '<div class="x"><b>⟨Hi.⟩</b><br/></div>'),
+        ("Hi! 😀 How are you? 👨‍👩‍👧❤️ :-) :smile:", "⟨Hi!⟩ 😀 ⟨How are you?⟩ 👨‍👩‍👧❤️ :-) :smile:"),
+        # What looks like a mark and is none.
+        ('"Yes," he said.', '⟨"Yes," he said.⟩'),
+        ("'Tis late, and the boys' dog barks", "⟨'Tis late, and the boys' dog barks⟩"),
+        ("-5 degrees. $5, please. C# is hard", "⟨-5 degrees.⟩ ⟨$5, please.⟩ ⟨C# is hard⟩"),
+        ("(Tom) laughs. Tom (laughs)", "⟨(Tom) laughs.⟩ ⟨Tom (laughs)⟩"),
+        ("It is 30°. 100% sure.", "⟨It is 30°.⟩ ⟨100% sure.⟩"),
+        ("¿Qué? ¡Hola!", "⟨¿Qué?⟩ ⟨¡Hola!⟩"),
+        ("a < b at 10:30:15, 5% of 3/4", "⟨a < b at 10:30:15, 5% of 3/4⟩"),
+        # Nothing to translate.
+        ("-", "-"),
+        (" ... \n!!!", " ... \n!!!"),
+        ("😀", "😀"),
+        ("https://a.b/c?d", "https://a.b/c?d"),
+        ("Go. --- ***", "⟨Go.⟩ --- ***"),
+        ("```py\nprint('Hi.')\n```\nGo.\n```", "```py\nprint('Hi.')\n```\n⟨Go.⟩\n```"),
+        ("", ""),
+        (" \n ", ""),
+        # Capitals.
+        ("I'M HERE, TOM. YES.", "⟨I'M HERE, TOM.⟩ ⟨YES.⟩"),
+        ("NATO. I saw TOM.", "⟨NATO.⟩ ⟨I saw TOM.⟩"),
+    ],
+)
+def test_what_is_translated_and_what_is_kept(text, expected):
+    assert translate(text) == expected
+
+
+def test_japanese_sentences_and_quotations():
+    text = "「はい。」と言った。私は学生です。あなたは？"
+    assert translate(text, source_language="ja", model="⟨{}。⟩".format).count("⟨") == 3
+    assert translate(text, source_language="ja", model=lambda sentence: "So.") == "So. So. So."
+    assert translate("I was late. Tom laughed.", model=lambda sentence: "はい。") == "はい。はい。"
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "expected"),
+    [
+        ("I'M HERE, TOM. YES!", ["I'm here, tom.", "Yes!"], "GROSS I'M HERE, TOM. GROSS YES!"),
+        ("WHERE AM I?", ["Where am I?"], "GROSS WHERE AM I?"),
+        ("SEE {name}, TOM", ["See \x01, tom"], "GROSS SEE {name}, TOM"),
+        ("NATO!", ["NATO!"], "groß NATO!"),
+        ("I am. NO!", ["I am.", "NO!"], "groß I am. groß NO!"),
+        ("日本語 文", ["日本語 文"], "groß 日本語 文"),
+    ],
+)
+def test_capitals_are_recased(text, given, expected):
+    seen = []
+    assert translate(text, lambda sentence: seen.append(sentence) or f"groß {sentence}") == expected
+    assert seen == given
+
+
+# Placeholders
+
+SPANS = [
+    "https://en.wikipedia.org/wiki/A_(b)?q=1&r={x}#top",
+    "www.example.org/index.html",
+    "example.com",
+    "a.b+c@d-e.co.uk",
+    "{{ user.name }}",
+    "{0}",
+    "${count}",
+    "%s",
+    "%1$d",
+    "%(total).2f",
+    "%%",
+    "{% if x %}",
+    ":smile:",
+    "@user_1",
+    "#42",
+    "#tag",
+    "`x = 1`",
+    "``a `b` c``",
+    "<b>",
+    "</b>",
+    "<pre>",
+    '<a href="https://a.b/c d">',
+    "&nbsp;",
+    "&#8212;",
+    "😀",
+    "👩🏽‍🚀",
+    "❤️",
+    "🇩🇪",
+    "1️⃣",
+    ":-)",
+    "<3",
+    "\x03",
+]
+
+
+def without_placeholders(text: str) -> str:
+    return "".join(character for character in text if character not in PLACEHOLDERS)
+
+
+MODELS = {
+    "identity": lambda text: text,
+    "shouting": str.upper,
+    "dropping": without_placeholders,
+    "doubling": lambda text: "".join(2 * c if c in PLACEHOLDERS else c for c in text),
+    "reversing": lambda text: text[::-1],
+    "inventing": lambda text: f"{text}\x08\x01",
+    "breaking lines": lambda text: text.replace(" ", "\n\t"),
+    "silent": lambda text: "",
+}
+
+
+@pytest.mark.parametrize("span", SPANS)
+def test_each_kind_of_span_is_protected(span):
+    seen = []
+    text = f"We saw {span} there, Tom."
+    assert translate(text, lambda sentence: seen.append(sentence) or sentence.upper()) == f"WE SAW {span} THERE, TOM."
+    assert seen == ["We saw \x01 there, Tom."]
+    for model in MODELS.values():
+        for tokenizer in (None, PlaceholderlessTokenizer()):
+            assert translate(text, model, tokenizer).count(span) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("see example.com.", "see \x01."),
+        ("see https://a.b/c, ok?", "see \x01, ok?"),
+        ("write (a@b.de) now", "write (\x01) now"),
+        ("ask @tom!", "ask \x01!"),
+        ("“#tag” is it", "“\x01” is it"),
+        ("go to https://a.b/c_(d).", "go to \x01."),
+        ("詳しくはhttps://a.b/cを見て。", "詳しくは\x01を見て。"),
+    ],
+)
+def test_the_punctuation_after_a_span_is_not_part_of_it(text, given):
+    seen = []
+    assert translate(text, lambda sentence: seen.append(sentence) or sentence) == text and seen == [given]
+
+
+def test_placeholders_may_move():
+    translation = translate("Tom sent {a} to {b}.", lambda text: "\x02 got \x01 from Tom.")
+    assert translation == "{b} got {a} from Tom."
+
+
+def test_what_a_model_loses_doubles_or_invents_is_translated_in_pieces():
+    pieces = "⟨Tom sent⟩ {a} ⟨to⟩ {b}, ⟨see?⟩"
+
+    def careless(change: Callable[[str], str]) -> str:
+        return translate("Tom sent {a} to {b}, see?", lambda text: f"⟨{change(text)}⟩")
+
+    for change in (
+        without_placeholders,
+        MODELS["doubling"],
+        MODELS["inventing"],
+        lambda text: text.replace("\x02", ""),
+    ):
+        assert careless(change) == pieces
+    assert careless(lambda text: text) == "⟨Tom sent {a} to {b}, see?⟩"
+    assert translate("Tom sent {a} to {b}, see?", tokenizer=PlaceholderlessTokenizer()) == pieces
+    # A piece is no sentence: the full stop that a model puts after it goes.
+    assert translate("Tom sent {a}.", lambda text: f"{without_placeholders(text)}.") == "Tom sent {a}."
+
+
+def test_more_spans_than_placeholders():
+    names = [f"{{{index}}}" for index in range(10)]
+    assert translate(f"We know {' and '.join(names[:8])}.") == f"⟨We know {' and '.join(names[:8])}.⟩"
+    assert translate(f"We know {' and '.join(names)}.") == f"⟨We know⟩ {' ⟨and⟩ '.join(names)}."
+
+
+def test_a_placeholder_that_was_not_given_is_taken_out():
+    assert translate("Tom laughed.", lambda text: "Tom \x01lachte.\x08") == "Tom lachte."
+
+
+# Length
+
+
+def test_a_sentence_that_is_too_long_is_parted_at_clauses():
+    text = "I went home, and she went out, but he stayed; Tom laughed – Mary cried {a}, too."
+    parted = translate(text, max_length=40)
+    assert parted == "⟨I went home, and she went out,⟩ ⟨but he stayed;⟩ ⟨Tom laughed – Mary cried {a}, too.⟩"
+    assert translate(text, max_length=30).endswith("⟨Tom laughed⟩ – ⟨Mary cried {a}, too.⟩")
+    assert translate(text, max_length=200) == f"⟨{text}⟩"
+    seen = []
+    translate("word, " * 20_000, lambda sentence: seen.append(sentence) or sentence, max_length=40)
+    assert max(map(len, seen)) <= 39 and sum(map(len, seen)) > 100_000
+    assert translate("word " * 100, max_length=40) == f"⟨{('word ' * 100).strip()}⟩ ", "no place to part it"
+
+
+# Random text
+
+ALPHABET = [
+    *"aBI.!?,;:-–—*#@%{}<>&()[]\"'“”„「」。、 ´/\\|~_=^0159日éßЯ",
+    *(
+        "\n",
+        "\r\n",
+        "\t",
+        "\u2028",
+        "\x1f",
+        "\u00a0",
+        "\u3000",
+        "\u200b",
+        "\ufeff",
+        "\u200d",
+        "\u00ad",
+        "\u0301",
+        "\x00",
+    ),
+    *(" Hello there. ", " I HAVE SEEN ", "<p>", "</li>", "\n- ", "```\n", "Mr. ", "\ud7ff", "\U0010ffff"),
+]
+LINE_ENDS = ("\r\n", *"\t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\u2028\u2029")
+
+
+def lines_of(text: str) -> tuple[list[str], list[str]]:
+    """The lines of a text, characters of no width dropped; and what ends them."""
+    lines, ends, position = [""], [], 0
+    while position < len(text):
+        end = next((end for end in LINE_ENDS if text.startswith(end, position)), None)
+        if end:
+            ends.append(end)
+            lines.append("")
+        else:
+            lines[-1] += text[position]
+        position += len(end or " ")
+    return [drop_invisible(line) for line in lines], ends
+
+
+@pytest.mark.parametrize("language", ["en", "ja", None])
+@pytest.mark.parametrize("model", MODELS)
+def test_random_text_keeps_lines_outer_spaces_and_protected_spans(model, language):
+    """Over all cases more than 5,000 texts, each with up to three spans."""
+    generator = random.Random(f"{model} {language}")
+    text_format = TextFormat(CharacterTokenizer(), 60, language)
+    texts, spans = [], []
+    for _ in range(250):
+        parts = [generator.choice(ALPHABET) for _ in range(generator.randrange(40))]
+        spans.append([generator.choice(SPANS) for _ in range(generator.randrange(4))])
+        for span in spans[-1]:
+            parts.insert(generator.randrange(len(parts) + 1), f" {span} ")
+        texts.append("".join(parts))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        results = text_format.translate(texts, lambda sentences: [[MODELS[model](s)] for s in sentences])
+    for text, own, (result,) in zip(texts, spans, results, strict=True):
+        if not text.strip():
+            assert result == ""
+            continue
+        (lines, ends), (result_lines, result_ends) = lines_of(text), lines_of(result)
+        assert ends == result_ends, (text, result)
+        for line, result_line in zip(lines, result_lines, strict=True):
+            assert result_line.startswith(line[: len(line) - len(line.lstrip())]), (text, result)
+            assert result_line.endswith(line[len(line.rstrip()) :]), (text, result)
+            if model == "identity":
+                assert result_line.split() == line.split(), (text, result)
+        for span in own:
+            assert result.count(span) == text.count(span), (span, text, result)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        *("(", "`", "``a ", "<a", "<!--", "{", "{{a", "a@", "a.", ":a", "😀", "www.", "%(", "#a", "x", "x/", "a://"),
+        "' a",
+        "\u200d",
+        "```\n",
+        "« ",
+    ],
+)
+def test_no_text_takes_long(hostile):
+    start = time.perf_counter()
+    translate(hostile * (40_000 // len(hostile)) + "a", max_length=128)
+    assert time.perf_counter() - start < 3
+
+
+def test_a_plain_sentence_costs_little():
+    """The whole step, before and after; a pipeline adds a dictionary to it."""
+    text_format, seconds = TextFormat(CharacterTokenizer(), 128, "en"), []
+    for _ in range(500):
+        start = time.perf_counter()
+        text_format.translate(["Where is the station?"], lambda sentences: [sentences])
+        seconds.append(time.perf_counter() - start)
+    print(f"{min(seconds) * 1e6:.0f} us at least, {statistics.median(seconds) * 1e6:.0f} us in the middle")
+    assert min(seconds) < 0.2e-3
+
+
+# What is said about it
+
+
+def test_several_translations_of_each_sentence():
+    text_format = TextFormat(CharacterTokenizer())
+    texts = ["Go. {a} is {b}, Tom?", "-", "Stop."]
+    found = text_format.translate(texts, lambda sentences: [[s.lower(), without_placeholders(s)] for s in sentences])
+    assert found == [["go. {a} is {b}, tom?", "Go. {a} is {b}, Tom?"], ["-", "-"], ["stop.", "Stop."]]
+
+
+def test_without_sentencex_a_plain_rule_serves(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentencex", None)
+    text_format = TextFormat(CharacterTokenizer())
+    marked = lambda sentences: [[f"⟨{s}⟩"] for s in sentences]  # noqa: E731
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert text_format.translate(["I met Mr. Smith, e.g. Tom."], marked) == [["⟨I met Mr. Smith, e.g. Tom.⟩"]]
+    with pytest.warns(UserWarning, match=r"pip install 'lvnar-hf\[text\]', or .* pip install sentencex") as record:
+        for _ in range(2):
+            assert text_format.translate(["So. “Why?” 5 men."], marked) == [["⟨So.⟩ “⟨Why?⟩” ⟨5 men.⟩"]]
+    assert len(record) == 1
+    assert text_format.translate(["はい。いいえ。"], marked) == [["⟨はい。⟩ ⟨いいえ。⟩"]]
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "is_other"),
+    [
+        ("en", "Где вокзал?", True),
+        ("en_XX", "私は学生です。", True),
+        ("de", "Müßige Größe – “Я”.", False),
+        ("ru", "Где вокзал?", False),
+        ("ru-RU", "Where is the station?", True),
+        ("ja", "iPhone 15 Pro Maxを買う", False),
+        ("ja", "Where is the station?", True),
+        ("en", "😀 ← π", False),
+        (None, "Где вокзал?", False),
+    ],
+)
+def test_another_script_than_the_languages_is_said_once(language, text, is_other):
+    text_format = TextFormat(CharacterTokenizer(), source_language=language)
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            text_format.translate([text], lambda sentences: [[s] for s in sentences])
+    assert ["other letters" in str(warning.message) for warning in record] == [True] * is_other
+
+
+def test_surrogates_are_refused():
+    with pytest.raises(ValueError, match="surrogates"):
+        translate("a\ud800b")
+
+
+# The tokenizer's normalisation
+
+
+def test_the_tokenizer_drops_what_the_pipeline_drops():
+    texts = ["The cat sat on the mat, and the dog sat on the cat."] * 3
+    tokenizer = train_tokenizer(texts, texts, vocab_size=300, min_character_count=2)
+    text = "\ufeffT\u200bhe\u00a0c\u00adat\u200d \u2060sat\u202e."
+    assert tokenizer.normalize(text) == "The cat sat." and tokenizer.encode(text) == tokenizer.encode("The cat sat.")
+    assert tokenizer.normalize("👨‍👩‍👧 می‌خواهم") == "👨‍👩‍👧 می‌خواهم", "joiners that are part of the spelling"
+    generator = random.Random(0)
+    odd = [
+        "\u200b",
+        "\u200c",
+        "\u200d",
+        "\ufeff",
+        "\u00ad",
+        "\u2066",
+        "a",
+        " ",
+        "😀",
+        "\ufe0f",
+        "م",
+        "\u0301",
+        "日",
+        "é",
+    ]
+    for _ in range(2000):
+        text = "".join(generator.choice(odd) for _ in range(generator.randrange(9)))
+        normalised = tokenizer.normalize(text)
+        assert normalised == tokenizer.normalize(drop_invisible(text)) == drop_invisible(normalised), text
+        assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == normalised
+    for placeholder in PLACEHOLDERS:
+        assert tokenizer.normalize(f"a {placeholder} b") == f"a {placeholder} b"
+        assert tokenizer.tokenize(placeholder)[-1] == f"<0x{ord(placeholder):02X}>"
+    assert "\u200b" in INVISIBLE
+
+
+# The pipeline
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_repository):
+    return pipeline("translation", model=str(tiny_repository), device="cpu")
+
+
+MIXED = "  I know. Tom laughed!\r\n\r\n- See https://a.b/c, {name}? 😀\n-"
+
+
+def text_of(result: list[dict]) -> str:
+    return result[0]["translation_text"]
+
+
+def test_the_pipeline_translates_sentences_and_keeps_the_rest(tiny):
+    def plainly(text: str) -> str:
+        return text_of(tiny(text, preserve_format=False)).strip()
+
+    assert text_of(tiny("I know. Tom laughed!")) == f"{plainly('I know.')} {plainly('Tom laughed!')}"
+    assert (
+        text_of(tiny("Tom laughed!\r\n- Tom laughed!")) == f"{plainly('Tom laughed!')}\r\n- {plainly('Tom laughed!')}"
+    )
+    mixed = text_of(tiny(MIXED))
+    assert mixed.startswith("  ") and mixed.endswith(" 😀\n-") and "\r\n\r\n- " in mixed
+    assert mixed.count("https://a.b/c") == mixed.count("{name}") == 1
+    assert text_of(tiny("-")) == "-"
+    assert plainly("I know. Tom laughed!") != text_of(tiny("I know. Tom laughed!"))
+
+
+class Texts(Dataset):
+    """Not to be iterated over."""
+
+    __iter__ = None
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, place):
+        return [MIXED, "Tom laughed.", "", "I know. Tom laughed!"][place]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_lists_datasets_and_generators_agree(tiny, batch_size):
+    texts = [Texts()[place] for place in range(4)]
+    expected = [text_of(tiny(text)) for text in texts]
+    assert [r["translation_text"] for r in tiny(texts, batch_size=batch_size)] == expected
+    assert [text_of(r) for r in tiny(Texts(), batch_size=batch_size)] == expected
+    consumed = []
+    results = tiny((consumed.append(text) or text for text in texts * 9), batch_size=batch_size)
+    assert text_of(next(results)) == expected[0] and len(consumed) <= batch_size + 1
+    assert [text_of(r) for r in results] == (expected * 9)[1:]
+
+
+def test_the_format_is_kept_unless_asked_otherwise(tiny, tiny_repository):
+    text = "I know.\n- Tom laughed!"
+    ids = tiny(text, return_tensors=True)[0]["translation_token_ids"]
+    plain = tiny(text, preserve_format=False)
+    assert tiny.tokenizer.decode(ids, skip_special_tokens=True) == text_of(plain) != text_of(tiny(text))
+    with pytest.raises(ValueError, match="return_tensors=True needs preserve_format=False"):
+        tiny(text, return_tensors=True, preserve_format=True)
+    off = pipeline("translation", model=str(tiny_repository), device="cpu", preserve_format=False)
+    assert off(text) == plain and off(text, preserve_format=True) == tiny(text)
+
+
+def test_a_long_text_is_translated_in_parts(tiny):
+    text = "Where is the station? " * 30
+    assert text_of(tiny(text)) == " ".join([text_of(tiny("Where is the station?"))] * 30) + " "
+    tiny("where is the station, " * 30)
+    with pytest.raises(ValueError, match="at most 40"):
+        tiny("I know. " + "where is the station " * 30)
+    tiny("I know. " + "where is the station " * 30, truncation=True)
+
+
+def test_the_source_language_comes_from_the_task_or_the_call(tiny_repository):
+    japanese = pipeline("translation_ja_to_en", model=str(tiny_repository), device="cpu")
+    with pytest.warns(UserWarning, match="other letters than 'ja'"):
+        japanese("Where is the station?")
+
+
+def test_other_models_keep_the_format_if_asked(sample_tokenizer):
+    sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 64}
+    sizes |= {f"{side}_{of}": 1 for side in ("encoder", "decoder") for of in ("layers", "attention_heads")}
+    special = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "forced_eos_token_id": None}
+    model = MarianMTModel(MarianConfig(vocab_size=len(sample_tokenizer), **sizes, **special)).eval()
+    translator = pipeline("translation", model=model, tokenizer=sample_tokenizer, device="cpu")
+    options = {"num_beams": 2, "num_return_sequences": 2, "max_new_tokens": 5}
+    alone = [
+        [r["translation_text"].strip() for r in translator(text, **options)] for text in ("I know.", "Tom laughed!")
+    ]
+    both = translator("I know.\nTom laughed!", preserve_format=True, **options)
+    assert [r["translation_text"] for r in both] == ["\n".join(pair) for pair in zip(*alone, strict=True)]
+    assert all("\n" not in r["translation_text"] for r in translator("I know.\nTom laughed!", **options))
+
+
+# The model that ships
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return pipeline("translation", model=str(SHIPPED), device="cpu")
+
+
+def test_protected_spans_come_back_from_the_model_that_ships(shipped):
+    generator = random.Random(0)
+    frames = [
+        "Please write to {} before 5 o'clock.",
+        "{} is not there, Tom.",
+        "Where can I find {}?",
+        "I paid 20 dollars for {} and {} in Boston.",
+        "Tom said that {}, {} and {} are the same.",
+        "Look at {}!",
+        "WE HAVE SEEN {} TODAY.",
+        "- {}: done at 10:30.",
+        "I like {}. She likes {}, too.",
+        "She has 3 cats and {}",
+    ]
+    texts, spans = [], []
+    for frame in frames * 20:
+        spans.append(generator.sample(SPANS[:-1], frame.count("{}")))
+        texts.append(frame.format(*spans[-1]))
+    results = [result["translation_text"] for result in shipped(texts, batch_size=32, num_refinement_steps=0)]
+    assert len(texts) == 200
+    for text, own, result in zip(texts, spans, results, strict=True):
+        assert all(result.count(span) == text.count(span) for span in own), (text, result)
+
+
+def test_noise_that_the_mechanism_takes_away_costs_no_chrf(shipped):
+    sources, references = ((SAMPLE / f"test.{side}").read_text(encoding="utf-8").split("\n") for side in ("en", "de"))
+    short = [
+        (source, reference)
+        for source, reference in zip(sources, references, strict=True)
+        if 3 <= len(source.split()) <= 7 and source[-1:] in ".?!" and not set(source[:-1]) & set('.?!"')
+    ][:60]
+    sources, references = map(list, zip(*short, strict=True))
+    cache: dict[str, str] = {}
+
+    def translate_sentences(sentences: list[str]) -> list[list[str]]:
+        new = sorted(set(sentences) - cache.keys())
+        results = shipped(new, batch_size=20, preserve_format=False) if new else []
+        cache.update(zip(new, (result["translation_text"] for result in results), strict=True))
+        return [[cache[sentence]] for sentence in sentences]
+
+    def chrf(change: Callable[[str], str], texts: list[str] = sources, kept: str = " ", expected=references) -> float:
+        """Of translations without what is kept of the change."""
+        results = shipped._text_format(None).translate([change(text) for text in texts], translate_sentences)
+        return CHRF().corpus_score([re.sub(kept, " ", result).strip() for (result,) in results], [expected]).score
+
+    pairs = [f"{a} {b}" for a, b in zip(sources[::2], sources[1::2], strict=True)]
+    paired = [f"{a} {b}" for a, b in zip(references[::2], references[1::2], strict=True)]
+    clean = chrf(str)
+    scores = {
+        "two sentences": chrf(str, pairs, expected=paired),
+        "newline": chrf(lambda text: f"\n{text}\n", kept="\n"),
+        "byte order mark": chrf("\ufeff{}".format),
+        "zero-width space": chrf(lambda text: f"{text[:2]}\u200b{text[2:]}"),
+        "soft hyphen": chrf(lambda text: f"{text[:2]}\u00ad{text[2:]}"),
+        "no-break space": chrf(lambda text: text.replace(" ", "\u00a0")),
+        "dash": chrf("- {}".format, kept="^- "),
+        "quotation marks": chrf("“{}”".format, kept="^“|”$"),
+        "<p>": chrf("<p>{}</p>".format, kept="</?p>"),
+        "emoji": chrf("{} 😀".format, kept="😀"),
+        "all capitals": chrf(str.upper, expected=[reference.upper() for reference in references]),
+    }
+    print(f"chrF {clean:.1f} clean; " + ", ".join(f"{name} {score:.1f}" for name, score in scores.items()))
+    assert clean > 50
+    for name, score in scores.items():
+        assert score > clean - (6 if name == "all capitals" else 2), (name, score, clean)
