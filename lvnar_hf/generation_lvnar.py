@@ -45,7 +45,7 @@ _AUTOREGRESSIVE_ARGUMENTS = (
     *("negative_prompt_ids", "custom_generate", "decoder_input_ids", "past_key_values"),
 )
 # Arguments that trainers and pipelines pass to every model, and that change nothing here.
-_IGNORED_ARGUMENTS = ("labels", "synced_gpus", "use_cache", "use_model_defaults", "tokenizer")
+_IGNORED_ARGUMENTS = ("labels", "synced_gpus", "use_cache", "use_model_defaults")
 
 
 @dataclass
@@ -53,7 +53,7 @@ class DecodingOptions:
     """What one call of `generate` has to do; the names and meanings of its arguments."""
 
     num_refinement_steps: int
-    remove_repetitions: bool
+    remove_repetitions: bool | str
     max_length: int | None = None
     return_dict_in_generate: bool | None = None
     output_scores: bool | None = None
@@ -63,8 +63,8 @@ class DecodingOptions:
             raise ValueError(
                 f"num_refinement_steps is {self.num_refinement_steps!r}; it must be a whole number, 0 or more."
             )
-        if type(self.remove_repetitions) is not bool:
-            raise ValueError(f"remove_repetitions is {self.remove_repetitions!r}; it must be True or False.")
+        if type(self.remove_repetitions) is not bool and self.remove_repetitions != "tokens":
+            raise ValueError(f"remove_repetitions is {self.remove_repetitions!r}; it must be True, False or 'tokens'.")
         if self.max_length is not None and (type(self.max_length) is not int or self.max_length < 1):
             raise ValueError(f"max_length is {self.max_length!r}; it must be a whole number of at least 1.")
 
@@ -75,6 +75,7 @@ class LvnarGenerateOutput(ModelOutput):
 
     Args:
         sequences: (batch, longest translation) final translations, padded, repetitions removed if asked.
+        sequences_before_removal: (batch, length) the same as the decoder gave them.
         num_steps_taken: (batch,) refinement steps of each sentence, 0 to `num_refinement_steps`; the last one is the
             one that changed nothing, if it was reached.
         sequences_per_step: T + 1 tensors (batch, length); the translation before refinement and after each step, as
@@ -87,6 +88,7 @@ class LvnarGenerateOutput(ModelOutput):
     num_steps_taken: torch.Tensor | None = None
     sequences_per_step: tuple[torch.Tensor, ...] | None = None
     lower_bounds: torch.Tensor | None = None
+    sequences_before_removal: torch.Tensor | None = None
 
 
 def lengths_to_mask(lengths: torch.Tensor, max_length: int) -> torch.Tensor:
@@ -94,18 +96,37 @@ def lengths_to_mask(lengths: torch.Tensor, max_length: int) -> torch.Tensor:
     return (torch.arange(max_length, device=lengths.device) < lengths[:, None]).long()
 
 
-def remove_repeated_tokens(sequences: torch.Tensor, pad_token_id: int) -> torch.Tensor:
-    """Keep the first of consecutive equal tokens, as the paper does before scoring.
+def without_repetitions(
+    sequences: torch.Tensor,
+    removal: bool | str,
+    pad_token_id: int,
+    input_ids: torch.Tensor | None = None,
+    tokenizer: Any = None,
+) -> torch.Tensor:
+    """Translations without what only repeats what stands before it.
 
     Args:
         sequences: (batch, length), padded on the right.
+        removal: True: words, and pieces of a word, that `tokenizer.find_repetitions` finds; nothing without a
+            tokenizer. "tokens": the second and later ones of consecutive equal tokens, as the paper does before
+            scoring; digits and signs too. False: nothing.
         pad_token_id: padding; it fills the places that become free.
+        input_ids: (batch, source_length), for `True`.
 
     Returns:
-        (batch, longest remaining length).
+        (batch, longest remaining length), or the sequences themselves.
     """
-    keep = sequences != pad_token_id
-    keep[:, 1:] &= sequences[:, 1:] != sequences[:, :-1]
+    if removal == "tokens":
+        keep = sequences != pad_token_id
+        keep[:, 1:] &= sequences[:, 1:] != sequences[:, :-1]
+    elif removal and tokenizer is not None and input_ids is not None:
+        rows = zip(sequences.tolist(), input_ids.tolist(), strict=True)
+        repeated = [tokenizer.find_repetitions(target_ids, source_ids) for target_ids, source_ids in rows]
+        if not any(map(any, repeated)):
+            return sequences
+        keep = (sequences != pad_token_id) & ~torch.tensor(repeated, device=sequences.device)
+    else:
+        return sequences
     lengths = keep.sum(-1)
     result = sequences.new_full((sequences.shape[0], int(lengths.max())), pad_token_id)
     result[lengths_to_mask(lengths, result.shape[1]).bool()] = sequences[keep]
@@ -170,7 +191,10 @@ class LvnarGenerationMixin:
             generation_config: decoding options; by default, the model's own.
             attention_mask: (batch, source_length), 1 at valid positions; by default, all but padding ids.
             num_refinement_steps: T; 0 gives one pass from the prior's mean.
-            remove_repetitions: keep only the first of consecutive equal tokens.
+            remove_repetitions: True takes out words, and pieces of a word, that only repeat what stands before them;
+                ids do not say where words are, so without `tokenizer` nothing is taken out. "tokens" keeps only the
+                first of consecutive equal tokens, as the paper does before scoring: it changes numbers.
+            tokenizer: an `LvnarTokenizer`, for `remove_repetitions`.
             max_length: longest translation in tokens, end-of-sentence included; the likeliest length within it holds.
             return_dict_in_generate: return an `LvnarGenerateOutput`.
             output_scores: with that, compute its `lower_bounds`: a softmax over the vocabulary in each step.
@@ -186,8 +210,16 @@ class LvnarGenerationMixin:
         input_ids = input_ids if input_ids is not None else inputs
         if input_ids is None:
             raise ValueError("generate needs input_ids, the token ids of the source: (batch, source_length).")
+        tokenizer = kwargs.pop("tokenizer", None)
+        if not hasattr(tokenizer, "find_repetitions"):
+            tokenizer = None
         arguments = {n: v for n, v in kwargs.items() if n not in _IGNORED_ARGUMENTS and v is not None}
         options = self._decoding_options(generation_config, arguments)
+        if arguments.get("remove_repetitions") is True and tokenizer is None:
+            raise ValueError(
+                "remove_repetitions=True needs tokenizer=, an LvnarTokenizer: ids do not say where words are. "
+                "remove_repetitions='tokens' does without, and changes numbers."
+            )
         attention_mask = self.check_source(input_ids, attention_mask)
         modes = {module: module.training for module in self.modules()}
         self.eval()  # dropout would make the translation random
@@ -196,8 +228,10 @@ class LvnarGenerationMixin:
         finally:
             for module, training in modes.items():
                 module.training = training
-        if options.remove_repetitions:
-            output.sequences = remove_repeated_tokens(output.sequences, self.config.pad_token_id)
+        output.sequences_before_removal = output.sequences
+        output.sequences = without_repetitions(
+            output.sequences, options.remove_repetitions, self.config.pad_token_id, input_ids, tokenizer
+        )
         return output if options.return_dict_in_generate else output.sequences
 
     def _refine(

@@ -150,6 +150,8 @@ class LvnarTranslationPipeline(Pipeline):
 
     def _forward(self, model_inputs: dict[str, torch.Tensor], **generate_kwargs: Any) -> dict[str, torch.Tensor]:
         is_empty = model_inputs.pop("is_empty")
+        if self.model.config.model_type == "lvnar":
+            generate_kwargs = {"tokenizer": self.tokenizer, **generate_kwargs}
         output = self.model.generate(**model_inputs, **generate_kwargs)
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
         # (batch, translations of a text, length)

@@ -30,6 +30,7 @@ TRAVELLING_MODULES = (
     "losses_lvnar.py",
     "modeling_lvnar.py",
     "pipeline_lvnar.py",
+    "repetitions_lvnar.py",
     "segmentation_lvnar.py",
     "tokenization_lvnar.py",
 )

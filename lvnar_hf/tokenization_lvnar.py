@@ -16,14 +16,13 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
+from .repetitions_lvnar import find_stutter
 from .segmentation_lvnar import make_segmenter
 
 # The same ids on both sides: <pad> 0, </s> 1, <unk> 2.
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 # How the tokenizers library spells the bytes of a character that is not in the vocabulary.
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
-# How the vocabulary spells a space.
-SPACE_MARK = "\u2581"
 # What stands for a span that must come through a translation unchanged: control characters that no text holds, each a
 # byte token of its own in every vocabulary that does not normalise them away (sentencepiece's NMT rules do).
 PLACEHOLDERS = tuple(map(chr, range(0x01, 0x09)))
@@ -215,6 +214,26 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
         except TypeError:
             _refuse_surrogates(list(texts))
             raise
+
+    def find_repetitions(self, target_ids: list[int], source_ids: list[int]) -> list[bool]:
+        """For each token of a translation, whether it only repeats the word, or piece of a word, before it.
+
+        See `repetitions_lvnar`: what a text may rightly have twice is not one.
+
+        Args:
+            target_ids, source_ids: of the translation and its source, special tokens included.
+        """
+        backend = self._target_tokenizer
+        pieces = [
+            "" if token_id < len(SPECIAL_TOKENS) else backend.id_to_token(token_id) or "" for token_id in target_ids
+        ]
+        source_text = self._source_tokenizer.decode(source_ids, skip_special_tokens=True)
+
+        def is_as_encoded(start: int, end: int) -> bool:
+            text = backend.decode(target_ids[start:end], skip_special_tokens=False)
+            return backend.encode(text, add_special_tokens=False).ids == target_ids[start:end]
+
+        return find_stutter(pieces, source_text, is_as_encoded)
 
     def __call__(self, *args: Any, **kwargs: Any) -> BatchEncoding:
         try:

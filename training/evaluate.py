@@ -11,7 +11,6 @@ translations, makes the difference; here it is of the references, and analyse.py
 import json
 import sys
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,10 @@ from training.elbo import ELBO_PARTS, can_be_scored, elbo_of_sequences
 from training.environment import describe_machine, describe_versions
 from training.outputs import refuse_existing
 from training.test_sets import TestSet, TestSetArguments, load_test_set
-from training.translation import refine_texts, removes_repetitions, translate_texts
+from training.translation import refine_texts, repetition_removal, translate_texts
 from training.translation_quality.measures import bleu_by_length, corpus_scores, repeated_share, words
+
+REMOVALS: dict[str, bool | str] = {"words": True, "tokens": "tokens", "none": False}
 
 
 @dataclass
@@ -50,6 +51,14 @@ class EvaluationArguments:
     )
     num_elbo_samples: int = field(default=20, metadata={"help": "latent samples a sentence; 0: no ELBO"})
     num_bootstrap: int = field(default=1000, metadata={"help": "resamples for the scores' 95 % intervals; 0: none"})
+    remove_repetitions: str | None = field(
+        default=None,
+        metadata={
+            "choices": [*REMOVALS],
+            "help": "tokens: consecutive equal ones, as the paper does; words; none; by default what the model's "
+            "generation_config.json says",
+        },
+    )
     batch_size: int = field(default=64, metadata={"help": "sentences translated at once"})
     seed: int = field(default=1, metadata={"help": "of the latent samples"})
     revision: str | None = field(default=None, metadata={"help": "the model's revision on the Hub"})
@@ -73,6 +82,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, **where)
     folder.mkdir(parents=True, exist_ok=True)
     is_lvnar = model.config.model_type == "lvnar"
+    if is_lvnar and arguments.remove_repetitions is not None:
+        model.generation_config.remove_repetitions = REMOVALS[arguments.remove_repetitions]
     option = "num_refinement_steps" if is_lvnar else "num_beams"
     results = []
     for value in getattr(arguments, option):
@@ -90,7 +101,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "target_language": test_set.target_language,
         "num_sentences": len(test_set.source_texts),
         "batch_size": arguments.batch_size,
-        "remove_repetitions": removes_repetitions(model) if is_lvnar else None,
+        "remove_repetitions": repetition_removal(model) if is_lvnar else None,
         "results": results,
         "elbo_of_references": None,
         "versions": describe_versions(),
@@ -119,7 +130,7 @@ def score_refined(
     of_texts = iter(refinements)
     hypotheses = [next(of_texts).texts[-1] if text.strip() else "" for text in test_set.source_texts]
     before = [refinement.target_ids[-1] for refinement in refinements]
-    after = [[token for token, _ in groupby(ids)] if removes_repetitions(model) else ids for ids in before]
+    after = [refinement.kept_ids[-1] for refinement in refinements]
     return hypotheses, {
         "mean_steps_taken": sum(refinement.num_steps_taken for refinement in refinements) / len(refinements),
         **_text_scores(hypotheses, tokenizer, test_set, num_bootstrap),

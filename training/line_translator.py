@@ -94,9 +94,10 @@ class LineTranslator:
         num_steps = self.num_refinement_steps
         if num_steps is None:
             return self.model.generate(**batch), 0
+        options = {"num_refinement_steps": num_steps, "tokenizer": self.tokenizer}
         if num_steps < 2:  # each sentence takes as many
-            return self.model.generate(**batch, num_refinement_steps=num_steps), num_steps * len(source_ids)
-        output = self.model.generate(**batch, num_refinement_steps=num_steps, return_dict_in_generate=True)
+            return self.model.generate(**batch, **options), num_steps * len(source_ids)
+        output = self.model.generate(**batch, **options, return_dict_in_generate=True)
         return output.sequences, int(output.num_steps_taken.sum())
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lvnar_hf.generation_lvnar import lengths_to_mask, remove_repeated_tokens
+from lvnar_hf.generation_lvnar import lengths_to_mask, without_repetitions
 from training.elbo import can_be_scored
-from training.translation import removes_repetitions
+from training.translation import repetition_removal
 from training.translation_quality.measures import corpus_scores
 
 GIVEN = ("nothing", "length", "latents", "length and latents")
@@ -61,7 +61,7 @@ def oracle_scores(
                 sum_differences += int((predicted - target_lengths).sum())
             names = ("nothing", "length") if not given else ("latents", "length and latents")
             for name, lengths in zip(names, (predicted, target_lengths), strict=True):
-                hypotheses[name] += _decode(model, tokenizer, source, z, lengths)
+                hypotheses[name] += _decode(model, tokenizer, sources["input_ids"], source, z, lengths)
     references = [target_texts[i] for i in rows]
     scores = {given: corpus_scores(texts, references)["bleu"] for given, texts in hypotheses.items()}
     return {
@@ -76,6 +76,7 @@ def oracle_scores(
 def _decode(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    source_ids: torch.Tensor,
     source: Any,
     latents: torch.Tensor,
     lengths: torch.Tensor,
@@ -83,6 +84,6 @@ def _decode(
     """argmax p(y | x, z, l_y), as `generate` would give it."""
     target_mask = lengths_to_mask(lengths, int(lengths.max()))
     sequences = model.likeliest_targets(model.decode(source, latents, target_mask), target_mask)
-    if removes_repetitions(model):
-        sequences = remove_repeated_tokens(sequences, model.config.pad_token_id)
+    removal, pad_token_id = repetition_removal(model), model.config.pad_token_id
+    sequences = without_repetitions(sequences, removal, pad_token_id, source_ids, tokenizer)
     return tokenizer.batch_decode(sequences, skip_special_tokens=True)
