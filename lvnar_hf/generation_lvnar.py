@@ -9,6 +9,7 @@ its translation repeats itself.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -57,8 +58,13 @@ class DecodingOptions:
     max_length: int | None = None
     return_dict_in_generate: bool | None = None
     output_scores: bool | None = None
+    num_target_ids: int | None = None  # of the vocabulary, where the embedding has spare rows after them
 
     def __post_init__(self) -> None:
+        if isinstance(self.num_refinement_steps, Integral) and not isinstance(self.num_refinement_steps, bool):
+            self.num_refinement_steps = int(self.num_refinement_steps)
+        if isinstance(self.max_length, Integral) and not isinstance(self.max_length, bool):
+            self.max_length = int(self.max_length)
         if type(self.num_refinement_steps) is not int or self.num_refinement_steps < 0:
             raise ValueError(
                 f"num_refinement_steps is {self.num_refinement_steps!r}; it must be a whole number, 0 or more."
@@ -146,7 +152,6 @@ class LvnarGenerationMixin:
     predict_length: Callable[..., torch.Tensor]
     decode: Callable[..., torch.Tensor]
     modules: Callable[..., Any]
-    eval: Callable[..., Any]
 
     def likeliest_lengths(
         self, length_logits: torch.Tensor, attention_mask: torch.Tensor, max_length: int | torch.Tensor | None = None
@@ -166,13 +171,17 @@ class LvnarGenerationMixin:
         lengths = (shortest + best).clamp(min=1)
         return torch.where(lengths > max_length, max_length, lengths)
 
-    def likeliest_targets(self, logits: torch.Tensor, target_mask: torch.Tensor) -> torch.Tensor:
+    def likeliest_targets(
+        self, logits: torch.Tensor, target_mask: torch.Tensor, num_target_ids: int | None = None
+    ) -> torch.Tensor:
         """argmax p(y | x, z, l_y) over all tokens but padding, which is no word: (batch, target_length), padded.
 
         Args:
             logits: (batch, target_length, target_vocab_size); those of padding are overwritten.
             target_mask: (batch, target_length).
+            num_target_ids: of the vocabulary; spare rows after them are no words. None: all rows are.
         """
+        logits = logits[..., :num_target_ids]
         logits[..., self.config.pad_token_id] = float("-inf")
         return logits.argmax(-1).masked_fill(target_mask == 0, self.config.pad_token_id)
 
@@ -194,7 +203,8 @@ class LvnarGenerationMixin:
             remove_repetitions: True takes out words, and pieces of a word, that only repeat what stands before them;
                 ids do not say where words are, so without `tokenizer` nothing is taken out. "tokens" keeps only the
                 first of consecutive equal tokens, as the paper does before scoring: it changes numbers.
-            tokenizer: an `LvnarTokenizer`, for `remove_repetitions`.
+            tokenizer: an `LvnarTokenizer`, for `remove_repetitions`; and where the embedding has more rows than it has
+                ids, those are no words.
             max_length: longest translation in tokens, end-of-sentence included; the likeliest length within it holds.
             return_dict_in_generate: return an `LvnarGenerateOutput`.
             output_scores: with that, compute its `lower_bounds`: a softmax over the vocabulary in each step.
@@ -203,8 +213,8 @@ class LvnarGenerationMixin:
             (batch, longest translation) token ids, padded on the right; or an `LvnarGenerateOutput`.
 
         Raises:
-            ValueError: for input the model cannot take, unknown arguments, and options that have a meaning in
-                autoregressive decoding alone.
+            ValueError: for input the model cannot take, unknown arguments, options that have a meaning in
+                autoregressive decoding alone, and a model in training mode.
         """
         inputs = kwargs.pop("inputs", None)
         input_ids = input_ids if input_ids is not None else inputs
@@ -220,14 +230,16 @@ class LvnarGenerationMixin:
                 "remove_repetitions=True needs tokenizer=, an LvnarTokenizer: ids do not say where words are. "
                 "remove_repetitions='tokens' does without, and changes numbers."
             )
+        if tokenizer is not None:
+            options.num_target_ids = tokenizer.target_vocab_size
         attention_mask = self.check_source(input_ids, attention_mask)
-        modes = {module: module.training for module in self.modules()}
-        self.eval()  # dropout would make the translation random
-        try:
-            output = self._refine(input_ids, attention_mask, options)
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        if any(module.training for module in self.modules()):
+            raise ValueError(
+                "The model, or a part of it, is in training mode, where dropout makes a translation random: call "
+                "model.eval() first, and model.train() afterwards. generate does not do it: other threads may use the "
+                "model."
+            )
+        output = self._refine(input_ids, attention_mask, options)
         output.sequences_before_removal = output.sequences
         output.sequences = without_repetitions(
             output.sequences, options.remove_repetitions, self.config.pad_token_id, input_ids, tokenizer
@@ -239,9 +251,9 @@ class LvnarGenerationMixin:
     ) -> LvnarGenerateOutput:
         """Algorithm 1 on a batch; `sequences` is the last translation, as the decoder gave it."""
         with_bounds = bool(options.return_dict_in_generate and options.output_scores)
-        max_length = options.max_length
+        limits = options.max_length, options.num_target_ids
         source = self.encode(input_ids, attention_mask)
-        targets, lower_bounds = self._translate(source, source.prior_means, max_length, with_bounds)
+        targets, lower_bounds = self._translate(source, source.prior_means, *limits, with_bounds)
         targets_per_step, bounds_per_step = [targets], [lower_bounds]
         num_steps_taken = input_ids.new_zeros(input_ids.shape[0])
         active = torch.arange(input_ids.shape[0], device=input_ids.device)  # sentences that may still change
@@ -250,7 +262,7 @@ class LvnarGenerationMixin:
         for _ in range(options.num_refinement_steps):
             previous = targets[active]
             latents, _ = self.infer_posterior(source, previous, (previous != self.config.pad_token_id).long())
-            refined, refined_bounds = self._translate(source, latents, max_length, with_bounds)
+            refined, refined_bounds = self._translate(source, latents, *limits, with_bounds)
             num_steps_taken[active] += 1
             targets, refined, previous = self._pad_to_one_length(targets, refined, previous)
             targets = targets.index_copy(0, active, refined)
@@ -276,7 +288,12 @@ class LvnarGenerationMixin:
         return rows
 
     def _translate(
-        self, source: Any, latents: torch.Tensor, max_length: int | None, with_bounds: bool
+        self,
+        source: Any,
+        latents: torch.Tensor,
+        max_length: int | None,
+        num_target_ids: int | None,
+        with_bounds: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """argmax p(y | x, μ), length first: ids (batch, longest), padded; lower bounds (batch,), 0 if not asked."""
         length_logits = self.predict_length(source, latents)
@@ -284,9 +301,10 @@ class LvnarGenerationMixin:
         target_mask = lengths_to_mask(lengths, int(lengths.max()))
         logits = self.decode(source, latents, target_mask)
         if not with_bounds:
-            return self.likeliest_targets(logits, target_mask), lengths.new_zeros(lengths.shape, dtype=torch.float32)
+            targets = self.likeliest_targets(logits, target_mask, num_target_ids)
+            return targets, lengths.new_zeros(lengths.shape, dtype=torch.float32)
         padding_logits = logits[..., self.config.pad_token_id].clone()
-        targets = self.likeliest_targets(logits, target_mask)
+        targets = self.likeliest_targets(logits, target_mask, num_target_ids)
         logits[..., self.config.pad_token_id] = padding_logits
         nll, _ = token_nll(logits, targets.masked_fill(target_mask == 0, IGNORED_LABEL))
         length_log_probs = self._length_log_probs(length_logits, lengths - source.attention_mask.sum(-1))

@@ -43,14 +43,14 @@ class EvaluationArguments:
 
     model: str = field(metadata={"help": "model folder or Hub id"})
     output_folder: str = field(metadata={"help": "where hypotheses and metrics.json go"})
-    num_refinement_steps: list[int] = field(
-        default_factory=lambda: [0, 1, 3], metadata={"help": "each is scored; for this package's models"}
+    num_refinement_steps: list[int] | None = field(
+        default=None, metadata={"help": "each is scored; for this package's models; by default 0 1 3"}
     )
-    num_beams: list[int] = field(
-        default_factory=lambda: [1, 3], metadata={"help": "each is scored; for autoregressive models"}
+    num_beams: list[int] | None = field(
+        default=None, metadata={"help": "each is scored; for autoregressive models; by default 1 3"}
     )
     num_elbo_samples: int = field(default=20, metadata={"help": "latent samples a sentence; 0: no ELBO"})
-    num_bootstrap: int = field(default=1000, metadata={"help": "resamples for the scores' 95 % intervals; 0: none"})
+    num_bootstrap: int = field(default=1000, metadata={"help": "resamples for the scores' 95 %% intervals; 0: none"})
     remove_repetitions: str | None = field(
         default=None,
         metadata={
@@ -70,7 +70,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     Raises:
         FileExistsError: the output folder is not empty and `--overwrite` is not given.
-        ValueError, FileNotFoundError, OSError: what `load_test_set` refuses.
+        ValueError, FileNotFoundError, OSError: what `load_test_set` refuses; options and languages that are not the
+            model's.
     """
     parser = HfArgumentParser((EvaluationArguments, TestSetArguments))
     arguments, test_set_arguments = parser.parse_args_into_dataclasses(argv)
@@ -80,13 +81,20 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     model = AutoModelForSeq2SeqLM.from_pretrained(arguments.model, dtype=torch.float32, **where).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, **where)
-    folder.mkdir(parents=True, exist_ok=True)
     is_lvnar = model.config.model_type == "lvnar"
+    names = ["num_beams"] if is_lvnar else ["num_refinement_steps", "remove_repetitions"]
+    if wrong := [name for name in names if getattr(arguments, name) is not None]:
+        raise ValueError(
+            f"--{wrong[0]} means nothing for {arguments.model}, a model of type {model.config.model_type}."
+        )
+    if is_lvnar:
+        model.config.check_languages(test_set.source_language, test_set.target_language)
+    folder.mkdir(parents=True, exist_ok=True)
     if is_lvnar and arguments.remove_repetitions is not None:
         model.generation_config.remove_repetitions = REMOVALS[arguments.remove_repetitions]
-    option = "num_refinement_steps" if is_lvnar else "num_beams"
+    option, default = ("num_refinement_steps", [0, 1, 3]) if is_lvnar else ("num_beams", [1, 3])
     results = []
-    for value in getattr(arguments, option):
+    for value in getattr(arguments, option) or default:
         result = {option: value, "hypotheses": f"hypotheses.{f'{value}-steps' if is_lvnar else f'beam-{value}'}.txt"}
         score = score_refined if is_lvnar else score_searched
         hypotheses, scores = score(model, tokenizer, test_set, value, arguments.batch_size, arguments.num_bootstrap)

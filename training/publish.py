@@ -15,6 +15,7 @@ if not __package__:  # run as a script: import from the repository, not from thi
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from huggingface_hub import HfApi
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import HfArgumentParser
 
 from lvnar_hf import __version__
@@ -79,6 +80,10 @@ def main(argv: list[str] | None = None, api: HfApi | None = None) -> None:
         SystemExit: publishing stopped; the message says what the remote holds and how to go on.
     """
     (arguments,) = HfArgumentParser(PublishArguments).parse_args_into_dataclasses(argv)
+    try:
+        validate_repo_id(arguments.repo_id)
+    except HFValidationError as error:
+        sys.exit(f"--repo_id must be user/name or organization/name. {error}")
     with tempfile.TemporaryDirectory(prefix="lvnar-publish-") as temporary:
         folder = Path(arguments.output_folder or Path(temporary, "repository"))
         try:

@@ -5,7 +5,7 @@ sentence that has stopped keeps its own.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
@@ -58,17 +58,17 @@ class Refinement:
     Attributes:
         source_ids: (source_length,), with `</s>`.
         target_ids: num_steps_taken + 1 translations, from step 0 on: as the decoder gave them, without padding.
-        kept_ids: the same as `generate` gives them at this step: without repetitions, if the model's generation config
-            says so.
-        texts: num_steps_taken + 1 texts, of `kept_ids`.
+        texts: num_steps_taken + 1 texts as `generate` gives them at this step: without repetitions, if the model's
+            generation config says so.
         has_converged: whether the last step changed nothing.
+        kept_ids: num_steps_taken + 1 translations, those of `texts`.
     """
 
     source_ids: list[int]
     target_ids: list[list[int]]
-    kept_ids: list[list[int]]
     texts: list[str]
     has_converged: bool
+    kept_ids: list[list[int]] = field(default_factory=list)
 
     @property
     def num_steps_taken(self) -> int:
@@ -123,7 +123,7 @@ def _refine_batch(
     batch = tokenizer.pad({"input_ids": source_ids}, return_tensors="pt").to(model.device)
     output: Any = model.generate(**batch, num_refinement_steps=max_steps, return_dict_in_generate=True)
     pad_token_id = model.config.pad_token_id
-    refinements = [Refinement(ids, [], [], [], has_converged=False) for ids in source_ids]
+    refinements = [Refinement(ids, [], [], has_converged=False) for ids in source_ids]
     for step, sequences in enumerate(output.sequences_per_step):
         rows = (output.num_steps_taken >= step).nonzero()[:, 0]  # sentences that had not stopped before this step
         sequences = sequences[rows]
