@@ -29,6 +29,8 @@ import torch
 from torch import nn
 
 from .generation_lvnar import lengths_to_mask
+from .fingerprints import KEY as FINGERPRINT
+from .fingerprints import weights_fingerprint
 from .layers_lvnar import KeysValues, LvnarAttention
 from .modeling_lvnar import EncodedSource, LvnarForConditionalGeneration
 
@@ -243,6 +245,7 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
             module.__class__ = _ExportedAttention
     config = model.config
     graph = assemble(*_export_pieces(exported), config.pad_token_id, config.target_vocab_size or config.vocab_size)
+    onnx.helper.set_model_props(graph, {FINGERPRINT: weights_fingerprint(model.state_dict())})
     onnx.checker.check_model(graph)
     files["float32"].parent.mkdir(parents=True, exist_ok=True)
     onnx.save(graph, str(files["float32"]))
@@ -255,6 +258,9 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
         reduce_range=True,  # 7 bits of a weight: with 8, processors without VNNI overflow
         extra_options={"EnableSubgraph": True},
     )
+    quantised = onnx.load(str(files["int8"]))
+    onnx.helper.set_model_props(quantised, {FINGERPRINT: weights_fingerprint(model.state_dict())})
+    onnx.save(quantised, str(files["int8"]))
     quantised = onnx.load(str(files["int8"]))
     _move_weights_into_loop(quantised.graph)
     onnx.save(quantised, str(files["int8"]))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import training.command  # noqa: F401  (ends the script with one line where that is enough)
 
 from huggingface_hub import HfApi
 from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -56,7 +57,7 @@ def publish(arguments: PublishArguments, folder: Path, api: HfApi | None = None)
     Raises:
         FileExistsError, FileNotFoundError, ValueError, RuntimeError, PublishError: as `assemble`, `verify` and `push`.
     """
-    assemble(arguments.model, folder, arguments.overwrite)
+    assemble(arguments.model, folder, arguments.overwrite, arguments.repo_id)
     print(f"{arguments.repo_id}, tag v{arguments.version}:\n{describe_files(folder)}", flush=True)
     if arguments.push:
         published = push(
