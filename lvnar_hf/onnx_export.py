@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .generation_lvnar import lengths_to_mask
 from .fingerprints import KEY as FINGERPRINT
 from .fingerprints import weights_fingerprint
+from .generation_lvnar import lengths_to_mask
 from .layers_lvnar import KeysValues, LvnarAttention
 from .modeling_lvnar import EncodedSource, LvnarForConditionalGeneration
 
@@ -245,7 +245,8 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
             module.__class__ = _ExportedAttention
     config = model.config
     graph = assemble(*_export_pieces(exported), config.pad_token_id, config.target_vocab_size or config.vocab_size)
-    onnx.helper.set_model_props(graph, {FINGERPRINT: weights_fingerprint(model.state_dict())})
+    fingerprint = {FINGERPRINT: weights_fingerprint(model.state_dict())}
+    onnx.helper.set_model_props(graph, fingerprint)
     onnx.checker.check_model(graph)
     files["float32"].parent.mkdir(parents=True, exist_ok=True)
     onnx.save(graph, str(files["float32"]))
@@ -259,9 +260,7 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
         extra_options={"EnableSubgraph": True},
     )
     quantised = onnx.load(str(files["int8"]))
-    onnx.helper.set_model_props(quantised, {FINGERPRINT: weights_fingerprint(model.state_dict())})
-    onnx.save(quantised, str(files["int8"]))
-    quantised = onnx.load(str(files["int8"]))
+    onnx.helper.set_model_props(quantised, fingerprint)
     _move_weights_into_loop(quantised.graph)
     onnx.save(quantised, str(files["int8"]))
     return files

@@ -317,7 +317,9 @@ def test_fine_tuning_by_lora(tmp_path, sample_tokenizer, sample_texts, target_mo
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     adapted = get_peft_model(model, LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=target_modules))
     fine_tuned(adapted, sample_tokenizer, tmp_path, sample_texts)
-    own = {name.replace(".base_layer", "").removeprefix("base_model.model."): t for name, t in adapted.state_dict().items()}
+    own = {
+        name.replace(".base_layer", "").removeprefix("base_model.model."): t for name, t in adapted.state_dict().items()
+    }
     assert all(torch.equal(own[name], tensor) for name, tensor in before.items())  # the model itself stays
     adapted.save_pretrained(tmp_path / "adapter")
     fresh = LvnarForConditionalGeneration(model.config)

@@ -4,6 +4,7 @@ python training/demo.py [sentence ...]
 """
 
 import argparse
+import io
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import pipeline
 from transformers.utils import logging
 
 import lvnar_hf  # noqa: F401  (brings `pipeline("translation")` back)
+from training.outputs import refuse_missing_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "model_cards" / "lvnar-tatoeba-en-de"
@@ -40,9 +42,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("sentences", nargs="*")
     arguments = parser.parse_args(argv)
     sentences = arguments.sentences
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know umlauts
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    translator = pipeline("translation", model=arguments.model, device="cpu")
+    translator = pipeline("translation", model=refuse_missing_folder(arguments.model), device="cpu")
     translator("Warm up.")
     size = f"{translator.model.num_parameters() / 1e6:.1f} M parameters, {translator.model.dtype}"
     print(f"{Path(arguments.model).name}: {size}, CPU, {torch.get_num_threads()} threads.")

@@ -30,7 +30,7 @@ from transformers import (
 import lvnar_hf  # noqa: F401  (registers model and tokenizer)
 from training.elbo import ELBO_PARTS, can_be_scored, elbo_of_sequences
 from training.environment import describe_machine, describe_versions
-from training.outputs import refuse_existing
+from training.outputs import refuse_existing, refuse_missing_folder
 from training.test_sets import TestSet, TestSetArguments, load_test_set
 from training.translation import refine_texts, repetition_removal, translate_texts
 from training.translation_quality.measures import bleu_by_length, corpus_scores, repeated_share, words
@@ -76,10 +76,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """
     parser = HfArgumentParser((EvaluationArguments, TestSetArguments))
     arguments, test_set_arguments = parser.parse_args_into_dataclasses(argv)
+    refuse_missing_folder(arguments.model)
     folder = refuse_existing(arguments.output_folder, arguments.overwrite, "--output_folder")
     test_set = load_test_set(test_set_arguments)
     where = {} if arguments.revision is None else {"revision": arguments.revision}
-    model = AutoModelForSeq2SeqLM.from_pretrained(arguments.model, dtype=torch.float32, **where).eval()
+    model = AutoModelForSeq2SeqLM.from_pretrained(
+        refuse_missing_folder(arguments.model), dtype=torch.float32, **where
+    ).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, **where)
     is_lvnar = model.config.model_type == "lvnar"

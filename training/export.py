@@ -21,7 +21,7 @@ from transformers import AutoModelForSeq2SeqLM, HfArgumentParser, PreTrainedMode
 import lvnar_hf  # noqa: F401  (registers the model)
 from lvnar_hf.onnx_engine import LvnarOnnxModel
 from lvnar_hf.onnx_export import export_onnx
-from training.outputs import refuse_existing
+from training.outputs import refuse_existing, refuse_missing_folder
 
 NUM_CHECKED = 256  # sentences, of random tokens
 
@@ -46,11 +46,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         RuntimeError: a float32 translation differs from PyTorch's.
     """
     (arguments,) = HfArgumentParser(ExportArguments).parse_args_into_dataclasses(argv)
+    refuse_missing_folder(arguments.model)
     folder = arguments.output_folder or arguments.model
     if arguments.output_folder is None and not Path(folder).is_dir():
         raise ValueError(f"{folder} is no folder: give --output_folder.")
     refuse_existing(Path(folder) / "onnx", arguments.overwrite, "--output_folder")
-    model: Any = AutoModelForSeq2SeqLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(
+        refuse_missing_folder(arguments.model), dtype=torch.float32
+    ).eval()
     files = export_onnx(model, folder)
     result: dict[str, Any] = {"model": arguments.model, "num_sentences": NUM_CHECKED}
     for precision, file in files.items():

@@ -6,6 +6,7 @@
 Without --push nothing is asked of the network. To push, log in first with `hf auth login`, or set HF_TOKEN.
 """
 
+import io
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -81,6 +82,8 @@ def main(argv: list[str] | None = None, api: HfApi | None = None) -> None:
         SystemExit: publishing stopped; the message says what the remote holds and how to go on.
     """
     (arguments,) = HfArgumentParser(PublishArguments).parse_args_into_dataclasses(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know the translations' letters
     try:
         validate_repo_id(arguments.repo_id)
     except HFValidationError as error:

@@ -31,7 +31,7 @@ from lvnar_hf.shortlist import FILE, Shortlist
 from training.atomic_files import write_json
 from training.corpora import load_pairs
 from training.environment import describe_machine, describe_versions
-from training.outputs import refuse_existing
+from training.outputs import refuse_existing, refuse_missing_folder
 from training.recipe import DataArguments, parse_recipe
 from training.test_sets import at_even_distances
 
@@ -208,7 +208,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     refuse_existing(folder / FILE, arguments.overwrite, "--output_folder")
     if arguments.results_file is not None:
         refuse_existing(arguments.results_file, arguments.overwrite, "--results_file")
-    model: Any = AutoModelForSeq2SeqLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(
+        refuse_missing_folder(arguments.model), dtype=torch.float32
+    ).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(arguments.model)
     config = model.config
     target_size = config.target_vocab_size or config.vocab_size

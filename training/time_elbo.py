@@ -29,7 +29,7 @@ import lvnar_hf  # noqa: F401  (registers model and tokenizer)
 from training.atomic_files import write_json
 from training.elbo import can_be_scored, elbo_of_sequences, pad_rows
 from training.environment import describe_machine, describe_versions
-from training.outputs import refuse_existing
+from training.outputs import refuse_existing, refuse_missing_folder
 from training.test_sets import TestSetArguments, load_test_set
 
 BATCH_SIZES = (1, 64)
@@ -51,7 +51,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments, named = HfArgumentParser((ElboTimingArguments, TestSetArguments)).parse_args_into_dataclasses(argv)
     refuse_existing(arguments.output_file, arguments.overwrite, "--output_file")
     test_set = load_test_set(named)
-    model: Any = AutoModelForSeq2SeqLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(
+        refuse_missing_folder(arguments.model), dtype=torch.float32
+    ).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(arguments.model)
     ids = zip(
         tokenizer(test_set.source_texts, verbose=False)["input_ids"],
