@@ -1,4 +1,4 @@
-"""A fingerprint of weights, by which what was made from them (an ONNX graph, a shortlist) is known to belong to them."""
+"""A fingerprint of weights: whether an ONNX graph or a shortlist was made from those beside it."""
 
 import hashlib
 import os

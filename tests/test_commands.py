@@ -74,9 +74,8 @@ def test_a_missing_package_is_named_by_the_command_itself(tmp_path):
     command = [sys.executable, "training/translate.py", "--help"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 1
-    assert result.stderr.strip().endswith(
-        "translate.py needs accelerate, which is not installed: pip install 'lvnar-hf[train]'"
-    )
+    line = "translate.py needs accelerate, which is not installed: pip install 'lvnar-hf[train]'"
+    assert result.stderr.strip().endswith(line)
 
 
 @pytest.mark.parametrize("name", ["./runs/x", "/no/such", "a/b/c", "tests/nothing", "~/model", "../model"])
@@ -110,7 +109,7 @@ def test_a_graph_and_a_shortlist_of_other_weights_are_refused(exported, tmp_path
     folder = shutil.copytree(exported, tmp_path / "model")
     for precision in ("float32", "int8"):
         LvnarOnnxModel.from_pretrained(folder, precision, shortlist=True)
-    assert load_translator(str(folder)).engine == "onnx-int8"
+    assert load_translator(str(folder), "auto").engine == "onnx-int8"
     other = make_model(tiny_config(vocab_size=500), seed=1)
     other.save_pretrained(folder)
     assert folder_weights_fingerprint(folder) == weights_fingerprint(other.state_dict())
@@ -118,7 +117,7 @@ def test_a_graph_and_a_shortlist_of_other_weights_are_refused(exported, tmp_path
         with pytest.raises(StaleError, match=r"model(_int8)?\.onnx was made from other weights.*export\.py"):
             LvnarOnnxModel.from_pretrained(folder, precision)
     with pytest.warns(UserWarning, match="PyTorch translates instead"):
-        assert load_translator(str(folder)).engine == "torch"
+        assert load_translator(str(folder), "auto").engine == "torch"
     export_onnx(other, folder)
     with pytest.raises(StaleError, match=r"shortlist\.safetensors was made from other weights"):
         LvnarOnnxModel.from_pretrained(folder, shortlist=True)
@@ -184,9 +183,8 @@ def test_several_references_each():
     one = corpus_scores(hypotheses, references)
     nested = corpus_scores(hypotheses, [[text] for text in references])
     assert nested == one
-    best = corpus_scores(
-        hypotheses, [[text, hypothesis] for text, hypothesis in zip(references, hypotheses, strict=True)]
-    )
+    both = [list(texts) for texts in zip(references, hypotheses, strict=True)]
+    best = corpus_scores(hypotheses, both)
     assert best["chrf"]["score"] == pytest.approx(100) and best["bleu"]["score"] > one["bleu"]["score"]
     for wrong in ([["a"], ["b", "c"]], [["a"], []], [["a"], "b"], ["a", ["b"]]):
         with pytest.raises(ValueError, match="Every hypothesis needs a reference"):

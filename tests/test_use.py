@@ -272,7 +272,9 @@ def fine_tuned(model, tokenizer, folder, sample_texts, **options):
     rows = [
         {"input_ids": source, "labels": target}
         for source, target in zip(
-            tokenizer.encode_texts(sample_texts[0][:16]), tokenizer.encode_texts(sample_texts[1][:16], target=True)
+            tokenizer.encode_texts(sample_texts[0][:16]),
+            tokenizer.encode_texts(sample_texts[1][:16], target=True),
+            strict=True,
         )
     ]
     rows = [row for row in rows if max(map(len, row.values())) <= 40]

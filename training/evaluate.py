@@ -80,9 +80,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     folder = refuse_existing(arguments.output_folder, arguments.overwrite, "--output_folder")
     test_set = load_test_set(test_set_arguments)
     where = {} if arguments.revision is None else {"revision": arguments.revision}
-    model = AutoModelForSeq2SeqLM.from_pretrained(
-        refuse_missing_folder(arguments.model), dtype=torch.float32, **where
-    ).eval()
+    model = AutoModelForSeq2SeqLM.from_pretrained(arguments.model, dtype=torch.float32, **where).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, **where)
     is_lvnar = model.config.model_type == "lvnar"

@@ -51,9 +51,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if arguments.output_folder is None and not Path(folder).is_dir():
         raise ValueError(f"{folder} is no folder: give --output_folder.")
     refuse_existing(Path(folder) / "onnx", arguments.overwrite, "--output_folder")
-    model: Any = AutoModelForSeq2SeqLM.from_pretrained(
-        refuse_missing_folder(arguments.model), dtype=torch.float32
-    ).eval()
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
     files = export_onnx(model, folder)
     result: dict[str, Any] = {"model": arguments.model, "num_sentences": NUM_CHECKED}
     for precision, file in files.items():

@@ -202,15 +202,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         ValueError: --model is no folder, and no --output_folder is given; and what the recipe's text is refused for.
     """
     data, arguments = parse_recipe({"data": DataArguments, "shortlist": ShortlistArguments}, argv)
+    refuse_missing_folder(arguments.model)
     folder = Path(arguments.output_folder or arguments.model)
     if arguments.output_folder is None and not folder.is_dir():
         raise ValueError(f"{folder} is no folder: give --output_folder.")
     refuse_existing(folder / FILE, arguments.overwrite, "--output_folder")
     if arguments.results_file is not None:
         refuse_existing(arguments.results_file, arguments.overwrite, "--results_file")
-    model: Any = AutoModelForSeq2SeqLM.from_pretrained(
-        refuse_missing_folder(arguments.model), dtype=torch.float32
-    ).eval()
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(arguments.model)
     config = model.config
     target_size = config.target_vocab_size or config.vocab_size

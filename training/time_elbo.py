@@ -49,11 +49,10 @@ class ElboTimingArguments:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Time both ways in turns, print and write the medians; return what is in the JSON."""
     arguments, named = HfArgumentParser((ElboTimingArguments, TestSetArguments)).parse_args_into_dataclasses(argv)
+    refuse_missing_folder(arguments.model)
     refuse_existing(arguments.output_file, arguments.overwrite, "--output_file")
     test_set = load_test_set(named)
-    model: Any = AutoModelForSeq2SeqLM.from_pretrained(
-        refuse_missing_folder(arguments.model), dtype=torch.float32
-    ).eval()
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(arguments.model)
     ids = zip(
         tokenizer(test_set.source_texts, verbose=False)["input_ids"],

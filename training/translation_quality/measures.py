@@ -39,7 +39,8 @@ def corpus_scores(
         hypothesis to reference, in BLEU's tokens.
 
     Raises:
-        ValueError: if the numbers of hypotheses and references differ or are 0, of one hypothesis and another too, or there is one bootstrap resample.
+        ValueError: if the numbers of hypotheses and references differ or are 0, of one hypothesis and another too, or
+            there is one bootstrap resample.
         ImportError: sacremoses is missing, which ASPEC's setting needs.
     """
     if len(hypotheses) != len(references) or not hypotheses:
@@ -47,7 +48,7 @@ def corpus_scores(
     if num_bootstrap < 0 or num_bootstrap == 1:
         raise ValueError(f"num_bootstrap is {num_bootstrap}; an interval needs at least 2 resamples, 0 is none.")
     is_nested = not isinstance(references[0], str)
-    counts = {len(of_one) if is_nested and not isinstance(of_one, str) else None for of_one in references}
+    counts = {None if isinstance(of_one, str) else len(of_one) for of_one in references}
     if len(counts) > 1 or 0 in counts:
         raise ValueError("Every hypothesis needs a reference, or as many references in a list as the others have.")
     streams = [list(stream) for stream in zip(*references, strict=True)] if is_nested else [list(references)]
