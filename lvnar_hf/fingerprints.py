@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import safe_open
 
@@ -58,6 +57,6 @@ def _fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         values = tensor.detach().flatten()
-        values = values[:: max(1, len(values) // _SAMPLED)].float().cpu().numpy().astype(np.float32)
-        digest.update(f"{name} {tuple(tensor.shape)}".encode() + values.tobytes())
+        sample = values[:: max(1, len(values) // _SAMPLED)].float().cpu().numpy()
+        digest.update(f"{name} {tuple(tensor.shape)}".encode() + sample.tobytes())
     return digest.hexdigest()

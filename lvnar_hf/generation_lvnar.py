@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 from .losses_lvnar import IGNORED_LABEL, gaussian_log_density, token_nll
 
 # Decoding defaults, as they stand in a new model's generation_config.json.
-GENERATION_DEFAULTS = {"num_refinement_steps": 1, "remove_repetitions": True}
+GENERATION_DEFAULTS: dict[str, Any] = {"num_refinement_steps": 1, "remove_repetitions": True}
 
 _OWN_OPTIONS = (*GENERATION_DEFAULTS, "max_length", "return_dict_in_generate", "output_scores")
 # Options of transformers' GenerationConfig that change nothing here, whatever their value.

@@ -128,16 +128,6 @@ def test_max_length_limits_the_length_that_is_predicted(tiny_model):
     assert set(expected) > {1} and torch.isfinite(output.lower_bounds).all()
 
 
-def test_the_mode_of_the_model_is_left_as_it_was():
-    model = make_model(tiny_config(dropout=0.5))
-    batch = make_batch(model.config, LENGTHS)
-    expected = model.generate(batch["input_ids"])
-    model.train()
-    model.prior.eval()  # frozen, say
-    assert torch.equal(model.generate(batch["input_ids"]), expected)  # no dropout
-    assert model.training and model.decoder.stack.training and not model.prior.training
-
-
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -97,7 +97,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     option, default = ("num_refinement_steps", [0, 1, 3]) if is_lvnar else ("num_beams", [1, 3])
     results = []
     for value in getattr(arguments, option) or default:
-        result = {option: value, "hypotheses": f"hypotheses.{f'{value}-steps' if is_lvnar else f'beam-{value}'}.txt"}
+        result: dict[str, Any] = {
+            option: value,
+            "hypotheses": f"hypotheses.{f'{value}-steps' if is_lvnar else f'beam-{value}'}.txt",
+        }
         score = score_refined if is_lvnar else score_searched
         hypotheses, scores = score(model, tokenizer, test_set, value, arguments.batch_size, arguments.num_bootstrap)
         (folder / result["hypotheses"]).write_text("".join(h + "\n" for h in hypotheses), "utf-8")

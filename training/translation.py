@@ -91,7 +91,8 @@ class Refinement:
 
 def repetition_removal(model: PreTrainedModel) -> bool | str:
     """What `generate` does for `remove_repetitions` when it is not told."""
-    return getattr(model.generation_config, "remove_repetitions", GENERATION_DEFAULTS["remove_repetitions"])
+    default: bool | str = GENERATION_DEFAULTS["remove_repetitions"]
+    return getattr(model.generation_config, "remove_repetitions", default)
 
 
 def refine_texts(

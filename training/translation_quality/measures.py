@@ -47,11 +47,10 @@ def corpus_scores(
         raise ValueError(f"{len(hypotheses)} hypotheses, but {len(references)} references; they must be equal, not 0.")
     if num_bootstrap < 0 or num_bootstrap == 1:
         raise ValueError(f"num_bootstrap is {num_bootstrap}; an interval needs at least 2 resamples, 0 is none.")
-    is_nested = not isinstance(references[0], str)
-    counts = {None if isinstance(of_one, str) else len(of_one) for of_one in references}
-    if len(counts) > 1 or 0 in counts:
+    rows = [[of_one] if isinstance(of_one, str) else list(of_one) for of_one in references]
+    if len({isinstance(of_one, str) for of_one in references}) > 1 or len(set(map(len, rows))) > 1 or not rows[0]:
         raise ValueError("Every hypothesis needs a reference, or as many references in a list as the others have.")
-    streams = [list(stream) for stream in zip(*references, strict=True)] if is_nested else [list(references)]
+    streams = [list(stream) for stream in zip(*rows, strict=True)]
     texts = (list(hypotheses), streams)
     bleu = BLEU(trg_lang=target_language or "")
     scores = {"bleu": _score(bleu, *texts, num_bootstrap)}
