@@ -225,8 +225,6 @@ class LvnarCompiledModel(LvnarEngine):
         target_mask = pad(target_mask, (0, self.buckets.length(length) - length))
         return self._compiled["decode"](source._replace(posterior_states=None), latents, target_mask)[:, :length]
 
-    # The model stays in evaluation mode, unless it is trained meanwhile.
-
     def modules(self) -> Iterator[nn.Module]:
         """Those of the model."""
         return self.model.modules()

@@ -14,8 +14,10 @@ _RUNS_AS_REMOTE_CODE = __name__.startswith("transformers_modules.")
 # Fields that transformers and its companions write into configurations, beside those that the base class lists.
 _WRITTEN_BY_OTHERS = (
     *("auto_map", "custom_pipelines", "distributed_config", "model_type", "quantization_config", "use_cache"),
-    *("attn_implementation", "experts_implementation", "loss_type"),
+    *("attn_implementation", "_attn_implementation", "loss_type", "_name_or_path", "_commit_hash"),
 )
+# What LvnarConfig's callers and a config.json may ask for: any other name is one of code that transformers would fetch.
+_ATTENTION = (None, "eager", "sdpa")
 
 ALIGNMENTS = ("length", "ctc")
 
@@ -66,6 +68,8 @@ class LvnarConfig(PretrainedConfig):
         dropout: applied to embeddings, attention outputs and feed-forward outputs, and inside the feed-forward blocks.
         attention_dropout: applied to attention weights.
         pad_token_id, eos_token_id, unk_token_id: the same ids on both sides.
+        source_language, target_language: codes, for example en and de, or None if they are not known; other ones that
+            a caller names are refused.
 
     Raises:
         ValueError: for sizes that cannot be combined, and for fields that neither this class nor transformers knows;
@@ -100,6 +104,8 @@ class LvnarConfig(PretrainedConfig):
         eos_token_id: int = 1,
         unk_token_id: int = 2,
         is_encoder_decoder: bool = True,
+        source_language: str | None = None,
+        target_language: str | None = None,
         **kwargs: Any,
     ):
         self.vocab_size = vocab_size
@@ -120,7 +126,12 @@ class LvnarConfig(PretrainedConfig):
         self.dropout = dropout
         self.attention_dropout = attention_dropout
         self.unk_token_id = unk_token_id
+        self.source_language = source_language
+        self.target_language = target_language
         self._refuse_unknown(kwargs)
+        for name in ("attn_implementation", "_attn_implementation"):
+            if kwargs.get(name) not in _ATTENTION:
+                raise ValueError(f"{name} is {kwargs[name]!r}; it must be eager or sdpa.")
         try:
             super().__init__(
                 pad_token_id=pad_token_id,
@@ -145,17 +156,27 @@ class LvnarConfig(PretrainedConfig):
         """The configuration as written to config.json, with the key that names the pipeline class."""
         return {**super().to_dict(), "custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES)}
 
+    def check_languages(self, source_language: str | None, target_language: str | None) -> None:
+        """Refuse a direction that is not the model's; None, and what the configuration does not know, is no direction.
+
+        Raises:
+            ValueError: names both.
+        """
+        given = {"source_language": source_language, "target_language": target_language}
+        for name, language in given.items():
+            own = getattr(self, name)
+            if None not in (language, own) and language != own:
+                raise ValueError(
+                    f"The {name.replace('_', ' ')} asked for is {language!r}, and this model's is {own!r}: it "
+                    f"translates from {self.source_language} to {self.target_language}."
+                )
+
     def _refuse_unknown(self, fields: dict[str, Any]) -> None:
         """Refuse fields that would be kept and mean nothing: misspelt, or of a newer version of this model."""
         known = {*vars(PretrainedConfig()), *GenerationConfig().to_dict(), *self.attribute_map, *_WRITTEN_BY_OTHERS}
         known.update(name for name in dir(PretrainedConfig) if isinstance(getattr(PretrainedConfig, name), property))
-        unknown = [
-            name
-            for name in sorted(fields)
-            if (name not in known and not name.startswith("_"))
-            or name.startswith("__")
-            or callable(getattr(type(self), name, None))  # a method
-        ]
+        known = {name for name in known if not name.startswith("_")} | set(_WRITTEN_BY_OTHERS)
+        unknown = [name for name in sorted(fields) if name not in known or callable(getattr(type(self), name, None))]
         if unknown:
             raise ValueError(
                 f"LvnarConfig does not know {', '.join(unknown)}. If the model is newer than this code, bring the code "
@@ -203,6 +224,10 @@ class LvnarConfig(PretrainedConfig):
                 f"max_length_offset is {self.max_length_offset} and max_position_embeddings is "
                 f"{self.max_position_embeddings}; the offset must be the smaller."
             )
+        for name in ("source_language", "target_language"):
+            language = getattr(self, name)
+            if language is not None and not (isinstance(language, str) and language):
+                raise ValueError(f"{name} is {language!r}; it must be a code, for example en, or None.")
         for name in ("dropout", "attention_dropout"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0.0 <= value < 1.0:

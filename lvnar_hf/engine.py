@@ -21,7 +21,7 @@ class LvnarEngine(LvnarGenerationMixin):
     device: torch.device
 
     def modules(self) -> Iterator[nn.Module]:
-        """None that `generate` has to put into evaluation mode."""
+        """None that could be in training mode."""
         return iter(())
 
     def eval(self) -> "LvnarEngine":

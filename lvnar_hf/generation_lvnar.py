@@ -10,6 +10,7 @@ its translation repeats itself.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ _AUTOREGRESSIVE_ARGUMENTS = (
     *("negative_prompt_ids", "custom_generate", "decoder_input_ids", "past_key_values"),
 )
 # Arguments that trainers and pipelines pass to every model, and that change nothing here.
-_IGNORED_ARGUMENTS = ("labels", "synced_gpus", "use_cache", "use_model_defaults", "tokenizer")
+_IGNORED_ARGUMENTS = ("labels", "synced_gpus", "use_cache", "use_model_defaults")
 
 
 @dataclass
@@ -59,18 +60,23 @@ class DecodingOptions:
     """What one call of `generate` has to do; the names and meanings of its arguments."""
 
     num_refinement_steps: int
-    remove_repetitions: bool
+    remove_repetitions: bool | str
     max_length: int | None = None
     return_dict_in_generate: bool | None = None
     output_scores: bool | None = None
+    num_target_ids: int | None = None  # of the vocabulary, where the embedding has spare rows after them
 
     def __post_init__(self) -> None:
+        if isinstance(self.num_refinement_steps, Integral) and not isinstance(self.num_refinement_steps, bool):
+            self.num_refinement_steps = int(self.num_refinement_steps)
+        if isinstance(self.max_length, Integral) and not isinstance(self.max_length, bool):
+            self.max_length = int(self.max_length)
         if type(self.num_refinement_steps) is not int or self.num_refinement_steps < 0:
             raise ValueError(
                 f"num_refinement_steps is {self.num_refinement_steps!r}; it must be a whole number, 0 or more."
             )
-        if type(self.remove_repetitions) is not bool:
-            raise ValueError(f"remove_repetitions is {self.remove_repetitions!r}; it must be True or False.")
+        if type(self.remove_repetitions) is not bool and self.remove_repetitions != "tokens":
+            raise ValueError(f"remove_repetitions is {self.remove_repetitions!r}; it must be True, False or 'tokens'.")
         if self.max_length is not None and (type(self.max_length) is not int or self.max_length < 1):
             raise ValueError(f"max_length is {self.max_length!r}; it must be a whole number of at least 1.")
 
@@ -81,6 +87,7 @@ class LvnarGenerateOutput(ModelOutput):
 
     Args:
         sequences: (batch, longest translation) final translations, padded, repetitions removed if asked.
+        sequences_before_removal: (batch, length) the same as the decoder gave them.
         num_steps_taken: (batch,) refinement steps of each sentence, 0 to `num_refinement_steps`; the last one is the
             one that changed nothing, if it was reached.
         sequences_per_step: T + 1 tensors (batch, length); the translation before refinement and after each step, as
@@ -93,6 +100,7 @@ class LvnarGenerateOutput(ModelOutput):
     num_steps_taken: torch.Tensor | None = None
     sequences_per_step: tuple[torch.Tensor, ...] | None = None
     lower_bounds: torch.Tensor | None = None
+    sequences_before_removal: torch.Tensor | None = None
 
 
 def lengths_to_mask(lengths: torch.Tensor, max_length: int) -> torch.Tensor:
@@ -100,18 +108,37 @@ def lengths_to_mask(lengths: torch.Tensor, max_length: int) -> torch.Tensor:
     return (torch.arange(max_length, device=lengths.device) < lengths[:, None]).long()
 
 
-def remove_repeated_tokens(sequences: torch.Tensor, pad_token_id: int) -> torch.Tensor:
-    """Keep the first of consecutive equal tokens, as the paper does before scoring.
+def without_repetitions(
+    sequences: torch.Tensor,
+    removal: bool | str,
+    pad_token_id: int,
+    input_ids: torch.Tensor | None = None,
+    tokenizer: Any = None,
+) -> torch.Tensor:
+    """Translations without what only repeats what stands before it.
 
     Args:
         sequences: (batch, length), padded on the right.
+        removal: True: words, and pieces of a word, that `tokenizer.find_repetitions` finds; nothing without a
+            tokenizer. "tokens": the second and later ones of consecutive equal tokens, as the paper does before
+            scoring; digits and signs too. False: nothing.
         pad_token_id: padding; it fills the places that become free.
+        input_ids: (batch, source_length), for `True`.
 
     Returns:
-        (batch, longest remaining length).
+        (batch, longest remaining length), or the sequences themselves.
     """
-    keep = sequences != pad_token_id
-    keep[:, 1:] &= sequences[:, 1:] != sequences[:, :-1]
+    if removal == "tokens":
+        keep = sequences != pad_token_id
+        keep[:, 1:] &= sequences[:, 1:] != sequences[:, :-1]
+    elif removal and tokenizer is not None and input_ids is not None:
+        rows = zip(sequences.tolist(), input_ids.tolist(), strict=True)
+        repeated = [tokenizer.find_repetitions(target_ids, source_ids) for target_ids, source_ids in rows]
+        if not any(map(any, repeated)):
+            return sequences
+        keep = (sequences != pad_token_id) & ~torch.tensor(repeated, device=sequences.device)
+    else:
+        return sequences
     return pack_left(sequences, keep, pad_token_id)
 
 
@@ -129,7 +156,6 @@ class LvnarGenerationMixin:
     cell_mask: Callable[..., torch.Tensor]
     decode: Callable[..., torch.Tensor]
     modules: Callable[..., Any]
-    eval: Callable[..., Any]
 
     def likeliest_lengths(
         self, length_logits: torch.Tensor, attention_mask: torch.Tensor, max_length: int | torch.Tensor | None = None
@@ -160,7 +186,11 @@ class LvnarGenerationMixin:
         return lengths_to_mask(lengths, int(lengths.max())), length_logits
 
     def likeliest_targets(
-        self, logits: torch.Tensor, target_mask: torch.Tensor, max_length: int | None = None
+        self,
+        logits: torch.Tensor,
+        target_mask: torch.Tensor,
+        max_length: int | None = None,
+        num_target_ids: int | None = None,
     ) -> torch.Tensor:
         """argmax p(y | x, z, l_y), padded on the right; with alignment "ctc", the likeliest cells collapsed.
 
@@ -170,11 +200,13 @@ class LvnarGenerationMixin:
             logits: (batch, target_length, target_vocab_size); those of padding are overwritten, if it is not blank.
             target_mask: (batch, target_length).
             max_length: with "ctc", what goes beyond it is cut; by default `max_position_embeddings`.
+            num_target_ids: of the vocabulary; spare rows after them are no words. None: all rows are.
 
         Returns:
             (batch, target_length); with "ctc", (batch, longest translation).
         """
         pad_token_id = self.config.pad_token_id
+        logits = logits[..., :num_target_ids]
         if self.config.alignment == "length":
             logits[..., pad_token_id] = float("-inf")
             return logits.argmax(-1).masked_fill(target_mask == 0, pad_token_id)
@@ -200,7 +232,11 @@ class LvnarGenerationMixin:
             generation_config: decoding options; by default, the model's own.
             attention_mask: (batch, source_length), 1 at valid positions; by default, all but padding ids.
             num_refinement_steps: T; 0 gives one pass from the prior's mean.
-            remove_repetitions: keep only the first of consecutive equal tokens.
+            remove_repetitions: True takes out words, and pieces of a word, that only repeat what stands before them;
+                ids do not say where words are, so without `tokenizer` nothing is taken out. "tokens" keeps only the
+                first of consecutive equal tokens, as the paper does before scoring: it changes numbers.
+            tokenizer: an `LvnarTokenizer`, for `remove_repetitions`; and where the embedding has more rows than it has
+                ids, those are no words.
             max_length: longest translation in tokens, end-of-sentence included; the likeliest length within it holds.
             return_dict_in_generate: return an `LvnarGenerateOutput`.
             output_scores: with that, compute its `lower_bounds`: a softmax over the vocabulary in each step.
@@ -209,25 +245,37 @@ class LvnarGenerationMixin:
             (batch, longest translation) token ids, padded on the right; or an `LvnarGenerateOutput`.
 
         Raises:
-            ValueError: for input the model cannot take, unknown arguments, and options that have a meaning in
-                autoregressive decoding alone.
+            ValueError: for input the model cannot take, unknown arguments, options that have a meaning in
+                autoregressive decoding alone, and a model in training mode.
         """
         inputs = kwargs.pop("inputs", None)
         input_ids = input_ids if input_ids is not None else inputs
         if input_ids is None:
             raise ValueError("generate needs input_ids, the token ids of the source: (batch, source_length).")
+        tokenizer = kwargs.pop("tokenizer", None)
+        if not hasattr(tokenizer, "find_repetitions"):
+            tokenizer = None
         arguments = {n: v for n, v in kwargs.items() if n not in _IGNORED_ARGUMENTS and v is not None}
         options = self._decoding_options(generation_config, arguments)
+        if arguments.get("remove_repetitions") is True and tokenizer is None:
+            raise ValueError(
+                "remove_repetitions=True needs tokenizer=, an LvnarTokenizer: ids do not say where words are. "
+                "remove_repetitions='tokens' does without, and changes numbers."
+            )
+        if tokenizer is not None:
+            options.num_target_ids = tokenizer.target_vocab_size
         attention_mask = self.check_source(input_ids, attention_mask)
-        modes = {module: module.training for module in self.modules()}
-        self.eval()  # dropout would make the translation random
-        try:
-            output = self._refine(input_ids, attention_mask, options)
-        finally:
-            for module, training in modes.items():
-                module.training = training
-        if options.remove_repetitions:
-            output.sequences = remove_repeated_tokens(output.sequences, self.config.pad_token_id)
+        if any(module.training for module in self.modules()):
+            raise ValueError(
+                "The model, or a part of it, is in training mode, where dropout makes a translation random: call "
+                "model.eval() first, and model.train() afterwards. generate does not do it: other threads may use the "
+                "model."
+            )
+        output = self._refine(input_ids, attention_mask, options)
+        output.sequences_before_removal = output.sequences
+        output.sequences = without_repetitions(
+            output.sequences, options.remove_repetitions, self.config.pad_token_id, input_ids, tokenizer
+        )
         return output if options.return_dict_in_generate else output.sequences
 
     def _refine(
@@ -235,9 +283,9 @@ class LvnarGenerationMixin:
     ) -> LvnarGenerateOutput:
         """Algorithm 1 on a batch; `sequences` is the last translation, as the decoder gave it."""
         with_bounds = bool(options.return_dict_in_generate and options.output_scores)
-        max_length = options.max_length
+        limits = options.max_length, options.num_target_ids
         source = self.encode(input_ids, attention_mask)
-        targets, lower_bounds = self._translate(source, source.prior_means, max_length, with_bounds)
+        targets, lower_bounds = self._translate(source, source.prior_means, *limits, with_bounds)
         targets_per_step, bounds_per_step = [targets], [lower_bounds]
         num_steps_taken = input_ids.new_zeros(input_ids.shape[0])
         active = torch.arange(input_ids.shape[0], device=input_ids.device)  # sentences that may still change
@@ -246,7 +294,7 @@ class LvnarGenerationMixin:
         for _ in range(options.num_refinement_steps):
             previous = targets[active]
             latents, _ = self.infer_posterior(source, previous, (previous != self.config.pad_token_id).long())
-            refined, refined_bounds = self._translate(source, latents, max_length, with_bounds)
+            refined, refined_bounds = self._translate(source, latents, *limits, with_bounds)
             num_steps_taken[active] += 1
             targets, refined, previous = self._pad_to_one_length(targets, refined, previous)
             targets = targets.index_copy(0, active, refined)
@@ -272,17 +320,22 @@ class LvnarGenerationMixin:
         return rows
 
     def _translate(
-        self, source: Any, latents: torch.Tensor, max_length: int | None, with_bounds: bool
+        self,
+        source: Any,
+        latents: torch.Tensor,
+        max_length: int | None,
+        num_target_ids: int | None,
+        with_bounds: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """argmax p(y | x, μ): ids (batch, longest), padded; lower bounds (batch,), 0 if not asked."""
         target_mask, length_logits = self.target_positions(source, latents, max_length)
         logits = self.decode(source, latents, target_mask)
         if not with_bounds:
-            targets = self.likeliest_targets(logits, target_mask, max_length)
+            targets = self.likeliest_targets(logits, target_mask, max_length, num_target_ids)
             return targets, target_mask.new_zeros(len(targets), dtype=torch.float32)
         pad_token_id = self.config.pad_token_id
         padding_logits = logits[..., pad_token_id].clone()
-        targets = self.likeliest_targets(logits, target_mask, max_length)
+        targets = self.likeliest_targets(logits, target_mask, max_length, num_target_ids)
         logits[..., pad_token_id] = padding_logits
         labels = targets.masked_fill(targets == pad_token_id, IGNORED_LABEL)
         if length_logits is None:

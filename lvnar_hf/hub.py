@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -97,7 +98,9 @@ class PublishedRevision:
     translations: list[str]
 
 
-def assemble(model_folder: str | Path, output_folder: str | Path, overwrite: bool = False) -> Path:
+def assemble(
+    model_folder: str | Path, output_folder: str | Path, overwrite: bool = False, repo_id: str | None = None
+) -> Path:
     """Put a model repository together: weights, configuration, tokenizer, modules of this package, card, results.
 
     The folder appears whole or not at all.
@@ -107,6 +110,7 @@ def assemble(model_folder: str | Path, output_folder: str | Path, overwrite: boo
             and perhaps ONNX graphs, a shortlist and a folder `results`.
         output_folder: the repository.
         overwrite: replace a repository that is there.
+        repo_id: "user/name", which the card then names where it loads the model.
 
     Returns:
         The output folder.
@@ -129,11 +133,33 @@ def assemble(model_folder: str | Path, output_folder: str | Path, overwrite: boo
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
         unfinished = Path(temporary) / output.name
         _copy_files(source, unfinished)
+        card = (source / "README.md").read_text("utf-8")
+        (unfinished / "README.md").write_text(published_card(card, source.name, unfinished, repo_id), "utf-8")
         check_repository(unfinished)
         if output.exists():
             shutil.rmtree(output)
         unfinished.rename(output)
     return output
+
+
+def published_card(card: str, name: str, repository: Path, repo_id: str | None) -> str:
+    """A card as it stands in a repository: it loads the model by its id, and has no link that leads out of it.
+
+    Args:
+        card: of a model folder in this project.
+        name: of that folder, as the card has it.
+        repository: with the other files.
+        repo_id: "user/name"; None: not known, what the card loads stays.
+    """
+    if repo_id is not None:
+        card = re.sub(rf"(model_cards|NAMESPACE)/{re.escape(name)}(?![\w-])", repo_id, card)
+
+    def unlink_if_elsewhere(match: re.Match) -> str:
+        target = match["target"].partition("#")[0]
+        is_here = not target or "://" in target or target.startswith("mailto:") or (repository / target).exists()
+        return match[0] if is_here else match["text"]
+
+    return re.sub(r"(?<!!)\[(?P<text>[^\]\n]+)\]\((?P<target>[^)\s]+)\)", unlink_if_elsewhere, card)
 
 
 def _copy_files(source: Path, output: Path) -> None:
@@ -239,7 +265,7 @@ def _compare(
 ) -> list[str]:
     """Translate in a process without the package; refuse other ids than `expected`."""
     task = {
-        "path": [path for path in sys.path if path and not (Path(path) / PACKAGE_FOLDER.name / "hub.py").is_file()],
+        "path": [path for path in sys.path if path],  # the package may be beside the others; it is barred by its name
         "threads": torch.get_num_threads(),
         "model": str(Path(model).resolve()) if revision is None else str(model),
         "revision": revision or "main",

@@ -32,6 +32,7 @@ from .layers_lvnar import KeysValues, LvnarEmbedding, LvnarOutputProjection, Lvn
 from .losses_lvnar import IGNORED_LABEL, budgeted_kl, gaussian_kl, length_nll, token_nll
 from .pipeline_lvnar import LvnarTranslationPipeline  # noqa: F401  (so that it is saved beside this module)
 
+_FINITE_PIECE = 32_767  # values; torch divides work among threads from one more on
 MIN_STD = 1e-4  # of prior and posterior, so that no KL is infinite
 
 
@@ -112,14 +113,19 @@ class EncodedSource(NamedTuple):
         )
 
 
-class LvnarGaussianHead(nn.Linear):
-    """States to the mean and standard deviation of a diagonal Gaussian at each position, float32."""
+class LvnarGaussianHead(nn.Module):
+    """States to the mean and standard deviation of a diagonal Gaussian at each position, float32.
+
+    No `nn.Linear`, since it gives two tensors: what looks for linear layers (PEFT's "all-linear") must pass it by.
+    """
 
     def __init__(self, config: LvnarConfig):
-        super().__init__(config.hidden_size, 2 * config.latent_dim)
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(2 * config.latent_dim, config.hidden_size))
+        self.bias = nn.Parameter(torch.empty(2 * config.latent_dim))
 
-    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
-        means, raw_stds = super().forward(hidden_states).float().chunk(2, dim=-1)
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        means, raw_stds = nn.functional.linear(hidden_states, self.weight, self.bias).float().chunk(2, dim=-1)
         return means, nn.functional.softplus(raw_stds) + MIN_STD
 
 
@@ -333,7 +339,7 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
             raise ValueError(f"The checkpoint lacks {len(missing)} weights: {', '.join(missing[:5])}.")
         for name, parameter in model.named_parameters():
             is_here = parameter.is_floating_point() and not parameter.is_meta
-            if is_here and not bool(torch.isfinite(parameter.detach()).all()):
+            if is_here and not is_finite(parameter.detach()):
                 raise ValueError(f"The weight {name} has values that are not finite.")
         return (model, info) if output_loading_info else model
 
@@ -457,6 +463,7 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         glancing_ratio: float = 0.0,
         bigram_weight: float = 0.0,
         return_dict: bool | None = None,
+        **unused: Any,
     ) -> LvnarOutput | tuple:
         """The objective and its parts (Eq. 5, 9, 10); without labels, one pass from the prior's mean.
 
@@ -477,11 +484,22 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
                 shown, as a share of the cells that it gets wrong (`glanced_cells`).
             bigram_weight: in training with alignment "ctc", the share of the loss of bigrams (`bigram_loss`, times the
                 target's tokens) in what else is the likelihood of the target.
+            unused: what others pass to every model (PEFT: `inputs_embeds`, `decoder_input_ids`): None or False.
 
         Raises:
-            ValueError: for empty or ill-shaped input, ids out of the vocabulary, masks that are not right-padding,
-                too long a source or target, labels without a token, or a length difference the model cannot express.
+            TypeError: for an argument that this model has not.
+            ValueError: in training mode without labels; for empty or ill-shaped input, ids out of the vocabulary, masks
+                that are not right-padding, too long a source or target, labels without a token, or a length difference
+                the model cannot express.
         """
+        if wrong := [name for name, value in unused.items() if value is not None and value is not False]:
+            raise TypeError(f"forward takes no {', '.join(wrong)}; this model has input_ids, attention_mask, labels.")
+        if labels is None and self.training:
+            raise ValueError(
+                "In training mode forward needs labels. label_smoothing_factor of transformers' Trainer takes them "
+                "away: leave it at 0, and let the data collator put `smoothing`, a number, beside the labels. To "
+                "translate, call model.eval() first."
+            )
         return_dict = return_dict if return_dict is not None else self.config.return_dict
         attention_mask = self.check_source(input_ids, attention_mask)
         source = self.encode(input_ids, attention_mask)
@@ -635,6 +653,17 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
                 f"A target differs from its source by {widest} tokens; the length predictor covers at most "
                 f"max_length_offset={self.config.max_length_offset}. Leave such pairs out of the data."
             )
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all values are, found on the CPU without torch's threads: a process that has started them cannot fork.
+
+    By the sum of its pieces, which are small enough for one thread.
+    """
+    if tensor.device.type != "cpu":
+        return bool(torch.isfinite(tensor).all())
+    pieces = tensor.flatten().split(_FINITE_PIECE)
+    return all(math.isfinite(float((piece * 0).float().sum())) for piece in pieces)
 
 
 def _refuse_ids(ids: torch.Tensor, vocab_size: int, name: str) -> None:

@@ -22,6 +22,8 @@ from transformers.utils import cached_file
 
 from .configuration_lvnar import LvnarConfig
 from .engine import LvnarEngine
+from .fingerprints import KEY as FINGERPRINT
+from .fingerprints import refuse_stale
 from .generation_lvnar import DecodingOptions, LvnarGenerateOutput
 from .modeling_lvnar import LvnarForConditionalGeneration
 from .onnx_export import FILES
@@ -84,6 +86,7 @@ class LvnarOnnxModel(LvnarEngine):
         except ImportError as error:
             raise ImportError("This engine is ONNX Runtime: pip install onnxruntime") from error
         self.config, self.generation_config, self.shortlist = config, generation_config, shortlist
+        self.file, self.num_threads = file, num_threads
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads or torch.get_num_threads()
         options.log_severity_level = 3  # errors; it would warn of weights that its own optimiser has made superfluous
@@ -97,6 +100,11 @@ class LvnarOnnxModel(LvnarEngine):
                 f"{file} has the inputs {', '.join(inputs)}; a graph of this version has {', '.join(_INPUTS)}. "
                 "Make it again: python training/export.py --model FOLDER --overwrite"
             )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, or what is pickled, opens the graph's file again."""
+        arguments = (self.config, self.generation_config, self.file, self.num_threads, self.shortlist)
+        return type(self), arguments
 
     @classmethod
     def from_pretrained(
@@ -117,6 +125,7 @@ class LvnarOnnxModel(LvnarEngine):
             where: `revision`, `cache_dir`, `token`, `local_files_only`, as in transformers.
 
         Raises:
+            StaleError: the graph or the shortlist was made from other weights than those that are in the folder.
             ValueError: for another precision, a shortlist of another model, and what the class itself refuses.
             FileNotFoundError: the repository has no graph, or no shortlist; says how to make it.
         """
@@ -131,7 +140,10 @@ class LvnarOnnxModel(LvnarEngine):
         config = LvnarConfig.from_pretrained(name, **where)
         generation_config = GenerationConfig.from_pretrained(name, **where)
         tokens = Shortlist.from_pretrained(name, config, **where) if shortlist else None
-        return cls(config, generation_config, Path(found), num_threads, tokens)
+        engine = cls(config, generation_config, Path(found), num_threads, tokens)
+        made_from = engine.session.get_modelmeta().custom_metadata_map.get(FINGERPRINT)
+        refuse_stale(found, made_from, name, f"python training/export.py --model {name} --overwrite")
+        return engine
 
     def _refine(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: DecodingOptions

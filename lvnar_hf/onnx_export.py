@@ -28,6 +28,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .fingerprints import KEY as FINGERPRINT
+from .fingerprints import weights_fingerprint
 from .generation_lvnar import lengths_to_mask
 from .layers_lvnar import KeysValues, LvnarAttention
 from .modeling_lvnar import EncodedSource, LvnarForConditionalGeneration
@@ -243,6 +245,8 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
             module.__class__ = _ExportedAttention
     config = model.config
     graph = assemble(*_export_pieces(exported), config.pad_token_id, config.target_vocab_size or config.vocab_size)
+    fingerprint = {FINGERPRINT: weights_fingerprint(model.state_dict())}
+    onnx.helper.set_model_props(graph, fingerprint)
     onnx.checker.check_model(graph)
     files["float32"].parent.mkdir(parents=True, exist_ok=True)
     onnx.save(graph, str(files["float32"]))
@@ -256,6 +260,7 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
         extra_options={"EnableSubgraph": True},
     )
     quantised = onnx.load(str(files["int8"]))
+    onnx.helper.set_model_props(quantised, fingerprint)
     _move_weights_into_loop(quantised.graph)
     onnx.save(quantised, str(files["int8"]))
     return files

@@ -4,6 +4,7 @@ This module travels to the Hub with the model: it imports nothing but torch and 
 """
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ class LvnarTranslationPipeline(Pipeline):
             `preserve_format` that means a sentence that is too long and has no clauses to part it at.
         return_tensors: add `translation_token_ids` to each result; then `preserve_format` is False, as what is put
             together from several sentences has no ids.
-        src_lang, tgt_lang: for tokenizers of multilingual models.
+        src_lang, tgt_lang: for tokenizers of multilingual models; what contradicts this model's languages is refused.
         return_text, clean_up_tokenization_spaces: accepted, as transformers' own pipeline did; they change nothing.
         Everything else goes to the model's `generate`.
 
@@ -79,7 +80,7 @@ class LvnarTranslationPipeline(Pipeline):
             self._check_vocabularies()
 
     def _check_vocabularies(self) -> None:
-        """Refuse a tokenizer that has not one id for each row of the model's embeddings."""
+        """Refuse a tokenizer that has more ids than the model's embeddings have rows."""
         config, num_ids = self.model.config, len(self.tokenizer)
         num_target_ids = getattr(self.tokenizer, "target_vocab_size", num_ids)
         sides = {
@@ -87,11 +88,27 @@ class LvnarTranslationPipeline(Pipeline):
             "target": (num_target_ids, config.target_vocab_size or config.vocab_size),
         }
         for side, (size, num_rows) in sides.items():
-            if size != num_rows:
+            if size > num_rows:
                 raise ValueError(
                     f"The tokenizer has {size} {side} ids, and the model's {side} embedding {num_rows} rows: they do "
                     "not belong together."
                 )
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Save the model and the tokenizer. (The base class would write objects of Python into the configuration.)
+
+        Args:
+            save_directory: is made if it is not there.
+            kwargs: go to the `save_pretrained` of both.
+
+        Raises:
+            NotADirectoryError: it is a file.
+        """
+        if os.path.isfile(save_directory):
+            raise NotADirectoryError(f"{save_directory} is a file: name a folder.")
+        self.model.save_pretrained(save_directory, **kwargs)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory, **kwargs)
 
     def _sanitize_parameters(
         self,
@@ -113,6 +130,8 @@ class LvnarTranslationPipeline(Pipeline):
         languages = (self.task or "").split("_")  # translation_XX_to_YY
         if src_lang is None and tgt_lang is None and len(languages) == 4:
             src_lang, tgt_lang = languages[1], languages[3]
+        if self.model.config.model_type == "lvnar":
+            self.model.config.check_languages(src_lang, tgt_lang)
         given = {"truncation": truncation, "src_lang": src_lang, "tgt_lang": tgt_lang}
         given["preserve_format"] = preserve_format
         preprocess_parameters = {name: value for name, value in given.items() if value is not None}
@@ -201,7 +220,10 @@ class LvnarTranslationPipeline(Pipeline):
             return text
         _refuse_other_than_text(text)
         limit = getattr(self.model.config, "max_position_embeddings", None)
-        options = {"truncation": True, "max_length": limit} if truncation and limit is not None else {}
+        options: dict[str, Any] = {}
+        is_own = self.model.config.model_type == "lvnar"  # ids with one special token, the last: cut below
+        if truncation and limit is not None and not is_own:
+            options = {"truncation": True, "max_length": limit}
         if hasattr(self.tokenizer, "_build_translation_inputs"):  # mBART, NLLB, M2M100
             inputs = self.tokenizer._build_translation_inputs(
                 text, return_tensors="pt", src_lang=src_lang, tgt_lang=tgt_lang, **options
@@ -211,6 +233,11 @@ class LvnarTranslationPipeline(Pipeline):
             prefix = task_parameters.get("prefix") or getattr(self.model.config, "prefix", None) or ""  # T5
             inputs = self.tokenizer(prefix + text, return_tensors="pt", **options)
         inputs.pop("token_type_ids", None)
+        if (
+            truncation and is_own and limit is not None
+        ):  # the tokenizer's own truncation is a state that its callers share
+            kept = [*range(limit - 1), -1]
+            inputs = {name: v[:, kept] if v.shape[1] > limit else v for name, v in inputs.items()}
         length = inputs["input_ids"].shape[1]
         if limit is not None and length > limit:
             raise ValueError(
@@ -221,6 +248,8 @@ class LvnarTranslationPipeline(Pipeline):
 
     def _forward(self, model_inputs: dict[str, torch.Tensor], **generate_kwargs: Any) -> dict[str, torch.Tensor]:
         is_empty = model_inputs.pop("is_empty")
+        if self.model.config.model_type == "lvnar":
+            generate_kwargs = {"tokenizer": self.tokenizer, **generate_kwargs}
         output = self.model.generate(**model_inputs, **generate_kwargs)
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
         # (batch, translations of a text, length)

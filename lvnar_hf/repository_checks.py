@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from .configuration_lvnar import CUSTOM_PIPELINES, LvnarConfig
 from .generation_lvnar import GENERATION_DEFAULTS, DecodingOptions
-from .modeling_lvnar import LvnarForConditionalGeneration
+from .modeling_lvnar import LvnarForConditionalGeneration, is_finite
 from .onnx_export import FILES as ONNX_FILES
 from .shortlist import FILE as SHORTLIST_FILE
 from .shortlist import Shortlist
@@ -30,6 +30,7 @@ TRAVELLING_MODULES = (
     "losses_lvnar.py",
     "modeling_lvnar.py",
     "pipeline_lvnar.py",
+    "repetitions_lvnar.py",
     "segmentation_lvnar.py",
     "text_lvnar.py",
     "tokenization_lvnar.py",
@@ -247,7 +248,7 @@ def check_weights(folder: Path, config: LvnarConfig) -> None:
         raise ValueError(f"{folder}: the weights {missing[:5]} are missing, and {unknown[:5]} are unknown.")
     for file_name in sorted(set(files.values())):
         for name, tensor in _tensors(folder / file_name, shapes).items():
-            if not bool(torch.isfinite(tensor).all()):
+            if not is_finite(tensor):
                 raise ValueError(f"{folder / file_name}: the weight {name} has values that are not finite.")
 
 
@@ -300,7 +301,7 @@ def check_tokenizer(folder: Path, config: LvnarConfig) -> None:
         ids = backend.get_vocab().values()
         if size is None:
             size = config.vocab_size
-        if len(ids) != size or max(ids) >= size:
+        if max(ids) >= size:
             raise ValueError(
                 f"{folder}: the {side} vocabulary has {len(ids)} entries with ids up to {max(ids)}; its embedding has "
                 f"{size} rows ({field} of config.json)."

@@ -20,6 +20,8 @@ from safetensors.torch import save_file
 from transformers.utils import cached_file
 
 from .configuration_lvnar import LvnarConfig
+from .fingerprints import KEY as FINGERPRINT
+from .fingerprints import folder_weights_fingerprint, refuse_stale
 
 FILE = "shortlist.safetensors"
 
@@ -58,10 +60,12 @@ class Shortlist:
         return torch.from_numpy(result)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the file of a model repository."""
+        """Write the file of a model repository, with the fingerprint of its weights."""
         file = Path(folder) / FILE
         tensors = {"candidates": self.candidates, "frequent": self.frequent, "min_confidence": self.min_confidence}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(file))
+        weights = folder_weights_fingerprint(folder)
+        metadata = None if weights is None else {FINGERPRINT: weights}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(file), metadata)
         return file
 
     @classmethod
@@ -74,6 +78,7 @@ class Shortlist:
 
         Raises:
             FileNotFoundError: the repository has no shortlist; says how to make it.
+            StaleError: it was made for other weights than those that are in the folder.
             ValueError: it is damaged, or is of another model's vocabularies.
         """
         file = cached_file(str(name), FILE, _raise_exceptions_for_missing_entries=False, **where)
@@ -81,7 +86,11 @@ class Shortlist:
             raise FileNotFoundError(
                 f"{name} has no {FILE}. Make it: python training/shortlist.py --config RECIPE --model {name}"
             )
-        return cls.load(file, config)
+        shortlist = cls.load(file, config)
+        with safe_open(file, "pt") as stored:
+            made_from = (stored.metadata() or {}).get(FINGERPRINT)
+        refuse_stale(file, made_from, name, f"python training/shortlist.py --config RECIPE --model {name} --overwrite")
+        return shortlist
 
     @classmethod
     def load(cls, file: str | Path, config: LvnarConfig) -> "Shortlist":

@@ -9,24 +9,47 @@ This module travels to the Hub with the model: it imports nothing but tokenizers
 """
 
 import os
+import threading
+from contextvars import ContextVar
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
+from .repetitions_lvnar import find_stutter
 from .segmentation_lvnar import make_segmenter
 
 # The same ids on both sides: <pad> 0, </s> 1, <unk> 2.
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 # How the tokenizers library spells the bytes of a character that is not in the vocabulary.
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
-# How the vocabulary spells a space.
-SPACE_MARK = "\u2581"
 # What stands for a span that must come through a translation unchanged: control characters that no text holds, each a
 # byte token of its own in every vocabulary that does not normalise them away (sentencepiece's NMT rules do).
 PLACEHOLDERS = tuple(map(chr, range(0x01, 0x09)))
+
+
+# The tokenizers, by `id`, that this thread has switched to their target side.
+_ON_TARGET_SIDE: ContextVar[frozenset[int]] = ContextVar("on_target_side", default=frozenset())
+
+
+class _Lock:
+    """A reentrant lock that can be copied and pickled, and is free in a process that was forked off."""
+
+    def __init__(self) -> None:
+        self._process, self._lock = os.getpid(), threading.RLock()
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return type(self), ()
+
+    def __enter__(self) -> None:
+        if self._process != os.getpid():  # no thread of the parent is here to free it
+            self.__init__()  # type: ignore[misc]
+        self._lock.acquire()
+
+    def __exit__(self, *error: Any) -> None:
+        self._lock.release()
 
 
 class LvnarTokenizer(PreTrainedTokenizerFast):
@@ -45,6 +68,10 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
     `decode(encode(text), skip_special_tokens=True)` equals `normalize(text)` for any text, with the segmenters `none`,
     `fugashi` and `kytea`; with `moses` it is what Moses' detokenizer makes of the words. A text with surrogates is no
     text: encoding it raises UnicodeEncodeError, a ValueError.
+
+    Several threads may use one tokenizer: truncation, padding and the like are states of the tokenizers library, so
+    encoding has a lock, and the side for `text_target` is the thread's own. Tokens that are added, special or not, are
+    found in text, on the source side or in the joint vocabulary; offsets then count in the normalised text.
 
     Args:
         target_tokenizer_file: path of the target vocabulary, or None for a joint vocabulary.
@@ -66,7 +93,6 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
     model_input_names = ["input_ids", "attention_mask"]
     padding_side = "right"
     slow_tokenizer_class = None
-    _tokenizer: Any  # the backend of the current side; swapped for `text_target`
 
     def __init__(
         self,
@@ -85,6 +111,7 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
         kwargs.setdefault("unk_token", SPECIAL_TOKENS[2])
         kwargs.setdefault("clean_up_tokenization_spaces", False)
         kwargs.setdefault("split_special_tokens", True)
+        self._lock = _Lock()
         folder = kwargs.get("name_or_path")
         self._source_segmenter = make_segmenter(source_segmenter, source_language, kytea_model, folder)
         self._target_segmenter = make_segmenter(target_segmenter, target_language, kytea_model, folder)
@@ -97,8 +124,6 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
         if not isinstance(self.model_max_length, (int, float)):
             raise ValueError(f"model_max_length is {self.model_max_length!r}; it must be a number of tokens.")
         self.source_language, self.target_language, self.kytea_model = source_language, target_language, kytea_model
-        self._is_target_side = False
-        self._source_tokenizer: Tokenizer = self.backend_tokenizer
         if target_tokenizer_object is not None:
             self._target_tokenizer = target_tokenizer_object
         elif target_tokenizer_file is not None:
@@ -136,6 +161,19 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
     def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
         """Keep the files as they are; transformers 5 would rebuild the backend from the bare vocabulary."""
         return kwargs
+
+    @property
+    def _tokenizer(self) -> Any:
+        """The backend of the current side."""
+        return self._target_tokenizer if self._is_target_side else self._source_tokenizer
+
+    @_tokenizer.setter
+    def _tokenizer(self, backend: Tokenizer) -> None:
+        self._source_tokenizer = backend
+
+    @property
+    def _is_target_side(self) -> bool:
+        return id(self) in _ON_TARGET_SIDE.get()
 
     @property
     def is_joint(self) -> bool:
@@ -204,23 +242,67 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
             raise ValueError(f"encode_texts takes a list of texts; given was one text: {texts[:60]!r}")
         backend = self._target_tokenizer if target else self._source_tokenizer
         segmenter = self._target_segmenter if target else self._source_segmenter
-        if segmenter.name != "none":
+        if segmenter.name != "none" or _has_added_tokens(backend):
             texts = [self.segment(text, target) for text in texts]
-        # These are left from the last call; each call sets its own.
-        backend.no_padding()
-        backend.no_truncation()
-        backend.encode_special_tokens = self.split_special_tokens
-        # The fast one, which does without offsets, came with tokenizers 0.20.
-        encode = getattr(backend, "encode_batch_fast", backend.encode_batch)
         try:
-            return [encoding.ids for encoding in encode(texts)]
+            with self._lock:
+                # These are left from the last call; each call sets its own.
+                backend.no_padding()
+                backend.no_truncation()
+                backend.encode_special_tokens = self.split_special_tokens
+                return [encoding.ids for encoding in backend.encode_batch_fast(texts)]
         except TypeError:
             _refuse_surrogates(list(texts))
             raise
 
+    def find_repetitions(self, target_ids: list[int], source_ids: list[int]) -> list[bool]:
+        """For each token of a translation, whether it only repeats the word, or piece of a word, before it.
+
+        See `repetitions_lvnar`: what a text may rightly have twice is not one.
+
+        Args:
+            target_ids, source_ids: of the translation and its source, special tokens included.
+        """
+        backend = self._target_tokenizer
+        pieces = [
+            "" if token_id < len(SPECIAL_TOKENS) else backend.id_to_token(token_id) or "" for token_id in target_ids
+        ]
+        source_text = self._source_tokenizer.decode(source_ids, skip_special_tokens=True)
+
+        def is_as_encoded(start: int, end: int) -> bool:
+            # Not by `encode`, which depends on what the last call has asked for.
+            text = backend.decode(target_ids[start:end], skip_special_tokens=False)
+            words = backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))
+            return [token.id for word, _ in words for token in backend.model.tokenize(word)] == target_ids[start:end]
+
+        return find_stutter(pieces, source_text, is_as_encoded)
+
+    def _add_tokens(self, new_tokens: list[str | AddedToken], special_tokens: bool = False) -> int:
+        # To the backend what is added is not special: of special tokens, as of the first three, the text is text.
+        built_in = [token for token in new_tokens if str(token) in SPECIAL_TOKENS]
+        others = [AddedToken(token) if isinstance(token, str) else token for token in new_tokens]
+        added = [
+            # Normalised: else what stands around it would lose its spaces.
+            AddedToken(
+                t.content, single_word=t.single_word, lstrip=t.lstrip, rstrip=t.rstrip, normalized=True, special=False
+            )
+            for t in others
+            if t.content not in SPECIAL_TOKENS
+        ]
+        number = super()._add_tokens(built_in, special_tokens) if built_in else 0
+        if added:
+            number += self._tokenizer.add_tokens(added)
+            pre_tokenizer = self._tokenizer.pre_tokenizer
+            if isinstance(pre_tokenizer, pre_tokenizers.Sequence):
+                pre_tokenizer = pre_tokenizer[0]
+            if isinstance(pre_tokenizer, pre_tokenizers.Metaspace):
+                pre_tokenizer.prepend_scheme = "first"  # a space at the start of the text, not after each added token
+        return number
+
     def __call__(self, *args: Any, **kwargs: Any) -> BatchEncoding:
         try:
-            return super().__call__(*args, **kwargs)
+            with self._lock:
+                return super().__call__(*args, **kwargs)
         except TypeError:
             _refuse_surrogates([args, kwargs])
             raise
@@ -234,19 +316,24 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
             is_split = kwargs.get("is_split_into_words", False)
             text, text_pair = self._segment_all(text, is_split), self._segment_all(text_pair, is_split)
         try:
-            return super()._encode_plus(text, text_pair, *args, **kwargs)
+            with self._lock:
+                return super()._encode_plus(text, text_pair, *args, **kwargs)
         except TypeError:
             _refuse_surrogates([text, text_pair])
             raise
 
     def _batch_encode_plus(self, batch_text_or_text_pairs: Any, *args: Any, **kwargs: Any) -> BatchEncoding:
         texts = self._segment_all(batch_text_or_text_pairs, kwargs.get("is_split_into_words", False))
-        return super()._batch_encode_plus(texts, *args, **kwargs)  # type: ignore[misc]
+        with self._lock:
+            return super()._batch_encode_plus(texts, *args, **kwargs)  # type: ignore[misc]
 
     def _segment_all(self, texts: Any, is_split_into_words: bool) -> Any:
-        """The current side's segmentation of a text, or of texts in nested lists and tuples; the rest as it is."""
+        """The current side's segmentation of a text, or of texts in nested lists and tuples; the rest as it is.
+
+        With added tokens the vocabulary takes normalised text alone: `_add_tokens` says why.
+        """
         segmenter = self._target_segmenter if self._is_target_side else self._source_segmenter
-        if segmenter.name == "none" or is_split_into_words:
+        if is_split_into_words or (segmenter.name == "none" and not _has_added_tokens(self._tokenizer)):
             return texts
         if isinstance(texts, str):
             return self.segment(texts, self._is_target_side)
@@ -255,12 +342,10 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
         return texts
 
     def _switch_to_input_mode(self) -> None:
-        self._tokenizer = self._source_tokenizer
-        self._is_target_side = False
+        _ON_TARGET_SIDE.set(_ON_TARGET_SIDE.get() - {id(self)})
 
     def _switch_to_target_mode(self) -> None:
-        self._tokenizer = self._target_tokenizer
-        self._is_target_side = True
+        _ON_TARGET_SIDE.set(_ON_TARGET_SIDE.get() | {id(self)})
 
     def _decode(
         self,
@@ -274,6 +359,9 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
         backend = self._source_tokenizer if use_source_tokenizer else self._target_tokenizer
         segmenter = self._source_segmenter if use_source_tokenizer else self._target_segmenter
         token_ids = [token_ids] if isinstance(token_ids, int) else token_ids
+        if skip_special_tokens and _has_added_tokens(backend):
+            added_special_ids = set(self.all_special_ids) - set(range(len(SPECIAL_TOKENS)))
+            token_ids = [token_id for token_id in token_ids if token_id not in added_special_ids]
         if segmenter.name == "none":
             return backend.decode(token_ids, skip_special_tokens=bool(skip_special_tokens))
         # Special tokens are no words: what stands between them is joined.
@@ -294,11 +382,12 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
         filename_prefix: str | None = None,
     ) -> tuple[str, ...]:
         self._switch_to_input_mode()
-        for backend in (self._source_tokenizer, self._target_tokenizer):
-            # What the last call asked for is no part of the vocabulary.
-            backend.no_padding()
-            backend.no_truncation()
-        file_names = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
+        with self._lock:
+            for backend in (self._source_tokenizer, self._target_tokenizer):
+                # What the last call asked for is no part of the vocabulary.
+                backend.no_padding()
+                backend.no_truncation()
+            file_names = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         target_file = Path(save_directory, prefix + self.vocab_files_names["target_tokenizer_file"])
         if self.is_joint:
@@ -307,6 +396,10 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
             return file_names
         self._target_tokenizer.save(str(target_file))
         return (*file_names, str(target_file))
+
+
+def _has_added_tokens(backend: Tokenizer) -> bool:
+    return backend.get_vocab_size(with_added_tokens=True) > backend.get_vocab_size(with_added_tokens=False)
 
 
 def _refuse_surrogates(value: Any) -> None:

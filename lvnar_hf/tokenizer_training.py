@@ -15,9 +15,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE, Unigram
 from tokenizers.trainers import BpeTrainer
 
+from .repetitions_lvnar import SPACE_MARK
 from .segmentation_lvnar import Segmenter, make_segmenter
 from .text_lvnar import INVISIBLE
-from .tokenization_lvnar import BYTE_TOKENS, SPACE_MARK, SPECIAL_TOKENS, LvnarTokenizer
+from .tokenization_lvnar import BYTE_TOKENS, SPECIAL_TOKENS, LvnarTokenizer
 
 NORMALIZATIONS: dict[str, list[normalizers.Normalizer]] = {
     "nfc": [normalizers.NFC()],

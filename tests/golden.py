@@ -24,7 +24,8 @@ def generate_ids(model: Any, tokenizer: Any, texts: list[str], steps: list[int])
     """Token ids without padding, [steps][text]; the texts in one batch."""
     encoded = tokenizer(texts, return_tensors="pt", padding=True)
     pad = model.config.pad_token_id
-    sequences = [model.generate(**encoded, num_refinement_steps=number).tolist() for number in steps]
+    options = {**encoded, "tokenizer": tokenizer}
+    sequences = [model.generate(**options, num_refinement_steps=number).tolist() for number in steps]
     return [[[token for token in row if token != pad] for row in batch] for batch in sequences]
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig
 
 from lvnar_hf import LvnarForConditionalGeneration
-from lvnar_hf.generation_lvnar import remove_repeated_tokens
+from lvnar_hf.generation_lvnar import without_repetitions
 from tests.conftest import make_batch, make_model, tiny_config
 
 LENGTHS = [(1 + (7 * row) % 19, 1) for row in range(64)]
@@ -89,24 +89,26 @@ def test_lower_bound_is_that_of_the_model_forward(tiny_model):
 def test_repetitions_are_removed_within_the_sentence():
     sequences = torch.tensor([[5, 5, 6, 5, 1], [7, 7, 7, 7, 7], [4, 5, 6, 7, 1], [4, 4, 0, 0, 0]])
     expected = torch.tensor([[5, 6, 5, 1, 0], [7, 0, 0, 0, 0], [4, 5, 6, 7, 1], [4, 0, 0, 0, 0]])
-    assert torch.equal(remove_repeated_tokens(sequences, 0), expected)
-    assert torch.equal(remove_repeated_tokens(sequences[[1, 3]], 0), torch.tensor([[7], [4]]))
+    assert torch.equal(without_repetitions(sequences, "tokens", 0), expected)
+    assert torch.equal(without_repetitions(sequences[[1, 3]], "tokens", 0), torch.tensor([[7], [4]]))
 
 
 def test_decoding_defaults_live_in_the_generation_config(tmp_path, tiny_model):
     batch = make_batch(tiny_model.config, LENGTHS)
-    by_argument = {t: tiny_model.generate(batch["input_ids"], num_refinement_steps=t) for t in (0, 3)}
+    by_argument = {
+        t: tiny_model.generate(batch["input_ids"], num_refinement_steps=t, remove_repetitions="tokens") for t in (0, 3)
+    }
     assert not torch.equal(by_argument[0], by_argument[3])
     tiny_model.generation_config.num_refinement_steps = 3
     tiny_model.generation_config.remove_repetitions = False
     tiny_model.save_pretrained(tmp_path)
     loaded = LvnarForConditionalGeneration.from_pretrained(tmp_path).eval()
-    assert torch.equal(loaded.generate(batch["input_ids"], remove_repetitions=True), by_argument[3])
+    assert torch.equal(loaded.generate(batch["input_ids"], remove_repetitions="tokens"), by_argument[3])
     assert loaded.generation_config.remove_repetitions is False
     # A configuration changes what it says, and leaves the rest to the model's own.
-    no_steps = GenerationConfig(num_refinement_steps=0, remove_repetitions=True)
+    no_steps = GenerationConfig(num_refinement_steps=0, remove_repetitions="tokens")
     assert torch.equal(loaded.generate(batch["input_ids"], generation_config=no_steps), by_argument[0])
-    removal = GenerationConfig(remove_repetitions=True)
+    removal = GenerationConfig(remove_repetitions="tokens")
     assert torch.equal(loaded.generate(batch["input_ids"], generation_config=removal), by_argument[3])
     assert torch.equal(loaded.generate(batch["input_ids"], removal, num_refinement_steps=0), by_argument[0])
 
@@ -124,16 +126,6 @@ def test_max_length_limits_the_length_that_is_predicted(tiny_model):
         expected.append(max(classes, key=lambda length: logits[row, classes[length]]))
     assert [len(tokens) for tokens in trimmed(output.sequences)] == expected
     assert set(expected) > {1} and torch.isfinite(output.lower_bounds).all()
-
-
-def test_the_mode_of_the_model_is_left_as_it_was():
-    model = make_model(tiny_config(dropout=0.5))
-    batch = make_batch(model.config, LENGTHS)
-    expected = model.generate(batch["input_ids"])
-    model.train()
-    model.prior.eval()  # frozen, say
-    assert torch.equal(model.generate(batch["input_ids"]), expected)  # no dropout
-    assert model.training and model.decoder.stack.training and not model.prior.training
 
 
 @pytest.mark.parametrize(
@@ -183,6 +175,7 @@ def test_autoregressive_options_are_refused(tiny_model, arguments):
         ({"max_length": 2.5}, "2.5"),
         ({"max_length": "5"}, "'5'"),
         ({"remove_repetitions": "no"}, "'no'"),
+        ({"remove_repetitions": True}, "needs tokenizer="),
         ({"_foo": 3}, "_foo=3"),
         ({"generation_config": {"num_refinement_steps": 1}}, "must be a GenerationConfig"),
         ({"generation_config": torch.ones(1, 3)}, "Pass attention_mask by its name"),

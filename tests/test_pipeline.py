@@ -38,7 +38,7 @@ def test_the_registered_tasks_give_this_pipeline(translator, tiny_repository):
 def test_the_pipeline_gives_what_generate_gives(translator):
     results = translator(TEXTS[:1], num_refinement_steps=3)
     encoded = translator.tokenizer(TEXTS[:1], return_tensors="pt")
-    sequences = translator.model.generate(**encoded, num_refinement_steps=3)
+    sequences = translator.model.generate(**encoded, num_refinement_steps=3, tokenizer=translator.tokenizer)
     expected = translator.tokenizer.batch_decode(sequences, skip_special_tokens=True)
     assert [r["translation_text"] for r in results] == expected
 
@@ -141,7 +141,7 @@ def test_a_text_over_the_limit_is_refused_or_cut_as_asked(translator):
     cut = translator(long_text, truncation=True, return_tensors=True)[0]
     ids = translator.tokenizer(long_text, truncation=True, max_length=40, return_tensors="pt")["input_ids"]
     assert ids.shape[1] == 40
-    assert torch.equal(cut["translation_token_ids"], translator.model.generate(ids)[0])
+    assert torch.equal(cut["translation_token_ids"], translator.model.generate(ids, tokenizer=translator.tokenizer)[0])
     with pytest.raises(ValueError, match="True or False"):
         translator(long_text, truncation="do_not_truncate")
 

@@ -225,7 +225,8 @@ def test_two_processes_killed_resume_to_the_bit(
     log = killed / "log.jsonl"
     flags = ("--output_folder", "killed", "--resume")
     for num_lines in kills:
-        processes = fork(recipe, launched_environments(is_sharded), "train.py", *flags)
+        is_first = num_lines == kills[0]
+        processes = fork(recipe, launched_environments(is_sharded), "train.py", *flags[: 2 if is_first else 3])
         deadline = time.monotonic() + 120
         while not log.exists() or len(log.read_text("utf-8").splitlines()) < num_lines:
             assert all(process.is_alive() for process in processes) and time.monotonic() < deadline

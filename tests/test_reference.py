@@ -263,7 +263,7 @@ def test_translations_of_every_step(model, refinements, num_refinement_steps):
             assert unpadded(sequences[i]) == expected.targets[min(t, expected.num_steps_taken)]
         assert unpadded(output.sequences[i]) == expected.targets[-1]
     without_repetitions = model.generate(
-        padded(SOURCES, 0), num_refinement_steps=num_refinement_steps, remove_repetitions=True
+        padded(SOURCES, 0), num_refinement_steps=num_refinement_steps, remove_repetitions="tokens"
     )
     for row, expected in zip(without_repetitions, refinements, strict=True):
         assert unpadded(row) == reference_lvnar.remove_repetitions(expected.targets[-1])
@@ -478,7 +478,7 @@ def test_repetitions_are_removed_from_the_final_output_only():
         {10: says(A, A, A, EOS), 11: says(A, A, B, B), 12: says(B, A, A, B)},
         {(A, A, A, EOS): 11, (A, A, B, B): 12},
     )
-    output = refine(model, [10, EOS], num_refinement_steps=2, remove_repetitions=True)
+    output = refine(model, [10, EOS], num_refinement_steps=2, remove_repetitions="tokens")
     assert steps_of(output) == [[A, A, A, EOS], [A, A, B, B], [B, A, A, B]]
     assert output.sequences.tolist() == [[B, A, B]]
     assert refine(model, [10, EOS], num_refinement_steps=2).sequences.tolist() == [[B, A, A, B]]
@@ -490,7 +490,7 @@ def test_translations_that_differ_in_repetitions_alone_are_different():
         {10: says(A, A, B), 11: says(A, B, B), 12: says(B, B, B)},
         {(A, A, B): 11, (A, B, B): 12, (B, B, B): 12},
     )
-    output = refine(model, [10, EOS], num_refinement_steps=9, remove_repetitions=True)
+    output = refine(model, [10, EOS], num_refinement_steps=9, remove_repetitions="tokens")
     assert output.num_steps_taken.tolist() == [3]
     assert output.sequences.tolist() == [[B]]
 

@@ -366,7 +366,7 @@ def test_pipeline_translates_raw_japanese(tokenizer):
     results = pipeline("translation", model=model, tokenizer=tokenizer)(JAPANESE_TEXTS, return_tensors=True)
     moses = make_segmenter("moses")
     for text, result in zip(JAPANESE_TEXTS, results, strict=True):
-        ids = model.generate(**tokenizer([text], return_tensors="pt"))[0]
+        ids = model.generate(**tokenizer([text], return_tensors="pt"), tokenizer=tokenizer)[0]
         assert result["translation_token_ids"].tolist() == ids.tolist()
         words = tokenizer.target_backend_tokenizer.decode(ids.tolist(), skip_special_tokens=True)
         assert result["translation_text"] == moses.join(words)

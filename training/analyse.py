@@ -14,6 +14,7 @@ from typing import Any
 
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import training.command  # noqa: F401  (ends the script with one line where that is enough)
 
 import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser
@@ -24,7 +25,7 @@ from training.atomic_files import write_json
 from training.environment import describe_machine, describe_versions
 from training.figures import plot_elbo_and_bleu, plot_stopping, save_figure
 from training.oracles import oracle_scores
-from training.outputs import refuse_existing
+from training.outputs import refuse_existing, refuse_missing_folder
 from training.refinement_examples import choose_examples, describe_example, is_unspaced, render_html, render_markdown
 from training.test_sets import TestSetArguments, load_test_set
 
@@ -74,7 +75,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     folder = refuse_existing(arguments.output_folder, arguments.overwrite, "--output_folder")
     test_set = load_test_set(test_set_arguments)
     sources, references = test_set.source_texts, test_set.target_texts
-    model, tokenizer = load_lvnar(arguments.model)
+    model, tokenizer = load_lvnar(refuse_missing_folder(arguments.model))
     measured, refinements, elbos = analyse_refinement(
         *(model, tokenizer, sources, references),
         *(arguments.max_steps, arguments.num_elbo_samples, arguments.seed, arguments.batch_size),

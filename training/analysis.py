@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from training.elbo import ELBO_PARTS, can_be_scored, elbo_of_sequences
-from training.translation import Refinement, refine_texts, removes_repetitions
+from training.translation import Refinement, refine_texts, repetition_removal
 from training.translation_quality.measures import corpus_scores
 
 
@@ -150,7 +150,7 @@ def analyse_refinement(
         "num_sentences": len(sources),
         "num_blank_sources": len(sources) - len(lines),
         "num_elbo_sentences": len(scored),
-        "remove_repetitions": removes_repetitions(model),
+        "remove_repetitions": repetition_removal(model),
         "bleu_signature": signature,
         "steps": steps,
         "stopping": summarise_stopping(translations, max_steps),

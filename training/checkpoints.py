@@ -7,6 +7,20 @@ from typing import Any
 
 from training.outputs import refuse_existing
 
+_WRITTEN = ("log.jsonl", "run.json", "checkpoints", "best", "states", "tensorboard")  # by a run
+
+
+def has_taken_steps(folder: Path) -> bool:
+    """Whether a run there has logged a step, or left a state or a checkpoint."""
+    log = folder / "log.jsonl"
+    folders = (folder / name for name in ("states", "checkpoints", "best"))
+    return (log.exists() and log.stat().st_size > 0) or any(f.is_dir() and any(f.iterdir()) for f in folders)
+
+
+def holds_other_files(folder: Path) -> bool:
+    """Whether there is a file that is no run's."""
+    return folder.exists() and (not folder.is_dir() or any(path.name not in _WRITTEN for path in folder.iterdir()))
+
 
 def prepare_output_folder(folder: Path, overwrite: bool) -> None:
     """Refuse a folder with something in it; or, with `overwrite`, remove what an earlier run has written there.

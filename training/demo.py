@@ -4,12 +4,14 @@ python training/demo.py [sentence ...]
 """
 
 import argparse
+import io
 import sys
 import time
 from pathlib import Path
 
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import training.command  # noqa: F401  (ends the script with one line where that is enough)
 
 import torch
 from sacrebleu.metrics import BLEU
@@ -17,6 +19,7 @@ from transformers import pipeline
 from transformers.utils import logging
 
 import lvnar_hf  # noqa: F401  (brings `pipeline("translation")` back)
+from training.outputs import refuse_missing_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "model_cards" / "lvnar-tatoeba-en-de"
@@ -39,9 +42,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("sentences", nargs="*")
     arguments = parser.parse_args(argv)
     sentences = arguments.sentences
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know umlauts
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    translator = pipeline("translation", model=arguments.model, device="cpu")
+    translator = pipeline("translation", model=refuse_missing_folder(arguments.model), device="cpu")
     translator("Warm up.")
     size = f"{translator.model.num_parameters() / 1e6:.1f} M parameters, {translator.model.dtype}"
     print(f"{Path(arguments.model).name}: {size}, CPU, {torch.get_num_threads()} threads.")

@@ -18,6 +18,7 @@ from typing import Any
 
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import training.command  # noqa: F401  (ends the script with one line where that is enough)
 
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser
@@ -29,7 +30,7 @@ from lvnar_hf.onnx_export import export_onnx
 from lvnar_hf.shortlist import Shortlist
 from training.atomic_files import write_json
 from training.environment import describe_machine, describe_versions
-from training.outputs import refuse_existing
+from training.outputs import refuse_existing, refuse_missing_folder
 from training.test_sets import TestSetArguments, load_test_set
 from training.translation import translate_texts
 from training.translation_quality.measures import corpus_scores
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments, test_set_arguments = parser.parse_args_into_dataclasses(argv)
     file = refuse_existing(arguments.output_file, arguments.overwrite, "--output_file")
     test_set = load_test_set(test_set_arguments)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    tokenizer = AutoTokenizer.from_pretrained(refuse_missing_folder(arguments.model))
     engines: dict[str, dict[str, Any]] = {}
     references: dict[int, list[str]] = {}  # by number of steps, the translations of the first engine
     for name, model in load_engines(arguments.model):

@@ -11,12 +11,12 @@ translations, makes the difference; here it is of the references, and analyse.py
 import json
 import sys
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import training.command  # noqa: F401  (ends the script with one line where that is enough)
 
 import torch
 from transformers import (
@@ -30,10 +30,12 @@ from transformers import (
 import lvnar_hf  # noqa: F401  (registers model and tokenizer)
 from training.elbo import can_be_scored, elbo_of_sequences
 from training.environment import describe_machine, describe_versions
-from training.outputs import refuse_existing
+from training.outputs import refuse_existing, refuse_missing_folder
 from training.test_sets import TestSet, TestSetArguments, load_test_set
-from training.translation import refine_texts, removes_repetitions, translate_texts
+from training.translation import refine_texts, repetition_removal, translate_texts
 from training.translation_quality.measures import bleu_by_length, corpus_scores, repeated_share, words
+
+REMOVALS: dict[str, bool | str] = {"words": True, "tokens": "tokens", "none": False}
 
 
 @dataclass
@@ -42,14 +44,22 @@ class EvaluationArguments:
 
     model: str = field(metadata={"help": "model folder or Hub id"})
     output_folder: str = field(metadata={"help": "where hypotheses and metrics.json go"})
-    num_refinement_steps: list[int] = field(
-        default_factory=lambda: [0, 1, 3], metadata={"help": "each is scored; for this package's models"}
+    num_refinement_steps: list[int] | None = field(
+        default=None, metadata={"help": "each is scored; for this package's models; by default 0 1 3"}
     )
-    num_beams: list[int] = field(
-        default_factory=lambda: [1, 3], metadata={"help": "each is scored; for autoregressive models"}
+    num_beams: list[int] | None = field(
+        default=None, metadata={"help": "each is scored; for autoregressive models; by default 1 3"}
     )
     num_elbo_samples: int = field(default=20, metadata={"help": "latent samples a sentence; 0: no ELBO"})
-    num_bootstrap: int = field(default=1000, metadata={"help": "resamples for the scores' 95 % intervals; 0: none"})
+    num_bootstrap: int = field(default=1000, metadata={"help": "resamples for the scores' 95 %% intervals; 0: none"})
+    remove_repetitions: str | None = field(
+        default=None,
+        metadata={
+            "choices": [*REMOVALS],
+            "help": "tokens: consecutive equal ones, as the paper does; words; none; by default what the model's "
+            "generation_config.json says",
+        },
+    )
     batch_size: int = field(default=64, metadata={"help": "sentences translated at once"})
     seed: int = field(default=1, metadata={"help": "of the latent samples"})
     revision: str | None = field(default=None, metadata={"help": "the model's revision on the Hub"})
@@ -61,22 +71,36 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     Raises:
         FileExistsError: the output folder is not empty and `--overwrite` is not given.
-        ValueError, FileNotFoundError, OSError: what `load_test_set` refuses.
+        ValueError, FileNotFoundError, OSError: what `load_test_set` refuses; options and languages that are not the
+            model's.
     """
     parser = HfArgumentParser((EvaluationArguments, TestSetArguments))
     arguments, test_set_arguments = parser.parse_args_into_dataclasses(argv)
+    refuse_missing_folder(arguments.model)
     folder = refuse_existing(arguments.output_folder, arguments.overwrite, "--output_folder")
     test_set = load_test_set(test_set_arguments)
     where = {} if arguments.revision is None else {"revision": arguments.revision}
     model = AutoModelForSeq2SeqLM.from_pretrained(arguments.model, dtype=torch.float32, **where).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, **where)
-    folder.mkdir(parents=True, exist_ok=True)
     is_lvnar = model.config.model_type == "lvnar"
-    option = "num_refinement_steps" if is_lvnar else "num_beams"
+    names = ["num_beams"] if is_lvnar else ["num_refinement_steps", "remove_repetitions"]
+    if wrong := [name for name in names if getattr(arguments, name) is not None]:
+        raise ValueError(
+            f"--{wrong[0]} means nothing for {arguments.model}, a model of type {model.config.model_type}."
+        )
+    if is_lvnar:
+        model.config.check_languages(test_set.source_language, test_set.target_language)
+    folder.mkdir(parents=True, exist_ok=True)
+    if is_lvnar and arguments.remove_repetitions is not None:
+        model.generation_config.remove_repetitions = REMOVALS[arguments.remove_repetitions]
+    option, default = ("num_refinement_steps", [0, 1, 3]) if is_lvnar else ("num_beams", [1, 3])
     results = []
-    for value in getattr(arguments, option):
-        result = {option: value, "hypotheses": f"hypotheses.{f'{value}-steps' if is_lvnar else f'beam-{value}'}.txt"}
+    for value in getattr(arguments, option) or default:
+        result: dict[str, Any] = {
+            option: value,
+            "hypotheses": f"hypotheses.{f'{value}-steps' if is_lvnar else f'beam-{value}'}.txt",
+        }
         score = score_refined if is_lvnar else score_searched
         hypotheses, scores = score(model, tokenizer, test_set, value, arguments.batch_size, arguments.num_bootstrap)
         (folder / result["hypotheses"]).write_text("".join(h + "\n" for h in hypotheses), "utf-8")
@@ -90,7 +114,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "target_language": test_set.target_language,
         "num_sentences": len(test_set.source_texts),
         "batch_size": arguments.batch_size,
-        "remove_repetitions": removes_repetitions(model) if is_lvnar else None,
+        "remove_repetitions": repetition_removal(model) if is_lvnar else None,
         "results": results,
         "elbo_of_references": None,
         "versions": describe_versions(),
@@ -119,7 +143,7 @@ def score_refined(
     of_texts = iter(refinements)
     hypotheses = [next(of_texts).texts[-1] if text.strip() else "" for text in test_set.source_texts]
     before = [refinement.target_ids[-1] for refinement in refinements]
-    after = [[token for token, _ in groupby(ids)] if removes_repetitions(model) else ids for ids in before]
+    after = [refinement.kept_ids[-1] for refinement in refinements]
     return hypotheses, {
         "mean_steps_taken": sum(refinement.num_steps_taken for refinement in refinements) / len(refinements),
         **_text_scores(hypotheses, tokenizer, test_set, num_bootstrap),

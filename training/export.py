@@ -13,6 +13,7 @@ from typing import Any
 
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import training.command  # noqa: F401  (ends the script with one line where that is enough)
 
 import torch
 from transformers import AutoModelForSeq2SeqLM, HfArgumentParser, PreTrainedModel
@@ -20,7 +21,7 @@ from transformers import AutoModelForSeq2SeqLM, HfArgumentParser, PreTrainedMode
 import lvnar_hf  # noqa: F401  (registers the model)
 from lvnar_hf.onnx_engine import LvnarOnnxModel
 from lvnar_hf.onnx_export import export_onnx
-from training.outputs import refuse_existing
+from training.outputs import refuse_existing, refuse_missing_folder
 
 NUM_CHECKED = 256  # sentences, of random tokens
 
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         RuntimeError: a float32 translation differs from PyTorch's.
     """
     (arguments,) = HfArgumentParser(ExportArguments).parse_args_into_dataclasses(argv)
+    refuse_missing_folder(arguments.model)
     folder = arguments.output_folder or arguments.model
     if arguments.output_folder is None and not Path(folder).is_dir():
         raise ValueError(f"{folder} is no folder: give --output_folder.")

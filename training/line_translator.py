@@ -1,7 +1,7 @@
 """Many lines translated in batches of a token budget, by PyTorch, compiled or not, or by ONNX Runtime."""
 
-import contextlib
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,12 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokeniz
 
 import lvnar_hf  # noqa: F401  (registers the model)
 from lvnar_hf.compiled_engine import LvnarCompiledModel
+from lvnar_hf.fingerprints import StaleError
 from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS
 from lvnar_hf.onnx_engine import LvnarOnnxModel
 from lvnar_hf.text_lvnar import TextFormat
 from training.atomic_files import hash_file
+from training.outputs import refuse_missing_folder
 from training.teacher_engines import folder_fingerprint, make_batches
 
 ENGINES = ("auto", "torch", "compiled", "onnx", "onnx-int8", "onnx-int8-shortlist")
@@ -131,9 +133,10 @@ class LineTranslator:
         num_steps = self.num_refinement_steps
         if num_steps is None:
             return self.model.generate(**batch), 0
+        options = {"num_refinement_steps": num_steps, "tokenizer": self.tokenizer}
         if num_steps < 2:  # each sentence takes as many
-            return self.model.generate(**batch, num_refinement_steps=num_steps), num_steps * len(source_ids)
-        output = self.model.generate(**batch, num_refinement_steps=num_steps, return_dict_in_generate=True)
+            return self.model.generate(**batch, **options), num_steps * len(source_ids)
+        output = self.model.generate(**batch, **options, return_dict_in_generate=True)
         return output.sequences, int(output.num_steps_taken.sum())
 
 
@@ -161,6 +164,7 @@ def load_translator(
     """
     if engine not in ENGINES:
         raise ValueError(f"engine is {engine!r}; it must be one of {', '.join(ENGINES)}.")
+    refuse_missing_folder(name)
     if max_batch_tokens < 1:
         raise ValueError(f"max_batch_tokens is {max_batch_tokens}; it must be at least 1.")
     is_cpu = torch.device(device).type == "cpu"
@@ -170,8 +174,12 @@ def load_translator(
     if engine == "auto":
         engine = "torch"
         if is_cpu:
-            with contextlib.suppress(ImportError, OSError):  # no onnxruntime, or no graph
+            try:
                 model, engine = LvnarOnnxModel.from_pretrained(name, precision="int8"), "onnx-int8"
+            except StaleError as error:
+                warnings.warn(f"{error} PyTorch translates instead.", stacklevel=2)
+            except (ImportError, OSError):  # no onnxruntime, or no graph
+                pass
     elif engine in PRECISIONS:
         has_shortlist = engine.endswith("shortlist")
         model = LvnarOnnxModel.from_pretrained(name, precision=PRECISIONS[engine], shortlist=has_shortlist)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lvnar_hf.generation_lvnar import remove_repeated_tokens
+from lvnar_hf.generation_lvnar import without_repetitions
 from training.elbo import can_be_scored
-from training.translation import removes_repetitions
+from training.translation import repetition_removal
 from training.translation_quality.measures import corpus_scores
 
 GIVEN = {
@@ -69,8 +69,8 @@ def oracle_scores(
                 differences = (sequences != model.config.pad_token_id).sum(-1) - target_lengths
                 num_equal += int((differences == 0).sum())
                 sum_differences += int(differences.sum())
-            if removes_repetitions(model):
-                sequences = remove_repeated_tokens(sequences, model.config.pad_token_id)
+            removal, pad_token_id = repetition_removal(model), model.config.pad_token_id
+            sequences = without_repetitions(sequences, removal, pad_token_id, sources["input_ids"], tokenizer)
             hypotheses[given] += tokenizer.batch_decode(sequences, skip_special_tokens=True)
     references = [target_texts[i] for i in rows]
     scores = {given: corpus_scores(texts, references)["bleu"] for given, texts in hypotheses.items()}

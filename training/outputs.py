@@ -1,5 +1,6 @@
-"""What a command may write over: nothing, unless it was told to."""
+"""What a command may write over: nothing, unless it was told to; and what it may read: a folder that is there."""
 
+import os
 from pathlib import Path
 
 
@@ -13,9 +14,30 @@ def refuse_existing(path: str | Path, overwrite: bool, flag: str) -> Path:
 
     Raises:
         FileExistsError: names the path and both ways out.
+        NotADirectoryError, PermissionError: it cannot be written.
     """
     path = Path(path)
+    place = next(parent for parent in path.absolute().parents if parent.exists())
+    if not place.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written, since {place} is a file: name another {flag}.")
+    if not os.access(path if path.exists() else place, os.W_OK):
+        raise PermissionError(f"{path} may not be written: name another {flag}.")
     exists = any(path.iterdir()) if path.is_dir() else path.exists()
     if exists and not overwrite:
         raise FileExistsError(f"{path} exists and is not empty: name another {flag}, or give --overwrite.")
     return path
+
+
+def refuse_missing_folder(name: str) -> str:
+    """The name of a model, unless it is plainly a path and nothing is there: the Hub would be asked in vain.
+
+    A path begins with a sign of one, has more or fewer parts than `user/name`, or begins with a folder that is here.
+
+    Raises:
+        FileNotFoundError: names it.
+    """
+    first, *others = name.split("/")
+    is_path = name.startswith((".", "/", "~")) or len(others) > 1 or (bool(others) and Path(first).is_dir())
+    if is_path and not Path(name).exists():
+        raise FileNotFoundError(f"There is no folder {name}, and it is no id of the Hub, which would be user/name.")
+    return name

@@ -6,6 +6,7 @@
 Without --push nothing is asked of the network. To push, log in first with `hf auth login`, or set HF_TOKEN.
 """
 
+import io
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -13,8 +14,10 @@ from pathlib import Path
 
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import training.command  # noqa: F401  (ends the script with one line where that is enough)
 
 from huggingface_hub import HfApi
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import HfArgumentParser
 
 from lvnar_hf import __version__
@@ -55,7 +58,7 @@ def publish(arguments: PublishArguments, folder: Path, api: HfApi | None = None)
     Raises:
         FileExistsError, FileNotFoundError, ValueError, RuntimeError, PublishError: as `assemble`, `verify` and `push`.
     """
-    assemble(arguments.model, folder, arguments.overwrite)
+    assemble(arguments.model, folder, arguments.overwrite, arguments.repo_id)
     print(f"{arguments.repo_id}, tag v{arguments.version}:\n{describe_files(folder)}", flush=True)
     if arguments.push:
         published = push(
@@ -79,6 +82,12 @@ def main(argv: list[str] | None = None, api: HfApi | None = None) -> None:
         SystemExit: publishing stopped; the message says what the remote holds and how to go on.
     """
     (arguments,) = HfArgumentParser(PublishArguments).parse_args_into_dataclasses(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know the translations' letters
+    try:
+        validate_repo_id(arguments.repo_id)
+    except HFValidationError as error:
+        sys.exit(f"--repo_id must be user/name or organization/name. {error}")
     with tempfile.TemporaryDirectory(prefix="lvnar-publish-") as temporary:
         folder = Path(arguments.output_folder or Path(temporary, "repository"))
         try:

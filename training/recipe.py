@@ -254,7 +254,7 @@ class OptimizationArguments:
     )
     output_folder: str | None = field(default=None, metadata={"help": "checkpoints, best model and log go here"})
     overwrite: bool = field(default=False, metadata={"help": "write into an output folder that is not empty"})
-    resume: bool = field(default=False, metadata={"help": "go on with the run in the output folder, if it has begun"})
+    resume: bool = field(default=False, metadata={"help": "go on with the run in the output folder"})
     save_every_steps: int = field(
         default=0,
         metadata={"help": "steps between states to resume from; there is one after each validation in any case"},

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from lvnar_hf import LvnarTokenizer
 from training.augmentation import augment_pairs
-from training.checkpoints import check_same_run, prepare_output_folder
+from training.checkpoints import check_same_run, has_taken_steps, holds_other_files, prepare_output_folder
 from training.corpora import load_distilled_pairs, load_pairs
 from training.data import tokenize_pairs
 from training.recipe import (
@@ -98,6 +98,7 @@ def run_training(
         make_model: the model to begin with, for the tokenizer; called after the seed is set.
 
     Raises:
+        FileNotFoundError: `resume` is given, and there is no run.
         FileExistsError: the output folder is not empty, and neither `overwrite` nor `resume` is given.
         ValueError: for arguments that are missing or cannot be combined, or differ from those of the run to resume;
             and what `check_launch` refuses.
@@ -113,12 +114,16 @@ def run_training(
     settings = {name: value for name, value in settings.items() if name not in CHANGEABLE}
     if accelerator.is_fsdp2:
         settings["is_sharded"] = True
-    is_resumed = arguments.resume and (folder / "run.json").exists()
+    if arguments.resume and not (folder / "run.json").exists():
+        raise FileNotFoundError(f"There is no run to go on with in {folder}: leave --resume out, or name its folder.")
+    has_begun = (folder / "run.json").exists() and has_taken_steps(folder)
+    is_resumed = arguments.resume and has_begun
     accelerator.wait_for_everyone()  # before the main process writes what the others look for
     if is_resumed:
         check_same_run(folder, settings)
     elif accelerator.is_main_process:
-        prepare_output_folder(folder, arguments.overwrite)
+        # A run that has taken no step, because its start failed, is no run.
+        prepare_output_folder(folder, arguments.overwrite or not (has_begun or holds_other_files(folder)))
         (folder / "run.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
     if not accelerator.is_main_process:
         datasets.disable_progress_bars()

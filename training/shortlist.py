@@ -19,6 +19,7 @@ from typing import Any
 
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import training.command  # noqa: F401  (ends the script with one line where that is enough)
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from lvnar_hf.shortlist import FILE, Shortlist
 from training.atomic_files import write_json
 from training.corpora import load_pairs
 from training.environment import describe_machine, describe_versions
-from training.outputs import refuse_existing
+from training.outputs import refuse_existing, refuse_missing_folder
 from training.recipe import DataArguments, parse_recipe
 from training.test_sets import at_even_distances
 
@@ -207,6 +208,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         ValueError: --model is no folder, and no --output_folder is given; and what the recipe's text is refused for.
     """
     data, arguments = parse_recipe({"data": DataArguments, "shortlist": ShortlistArguments}, argv)
+    refuse_missing_folder(arguments.model)
     folder = Path(arguments.output_folder or arguments.model)
     if arguments.output_folder is None and not folder.is_dir():
         raise ValueError(f"{folder} is no folder: give --output_folder.")

@@ -20,6 +20,7 @@ from typing import Any
 
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import training.command  # noqa: F401  (ends the script with one line where that is enough)
 
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser
@@ -28,7 +29,7 @@ import lvnar_hf  # noqa: F401  (registers model and tokenizer)
 from training.atomic_files import write_json
 from training.elbo import can_be_scored, elbo_of_sequences, pad_rows
 from training.environment import describe_machine, describe_versions
-from training.outputs import refuse_existing
+from training.outputs import refuse_existing, refuse_missing_folder
 from training.test_sets import TestSetArguments, load_test_set
 
 BATCH_SIZES = (1, 64)
@@ -48,6 +49,7 @@ class ElboTimingArguments:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Time both ways in turns, print and write the medians; return what is in the JSON."""
     arguments, named = HfArgumentParser((ElboTimingArguments, TestSetArguments)).parse_args_into_dataclasses(argv)
+    refuse_missing_folder(arguments.model)
     refuse_existing(arguments.output_file, arguments.overwrite, "--output_file")
     test_set = load_test_set(named)
     model: Any = AutoModelForSeq2SeqLM.from_pretrained(arguments.model, dtype=torch.float32).eval()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import training.command  # noqa: F401  (ends the script with one line where that is enough)
 
 from lvnar_hf import LvnarTokenizer, train_tokenizer
 from training.corpora import load_pairs

@@ -12,6 +12,7 @@ from pathlib import Path
 
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import training.command  # noqa: F401  (ends the script with one line where that is enough)
 
 from lvnar_hf import LvnarForConditionalGeneration, LvnarTokenizer
 from training.recipe import AugmentationArguments, DataArguments, ModelArguments, OptimizationArguments, parse_recipe
@@ -37,9 +38,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     def make_model(tokenizer: LvnarTokenizer) -> LvnarForConditionalGeneration:
         if arguments.initial_model is not None:
-            return LvnarForConditionalGeneration.from_pretrained(arguments.initial_model, dtype="float32")
+            model = LvnarForConditionalGeneration.from_pretrained(arguments.initial_model, dtype="float32")
+            model.config.check_languages(data.source_language, data.target_language)
+            return model
         target_vocab_size = None if tokenizer.is_joint else tokenizer.target_vocab_size
-        return LvnarForConditionalGeneration(sizes.to_config(len(tokenizer), target_vocab_size))
+        config = sizes.to_config(len(tokenizer), target_vocab_size)
+        config.source_language, config.target_language = data.source_language, data.target_language
+        return LvnarForConditionalGeneration(config)
 
     return run_training(data, augmentation, sizes, arguments, make_model)
 

@@ -7,17 +7,20 @@ Killed at any moment and started again, with any number of processes, it goes on
 output is a summary in JSON, which `out.txt.translation.json` keeps.
 """
 
+import gzip
 import json
 import shutil
 import sys
 import tempfile
+import zlib
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import training.command  # noqa: F401  (ends the script with one line where that is enough)
 
 import torch
 import transformers
@@ -29,14 +32,18 @@ from training.environment import describe_machine
 from training.file_translation import FileTranslation, translate_with_workers
 from training.line_translator import ENGINES, load_translator
 
+GZIP_START = b"\x1f\x8b"
+
 
 @dataclass
 class TranslationArguments:
     """What is translated by which model, and how."""
 
     model: str = field(metadata={"help": "model folder or Hub id"})
-    input_file: str = field(metadata={"help": "text, UTF-8, plain or .gz; -: standard input"})
-    output_file: str = field(metadata={"help": "the translations, a line each"})
+    input_file: str = field(metadata={"help": "text, UTF-8, plain or gzip; -: standard input"})
+    output_file: str = field(
+        metadata={"help": "the translations, a line each; -: standard output, and the summary on standard error"}
+    )
     engine: str = field(default="auto", metadata={"help": f"one of {', '.join(ENGINES)}"})
     num_refinement_steps: int | None = field(default=None, metadata={"help": "by default the model's own"})
     max_batch_tokens: int | None = field(
@@ -54,15 +61,27 @@ class TranslationArguments:
 
 
 def spool_standard_input() -> BinaryIO:
-    """Copy standard input to a file without a name, which is gone when it is closed."""
+    """Copy standard input, plain or gzip, to a file without a name, which is gone when it is closed.
+
+    Raises:
+        ValueError: it begins as gzip and is no whole gzip file.
+    """
     file = tempfile.TemporaryFile()  # noqa: SIM115  (the caller keeps it open)
-    shutil.copyfileobj(sys.stdin.buffer, file)
+    stream: Any = sys.stdin.buffer
+    if stream.peek(2)[:2] == GZIP_START:
+        stream = gzip.open(stream)  # noqa: SIM115
+    try:
+        shutil.copyfileobj(stream, file)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"Standard input is not a whole gzip file: {error}") from error
     file.flush()
     return file
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     """Translate, print the summary, and return it, in the first process.
+
+    To standard output, it goes by way of a file that is gone afterwards; so there is nothing to go on with.
 
     Raises:
         ValueError: for arguments that are wrong or cannot be combined, or settings that differ from those of the
@@ -71,10 +90,25 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         FileExistsError: there is an output already, and `--overwrite` is not given.
     """
     (arguments,) = HfArgumentParser(TranslationArguments).parse_args_into_dataclasses(argv)
+    if arguments.output_file != "-":
+        return translate(arguments, sys.stdout)
+    with tempfile.TemporaryDirectory(prefix="lvnar-translate-") as folder:
+        arguments.output_file = str(Path(folder, "translations.txt"))
+        result = translate(arguments, sys.stderr)
+        with open(arguments.output_file, "rb") as translations:
+            shutil.copyfileobj(translations, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+    return result
+
+
+def translate(arguments: TranslationArguments, summary: TextIO) -> dict[str, Any] | None:
+    """What `main` does, to a file; the summary goes to a stream."""
     # The processes meet only when the first has copied the input, which takes minutes for a large one.
     state = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))])
     if not state.is_main_process:
         transformers.utils.logging.disable_progress_bar()
+    if summary is sys.stderr and state.num_processes > 1:
+        raise ValueError("--output_file - is for one process: name a file, which all processes can see.")
     is_cpu = state.device.type == "cpu"
     num_workers, max_batch_tokens = arguments.num_workers, arguments.max_batch_tokens
     if num_workers is None:
@@ -114,7 +148,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     if not run.work.exists():
         state.print(f"nothing to do: {run.place} is finished", file=sys.stderr)
         result = read_json(run.result_file)
-        state.print(json.dumps(result))
+        state.print(json.dumps(result), file=summary)
         return result
     num_workers = max(1, min(num_workers, run.num_shards))
     if num_workers > 1:
@@ -133,7 +167,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
             "machine": describe_machine(state.device),
         }
     )
-    print(json.dumps(result))
+    print(json.dumps(result), file=summary)
     return result
 
 

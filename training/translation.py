@@ -5,13 +5,13 @@ sentence that has stopped keeps its own.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS, remove_repeated_tokens
+from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS, without_repetitions
 
 
 def translate_texts(
@@ -31,6 +31,8 @@ def translate_texts(
     hypotheses = [""] * len(texts)
     for rows, source_ids in _batches(model, tokenizer, texts, batch_size):
         batch = tokenizer.pad({"input_ids": source_ids}, return_tensors="pt").to(model.device)
+        if model.config.model_type == "lvnar":
+            generate_arguments = {"tokenizer": tokenizer, **generate_arguments}
         sequences = model.generate(**batch, **generate_arguments)
         for row, text in zip(rows, tokenizer.batch_decode(sequences, skip_special_tokens=True), strict=True):
             hypotheses[row] = text
@@ -59,12 +61,14 @@ class Refinement:
         texts: num_steps_taken + 1 texts as `generate` gives them at this step: without repetitions, if the model's
             generation config says so.
         has_converged: whether the last step changed nothing.
+        kept_ids: num_steps_taken + 1 translations, those of `texts`.
     """
 
     source_ids: list[int]
     target_ids: list[list[int]]
     texts: list[str]
     has_converged: bool
+    kept_ids: list[list[int]] = field(default_factory=list)
 
     @property
     def num_steps_taken(self) -> int:
@@ -85,10 +89,10 @@ class Refinement:
         return self.texts[min(step, self.num_steps_taken)]
 
 
-def removes_repetitions(model: PreTrainedModel) -> bool:
-    """Whether `generate` removes repeated tokens when it is not told."""
-    default = GENERATION_DEFAULTS[model.config.alignment]["remove_repetitions"]
-    return bool(getattr(model.generation_config, "remove_repetitions", default))
+def repetition_removal(model: PreTrainedModel) -> bool | str:
+    """What `generate` does for `remove_repetitions` when it is not told."""
+    default: bool | str = GENERATION_DEFAULTS[model.config.alignment]["remove_repetitions"]
+    return getattr(model.generation_config, "remove_repetitions", default)
 
 
 def refine_texts(
@@ -124,10 +128,13 @@ def _refine_batch(
     for step, sequences in enumerate(output.sequences_per_step):
         rows = (output.num_steps_taken >= step).nonzero()[:, 0]  # sentences that had not stopped before this step
         sequences = sequences[rows]
-        kept = remove_repeated_tokens(sequences, pad_token_id) if removes_repetitions(model) else sequences
+        kept = without_repetitions(
+            sequences, repetition_removal(model), pad_token_id, batch["input_ids"][rows], tokenizer
+        )
         texts = tokenizer.batch_decode(kept, skip_special_tokens=True)
-        for row, ids, text in zip(rows.tolist(), sequences.tolist(), texts, strict=True):
+        for row, ids, kept_ids, text in zip(rows.tolist(), sequences.tolist(), kept.tolist(), texts, strict=True):
             refinements[row].target_ids.append([i for i in ids if i != pad_token_id])
+            refinements[row].kept_ids.append([i for i in kept_ids if i != pad_token_id])
             refinements[row].texts.append(" ".join(text.split("\n")))  # a line each, as evaluate.py writes them
     for refinement in refinements:
         refinement.has_converged = refinement.target_ids[-1] in refinement.target_ids[-2:-1]

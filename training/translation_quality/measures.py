@@ -19,7 +19,7 @@ LENGTH_BUCKETS = (5, 10, 20, 40)  # the longest source of each bucket, in tokens
 
 def corpus_scores(
     hypotheses: Sequence[str],
-    references: Sequence[str],
+    references: Sequence[str] | Sequence[Sequence[str]],
     source_language: str | None = None,
     target_language: str | None = None,
     num_bootstrap: int = 0,
@@ -28,7 +28,7 @@ def corpus_scores(
 
     Args:
         hypotheses: a translation each.
-        references: of the same number.
+        references: of the same number; or a list of references for each, all lists of one length.
         source_language, target_language: codes. From Japanese to English, the paper's setting is ASPEC's; else
             WMT14's. A language that 13a does not split (Japanese, Chinese, Korean) has sacreBLEU's own tokenizer.
         num_bootstrap: resamples for the intervals; 0 for none.
@@ -39,29 +39,37 @@ def corpus_scores(
         hypothesis to reference, in BLEU's tokens.
 
     Raises:
-        ValueError: if the numbers of hypotheses and references differ or are 0, or there is one bootstrap resample.
+        ValueError: if the numbers of hypotheses and references differ or are 0, of one hypothesis and another too, or
+            there is one bootstrap resample.
         ImportError: sacremoses is missing, which ASPEC's setting needs.
     """
     if len(hypotheses) != len(references) or not hypotheses:
         raise ValueError(f"{len(hypotheses)} hypotheses, but {len(references)} references; they must be equal, not 0.")
     if num_bootstrap < 0 or num_bootstrap == 1:
         raise ValueError(f"num_bootstrap is {num_bootstrap}; an interval needs at least 2 resamples, 0 is none.")
-    texts = (list(hypotheses), list(references))
+    rows = [[of_one] if isinstance(of_one, str) else list(of_one) for of_one in references]
+    if len({isinstance(of_one, str) for of_one in references}) > 1 or len(set(map(len, rows))) > 1 or not rows[0]:
+        raise ValueError("Every hypothesis needs a reference, or as many references in a list as the others have.")
+    streams = [list(stream) for stream in zip(*rows, strict=True)]
+    texts = (list(hypotheses), streams)
     bleu = BLEU(trg_lang=target_language or "")
     scores = {"bleu": _score(bleu, *texts, num_bootstrap)}
     if (source_language, target_language) == ("ja", "en"):
-        hypothesis_tokens, reference_tokens = ([moses_tokens(text) for text in side] for side in texts)
+        hypothesis_tokens = [moses_tokens(text) for text in texts[0]]
+        reference_tokens = [[moses_tokens(text) for text in stream] for stream in streams]
         bleu_moses = BLEU(tokenize="none", force=True)
         scores["bleu_moses"] = _score(bleu_moses, hypothesis_tokens, reference_tokens, num_bootstrap)
         scores["bleu_moses"]["signature"] += f"|moses:sacremoses-{importlib.metadata.version('sacremoses')}"
     else:
         scores["bleu_intl_lowercased"] = _score(BLEU(tokenize="intl", lowercase=True), *texts, num_bootstrap)
     scores["chrf"] = _score(CHRF(), *texts, num_bootstrap)
-    return {**scores, "length_ratio": bleu.corpus_score(texts[0], [texts[1]]).ratio}
+    return {**scores, "length_ratio": bleu.corpus_score(*texts).ratio}
 
 
-def _score(metric: BLEU | CHRF, hypotheses: list[str], references: list[str], num_bootstrap: int) -> dict[str, Any]:
-    score = metric.corpus_score(hypotheses, [references], n_bootstrap=max(1, num_bootstrap))
+def _score(
+    metric: BLEU | CHRF, hypotheses: list[str], references: list[list[str]], num_bootstrap: int
+) -> dict[str, Any]:
+    score = metric.corpus_score(hypotheses, references, n_bootstrap=max(1, num_bootstrap))
     result: dict[str, Any] = {"score": score.score, "signature": str(metric.get_signature())}
     if num_bootstrap:
         result["interval_95"] = [float(score._mean - score._ci), float(score._mean + score._ci)]

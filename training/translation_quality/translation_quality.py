@@ -20,7 +20,7 @@ at once.
 _INPUTS = """\
 Args:
     predictions: translations, a string each.
-    references: reference translations, a string each.
+    references: reference translations, a string each, or a list of as many strings each.
     source_language, target_language: codes, for example "en" and "de"; they choose the paper's setting, and sacreBLEU's
         tokenizer for Japanese, Chinese and Korean.
     num_bootstrap: resamples for 95 % intervals; 0 for none.
@@ -50,16 +50,17 @@ class TranslationQuality(evaluate.Metric):
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_INPUTS,
-            features=datasets.Features(
-                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
-            ),
+            features=[
+                datasets.Features({"predictions": datasets.Value("string"), "references": references})
+                for references in (datasets.Value("string"), datasets.Sequence(datasets.Value("string")))
+            ],
             reference_urls=["https://github.com/mjpost/sacrebleu", "https://arxiv.org/abs/1908.07181"],
         )
 
     def _compute(
         self,
         predictions: list[str],
-        references: list[str],
+        references: list[str] | list[list[str]],
         source_language: str | None = None,
         target_language: str | None = None,
         num_bootstrap: int = 0,
@@ -71,5 +72,7 @@ class TranslationQuality(evaluate.Metric):
             result[name] = score.pop("score")
             result |= {f"{name}_{part}": value for part, value in score.items()}
         result["repeated_words"] = repeated_share(words(predictions))
-        result["repeated_words_in_references"] = repeated_share(words(references))
+        result["repeated_words_in_references"] = repeated_share(
+            words(text for texts in references for text in ([texts] if isinstance(texts, str) else texts))
+        )
         return result
