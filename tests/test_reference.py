@@ -250,6 +250,7 @@ def refinements(reference, num_refinement_steps) -> list[Refinement]:
 
 def test_translations_of_every_step(model, refinements, num_refinement_steps):
     """Tokens, number of steps, and the final output with and without repeated tokens."""
+    model.eval()
     output = model.generate(
         padded(SOURCES, 0),
         num_refinement_steps=num_refinement_steps,
@@ -274,6 +275,7 @@ def test_translations_of_every_step(model, refinements, num_refinement_steps):
 
 def test_lower_bounds_of_every_step(model, refinements, num_refinement_steps):
     """Eq. 12; a sentence that has stopped keeps its bound."""
+    model.eval()
     options = {"return_dict_in_generate": True, "output_scores": True}
     output = model.generate(padded(SOURCES, 0), num_refinement_steps=num_refinement_steps, **options)
     assert output.lower_bounds.shape == (len(SOURCES), 1 + max(output.num_steps_taken))
