@@ -300,8 +300,8 @@ def test_an_unsound_repository_is_refused_and_the_cause_named(repository, case):
 
 
 def test_a_vocabulary_that_does_not_match_its_embedding_is_refused(repository, sample_texts):
-    train_tokenizer(*sample_texts, vocab_size=490, min_character_count=3, max_length=40).save_pretrained(repository)
-    with pytest.raises(ValueError, match=r"490 entries .*500 rows \(vocab_size"):
+    train_tokenizer(*sample_texts, vocab_size=510, min_character_count=3, max_length=40).save_pretrained(repository)
+    with pytest.raises(ValueError, match=r"510 entries .*500 rows \(vocab_size"):
         check_repository(repository)
     with pytest.raises(ValueError, match=r"490 source ids.*500 rows"):
         pipeline("translation", model=str(repository))
