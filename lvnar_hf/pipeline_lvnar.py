@@ -233,9 +233,7 @@ class LvnarTranslationPipeline(Pipeline):
             prefix = task_parameters.get("prefix") or getattr(self.model.config, "prefix", None) or ""  # T5
             inputs = self.tokenizer(prefix + text, return_tensors="pt", **options)
         inputs.pop("token_type_ids", None)
-        if (
-            truncation and is_own and limit is not None
-        ):  # the tokenizer's own truncation is a state that its callers share
+        if truncation and is_own and limit is not None:  # not by the tokenizer, whose truncation its callers share
             kept = [*range(limit - 1), -1]
             inputs = {name: v[:, kept] if v.shape[1] > limit else v for name, v in inputs.items()}
         length = inputs["input_ids"].shape[1]
