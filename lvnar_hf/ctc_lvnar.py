@@ -61,7 +61,7 @@ def move_left(sequences: torch.Tensor, keep: torch.Tensor, fill: int) -> torch.T
     """Move what is kept, a bool mask of their shape, to the left of (batch, length); the rest is filled."""
     length = sequences.shape[1]
     places = (keep.long().cumsum(-1) - 1).masked_fill(~keep, length)  # the last place, cut off, takes what is not kept
-    return sequences.new_full((len(sequences), length + 1), fill).scatter(1, places, sequences)[:, :length]
+    return sequences.new_full((sequences.shape[0], length + 1), fill).scatter(1, places, sequences)[:, :length]
 
 
 def pack_left(sequences: torch.Tensor, keep: torch.Tensor, fill: int) -> torch.Tensor:
