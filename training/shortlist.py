@@ -25,7 +25,6 @@ from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import lvnar_hf  # noqa: F401  (registers model and tokenizer)
-from lvnar_hf.generation_lvnar import lengths_to_mask
 from lvnar_hf.shortlist import FILE, Shortlist
 from training.atomic_files import write_json
 from training.corpora import load_pairs
@@ -72,7 +71,7 @@ class DecoderStates:
     Attributes:
         input_ids, attention_mask: (sentences, length), of the sources.
         sentences: (positions,) which sentence.
-        logits: (positions, target_vocab_size), that of padding -inf.
+        logits: (positions, target_vocab_size), that of padding -inf, unless it is blank (alignment "ctc").
     """
 
     input_ids: torch.Tensor
@@ -92,10 +91,10 @@ def decoder_states(
         options = {"num_refinement_steps": num_refinement_steps - 1, "remove_repetitions": False}
         targets = model.generate(input_ids, attention_mask=attention_mask, **options)
         latents, _ = model.infer_posterior(source, targets, (targets != model.config.pad_token_id).long())
-    lengths = model.likeliest_lengths(model.predict_length(source, latents), attention_mask)
-    mask = lengths_to_mask(lengths, int(lengths.max()))
+    mask, _ = model.target_positions(source, latents)
     logits = model.decode(source, latents, mask)[mask.bool()]
-    logits[:, model.config.pad_token_id] = float("-inf")
+    if model.config.alignment == "length":
+        logits[:, model.config.pad_token_id] = float("-inf")
     return DecoderStates(input_ids, attention_mask, mask.nonzero()[:, 0], logits)
 
 
@@ -155,9 +154,11 @@ def confidences(states: DecoderStates, shortlist: Shortlist, config: Any) -> tup
         (positions,), (positions,) bool, and the number of tokens tried, over all sentences.
     """
     tried = shortlist.candidates_of(states.input_ids, states.attention_mask, config)
+    is_padding = shortlist.is_padding(tried, config)
     scores = states.logits.gather(1, tried[states.sentences])
+    scores = scores.masked_fill(is_padding[states.sentences], float("-inf"))
     highest = scores.amax(-1)
-    return highest - scores.logsumexp(-1), states.logits.amax(-1) > highest, int((tried != config.pad_token_id).sum())
+    return highest - scores.logsumexp(-1), states.logits.amax(-1) > highest, int((~is_padding).sum())
 
 
 def calibrate(shortlist: Shortlist, batches: Sequence[DecoderStates], config: Any, whole_share: float) -> Shortlist:
