@@ -76,7 +76,8 @@ class LvnarCompiledModel(LvnarEngine):
 
     def __init__(self, model: LvnarForConditionalGeneration, buckets: Buckets | None = None):
         self.model, self.config, self.generation_config = model.eval(), model.config, model.generation_config
-        self.device, self.dtype, self.check_source = model.device, model.dtype, model.check_source
+        self.device, self.dtype = model.device, model.dtype
+        self.check_source, self.cell_mask = model.check_source, model.cell_mask
         self.is_cpu = model.device.type == "cpu"
         self.buckets = buckets or (CPU_BUCKETS if self.is_cpu else CUDA_BUCKETS)
         if self.is_cpu:
@@ -125,7 +126,7 @@ class LvnarCompiledModel(LvnarEngine):
 
         Args:
             batch_sizes: sentences.
-            lengths: of source and target, tokens.
+            lengths: of source and target, tokens; with alignment "ctc", the source gives the decoder its cells.
             num_refinement_steps: how many will be taken, at most.
         """
         start = time.perf_counter()
@@ -142,10 +143,11 @@ class LvnarCompiledModel(LvnarEngine):
         ids = torch.full((batch_size, source_length), self.config.eos_token_id, device=self.device)
         targets = ids.new_full((batch_size, target_length), self.config.eos_token_id)
         target_mask = torch.ones_like(targets)
+        is_ctc = self.config.alignment == "ctc"
 
         def translate(latents: torch.Tensor) -> None:
-            length_logits = self.predict_length(source, latents)
-            self.decode(source, latents, target_mask)
+            length_logits = None if is_ctc else self.predict_length(source, latents)
+            self.decode(source, latents, self.cell_mask(source.attention_mask) if is_ctc else target_mask)
             del length_logits  # not before
 
         with self._compiling():

@@ -48,17 +48,25 @@ def collapse(cells: torch.Tensor, cell_mask: torch.Tensor, blank_id: int) -> tor
     Returns:
         (batch, longest result), padded on the right; no column at all if every cell is blank.
     """
-    keep = (cells != blank_id) & (cell_mask != 0)
-    keep[:, 1:] &= cells[:, 1:] != cells[:, :-1]
-    return pack_left(cells, keep, blank_id)
+    return pack_left(cells, is_kept(cells, cell_mask, blank_id), blank_id)
+
+
+def is_kept(cells: torch.Tensor, cell_mask: torch.Tensor, blank_id: int) -> torch.Tensor:
+    """Which cells `collapse` leaves, as its arguments are: (batch, T) bool."""
+    before = pad(cells[:, :-1], (1, 0), value=blank_id)
+    return (cells != before) & (cells != blank_id) & (cell_mask != 0)
+
+
+def move_left(sequences: torch.Tensor, keep: torch.Tensor, fill: int) -> torch.Tensor:
+    """Move what is kept, a bool mask of their shape, to the left of (batch, length); the rest is filled."""
+    length = sequences.shape[1]
+    places = (keep.long().cumsum(-1) - 1).masked_fill(~keep, length)  # the last place, cut off, takes what is not kept
+    return sequences.new_full((sequences.shape[0], length + 1), fill).scatter(1, places, sequences)[:, :length]
 
 
 def pack_left(sequences: torch.Tensor, keep: torch.Tensor, fill: int) -> torch.Tensor:
-    """Move what is kept to the left: (batch, length) and a bool mask of that shape to (batch, most kept)."""
-    lengths = keep.sum(-1)
-    result = sequences.new_full((len(sequences), int(lengths.max())), fill)
-    result[torch.arange(result.shape[1], device=lengths.device) < lengths[:, None]] = sequences[keep]
-    return result
+    """As `move_left`, without the columns where nothing is left: (batch, most kept)."""
+    return move_left(sequences, keep, fill)[:, : int(keep.sum(-1).max())]
 
 
 class _LogProbabilities(torch.autograd.Function):

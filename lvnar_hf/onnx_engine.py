@@ -41,8 +41,8 @@ class LvnarOnnxGenerateOutput(LvnarGenerateOutput):
     """What this engine's `generate` returns with `return_dict_in_generate=True`.
 
     Args:
-        num_positions: (2,) over all passes: target positions, and those of them for which the whole vocabulary was
-            computed; without a shortlist, all.
+        num_positions: (2,) over all passes: positions of the decoder, and those of them for which the whole vocabulary
+            was computed; without a shortlist, all.
     """
 
     num_positions: torch.Tensor | None = None
@@ -169,10 +169,8 @@ class LvnarOnnxModel(LvnarEngine):
         width = int(attention_mask.any(0).nonzero().max()) + 1
         input_ids, attention_mask = input_ids[:, :width], attention_mask[:, :width]
         limit = self.config.max_position_embeddings
-        candidates, min_confidence = (
-            input_ids.new_full((len(input_ids), 1), self.config.pad_token_id),
-            torch.tensor(0.0),
-        )
+        candidates = input_ids.new_full((len(input_ids), 1), self.config.pad_token_id)
+        min_confidence = torch.tensor(float("inf"))  # the whole vocabulary
         if self.shortlist is not None:
             candidates = self.shortlist.candidates_of(input_ids, attention_mask, self.config)
             min_confidence = self.shortlist.min_confidence

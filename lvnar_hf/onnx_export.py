@@ -3,19 +3,19 @@
 What is unusual: torch exports three pieces, the encoding of the source, the posterior, and what makes a translation of
 latents; here they are put together. The last two are the body of a loop, whose first round takes the prior's means for
 the posterior's, so that each product with a weight is there once. The loop ends when every sentence has repeated
-itself; those that have leave the batch. Its body reads the encoded source from outside. Batch, lengths and number of
-steps are dynamic:
+itself; those that have leave the batch. Its body reads the encoded source from outside. With alignment "ctc", the cells
+are collapsed in it. Batch, lengths and number of steps are dynamic:
 
     input_ids, attention_mask   (batch, source_length) int64
     num_refinement_steps        () int64
     max_length                  () int64, from 1 to `max_position_embeddings`
-    candidates                  (batch, k) int64, target tokens that are tried first, `Shortlist.candidates_of`; padding
-                                alone asks for the whole vocabulary
-    min_confidence              () float32, log probability among the candidates from which the best of them is taken
+    candidates                  (batch, k) int64, target tokens that are tried first, `Shortlist.candidates_of`
+    min_confidence              () float32, log probability among the candidates from which the best of them is taken;
+                                more than 0 asks for the whole vocabulary
     sequences                   (batch, longest translation) int64, padded, repetitions not removed
     num_steps_taken             (batch,) int64
-    num_positions               (2,) int64, over all passes: target positions, and those of them for which the whole
-                                vocabulary was computed
+    num_positions               (2,) int64, over all passes: positions of the decoder, and those of them for which the
+                                whole vocabulary was computed
 """
 
 import copy
@@ -28,11 +28,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from .ctc_lvnar import is_kept, move_left, num_ctc_cells
 from .fingerprints import KEY as FINGERPRINT
 from .fingerprints import weights_fingerprint
 from .generation_lvnar import lengths_to_mask
 from .layers_lvnar import KeysValues, LvnarAttention
 from .modeling_lvnar import EncodedSource, LvnarForConditionalGeneration
+from .shortlist import Shortlist
 
 OPSET = 20
 FILES = {"float32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}  # in a model repository, by precision
@@ -66,7 +68,7 @@ class _ExportedAttention(LvnarAttention):
 
 
 class _Source(nn.Module):
-    """The source, encoded, and the prior's means."""
+    """The source, encoded: the prior's means, and the tensors of `_encoded_source`."""
 
     def __init__(self, model: LvnarForConditionalGeneration):
         super().__init__()
@@ -74,8 +76,7 @@ class _Source(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
         source = self.model.encode(input_ids, attention_mask)
-        keys_values = [tensor for pair in source.decoder_keys_values for tensor in pair]
-        return source.prior_means, source.embeddings, source.hidden_states, *keys_values
+        return source.prior_means, source.embeddings, source.hidden_states, *_of_decoder(source)
 
 
 class _Posterior(nn.Module):
@@ -100,13 +101,14 @@ class _Posterior(nn.Module):
 class _Translation(nn.Module):
     """argmax p(y | x, z), as `generate` has it, in operations that know no number of positions beforehand."""
 
-    not_padding: torch.Tensor  # (target_vocab_size,), added to logits: padding is no word
+    not_padding: torch.Tensor  # (target_vocab_size,), added to logits: padding is no word, unless it is blank
 
     def __init__(self, model: LvnarForConditionalGeneration):
         super().__init__()
         self.model = model
         not_padding = torch.zeros(model.config.target_vocab_size or model.config.vocab_size)
-        not_padding[model.config.pad_token_id] = float("-inf")
+        if model.config.alignment == "length":
+            not_padding[model.config.pad_token_id] = float("-inf")
         self.register_buffer("not_padding", not_padding)
 
     def forward(
@@ -115,23 +117,30 @@ class _Translation(nn.Module):
         attention_mask: torch.Tensor,
         embeddings: torch.Tensor,
         hidden_states: torch.Tensor,
-        keys_values: list[torch.Tensor],
+        of_decoder: list[torch.Tensor],
         max_length: torch.Tensor,
         candidates: torch.Tensor,
         min_confidence: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(batch, longest translation) ids, and what is added to `num_positions`."""
         config = self.model.config
-        source = _encoded_source(attention_mask, embeddings, hidden_states, keys_values)
-        length_logits = self.model.predict_length(source, latents)
-        lengths = self.model.likeliest_lengths(length_logits, attention_mask, max_length)
+        is_ctc = config.alignment == "ctc"
+        source = _encoded_source(attention_mask, embeddings, hidden_states, of_decoder)
+        if is_ctc:
+            lengths = num_ctc_cells(attention_mask.sum(-1), config.upsampling_ratio)
+        else:
+            length_logits = self.model.predict_length(source, latents)
+            lengths = self.model.likeliest_lengths(length_logits, attention_mask, max_length)
         longest: Any = lengths.max().clamp(min=2).item()  # torch.export takes a length of 1 for a special case
         torch._check(longest >= 2)
-        torch._check(longest <= max(2, config.max_position_embeddings))
+        most = config.max_position_embeddings
+        torch._check(longest <= max(2, num_ctc_cells(most, config.upsampling_ratio) if is_ctc else most))
         mask = lengths_to_mask(lengths, longest)
-        states = self.model.decoder(latents, source.decoder_keys_values, attention_mask, mask)
+        states = self.model.decoder(latents, source.decoder_keys_values, attention_mask, mask, source.carried_states)
         weight = self.model.output_weight
-        scores = states @ weight[candidates].transpose(1, 2) + self.not_padding[candidates][:, None]
+        padding = torch.zeros_like(candidates, dtype=weight.dtype)
+        padding.masked_fill_(Shortlist.is_padding(candidates, config), float("-inf"))
+        scores = states @ weight[candidates].transpose(1, 2) + padding[:, None]
         best, choice = scores.max(-1)
         confidence = -(scores - best[..., None]).exp().sum(-1).log()  # not a number, if padding is all there is
         targets = candidates.gather(1, choice)
@@ -143,19 +152,40 @@ class _Translation(nn.Module):
             shape=targets.shape,
             version=1,
         )
-        return targets.masked_fill(mask == 0, config.pad_token_id), torch.stack([mask.sum(), is_unsure.sum()])
+        num_positions = torch.stack([mask.sum(), is_unsure.sum()])
+        if is_ctc:
+            return self._collapsed(targets, mask, max_length), num_positions
+        return targets.masked_fill(mask == 0, config.pad_token_id), num_positions
+
+    def _collapsed(self, cells: torch.Tensor, mask: torch.Tensor, max_length: torch.Tensor) -> torch.Tensor:
+        """Cells and their mask, (batch, T), to (batch, longest translation), as `likeliest_targets` has it."""
+        padding, numbers = self.model.config.pad_token_id, torch.arange(cells.shape[1])
+        targets = move_left(cells, is_kept(cells, mask, padding), padding).masked_fill(numbers >= max_length, padding)
+        is_empty = (numbers == 0) & (targets == padding)
+        targets = targets.masked_fill(is_empty, self.model.config.eos_token_id)
+        longest: Any = (targets != padding).sum(-1).max().clamp(min=2).item()
+        torch._check(longest >= 2)
+        torch._check(longest <= cells.shape[1])
+        return targets[:, :longest]
+
+
+def _of_decoder(source: EncodedSource) -> list[torch.Tensor]:
+    """What the decoder needs of the source: keys and values by layer, then the states that are carried, if any."""
+    carried = [] if source.carried_states is None else [source.carried_states]
+    return [tensor for pair in source.decoder_keys_values for tensor in pair] + carried
 
 
 def _encoded_source(
     attention_mask: torch.Tensor,
     embeddings: torch.Tensor,
     hidden_states: torch.Tensor,
-    keys_values: list[torch.Tensor],
+    of_decoder: list[torch.Tensor],
 ) -> EncodedSource:
     """As `encode` gives it, without the prior."""
-    pairs = tuple(zip(keys_values[::2], keys_values[1::2], strict=True))
+    pairs = tuple(zip(of_decoder[::2], of_decoder[1::2], strict=False))
+    carried = of_decoder[-1] if len(of_decoder) % 2 else None
     unused = hidden_states[..., :0].float()
-    return EncodedSource(attention_mask, embeddings, hidden_states, unused, unused, pairs)
+    return EncodedSource(attention_mask, embeddings, hidden_states, unused, unused, pairs, carried)
 
 
 _DOMAIN = "lvnar_hf"  # of an operation that `assemble` puts in; no graph has it in the end
@@ -280,8 +310,9 @@ def _export_pieces(model: LvnarForConditionalGeneration) -> tuple[Any, Any, Any]
     max_length = torch.tensor(config.max_position_embeddings)
     candidates, min_confidence = torch.full((2, 3), 3), torch.tensor(0.0)
     source = model.encode(ids, mask)
-    keys_values = [tensor for pair in source.decoder_keys_values for tensor in pair]
-    names = [f"decoder_{kind}_{layer}" for layer in range(len(keys_values) // 2) for kind in ("keys", "values")]
+    of_decoder = _of_decoder(source)
+    names = [f"decoder_{kind}_{layer}" for layer in range(config.num_decoder_layers) for kind in ("keys", "values")]
+    names += ["carried_states"] if config.carries_source_states else []
     of_source = {0: batch, 1: source_length}
 
     def export(module: nn.Module, arguments: tuple, shapes: tuple, inputs: list[str], outputs: list[str]) -> Any:
@@ -317,8 +348,8 @@ def _export_pieces(model: LvnarForConditionalGeneration) -> tuple[Any, Any, Any]
     )
     translation_piece = export(
         _Translation(model),
-        (source.prior_means, *states, keys_values, max_length, candidates, min_confidence),
-        (*[of_source] * 4, [of_source] * len(keys_values), {}, {0: batch, 1: num_candidates}, {}),
+        (source.prior_means, *states, of_decoder, max_length, candidates, min_confidence),
+        (*[of_source] * 4, [of_source] * len(of_decoder), {}, {0: batch, 1: num_candidates}, {}),
         ["latents", *source_names, *names, "max_length", "candidates", "min_confidence"],
         ["new_targets", "pass_positions"],
     )
@@ -402,8 +433,10 @@ def assemble(source: Any, posterior: Any, translation: Any, pad_token_id: int, v
     )
     weights: dict[bytes, Any] = {}  # by content: the pieces have the same ones, under other names
     source_nodes = _take_over(source.graph, "source/", weights)
-    inputs = {value.name for piece in (posterior, translation) for value in piece.graph.input} | {"prior_means"}
-    of_sentences = sorted(inputs - {"latents", "max_length", "min_confidence"})
+    pieces = (posterior.graph, translation.graph)
+    inputs = {value.name for piece in pieces for value in piece.input}
+    used = {name for piece in pieces for part in _with_subgraphs(piece) for node in part.node for name in node.input}
+    of_sentences = sorted((inputs & used | {"prior_means"}) - {"latents", "max_length", "min_confidence"})
     active = {name: f"active/{name}" for name in of_sentences}
     select_nodes = [make_node("Compress", [name, "active"], [new_name], axis=0) for name, new_name in active.items()]
     branches = {

@@ -25,6 +25,7 @@ from .tokenization_lvnar import LvnarTokenizer
 # The modules that a user needs who has not the package, all of them flat beside the weights.
 TRAVELLING_MODULES = (
     "configuration_lvnar.py",
+    "ctc_lvnar.py",
     "generation_lvnar.py",
     "layers_lvnar.py",
     "losses_lvnar.py",
@@ -105,7 +106,7 @@ def check_model_files(folder: Path) -> None:
         FileNotFoundError, ValueError: as `check_repository`.
     """
     config = read_config(folder)
-    read_generation_config(folder)
+    read_generation_config(folder, config)
     check_weights(folder, config)
     check_tokenizer(folder, config)
     if (folder / SHORTLIST_FILE).is_file():
@@ -177,7 +178,7 @@ def read_config(folder: Path) -> LvnarConfig:
     return config
 
 
-def read_generation_config(folder: Path) -> dict[str, Any]:
+def read_generation_config(folder: Path, config: LvnarConfig) -> dict[str, Any]:
     """The fields of generation_config.json; what they ask of this model is checked again by `generate`.
 
     Raises:
@@ -187,7 +188,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     fields = read_json_object(file)
     own = {name: value for name, value in fields.items() if name in DecodingOptions.__dataclass_fields__}
     try:
-        DecodingOptions(**{**GENERATION_DEFAULTS["length"], **own})
+        DecodingOptions(**{**GENERATION_DEFAULTS[config.alignment], **own})
         GenerationConfig(**fields)
     except Exception as error:  # of many kinds, for a field of the wrong type
         raise ValueError(f"{file}: {error}") from error

@@ -43,6 +43,8 @@ class Shortlist:
     def candidates_of(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, config: LvnarConfig) -> torch.Tensor:
         """The tokens tried for each sentence, once each: (batch, largest number of them) int64, padded on the right.
 
+        With alignment "ctc" blank, which is the padding id, is always one of them.
+
         Args:
             input_ids, attention_mask: (batch, source_length).
         """
@@ -53,11 +55,16 @@ class Shortlist:
         is_tried = np.zeros((num_sentences, num_targets), dtype=bool)
         is_tried[:, self.frequent.numpy()] = True
         is_tried[np.arange(num_sentences)[:, None], tokens.reshape(num_sentences, -1)] = True
-        is_tried[:, config.pad_token_id] = False
+        is_tried[:, config.pad_token_id] = config.alignment == "ctc"
         counts = is_tried.sum(-1)
         result = np.full((num_sentences, max(1, counts.max())), config.pad_token_id, dtype=np.int64)
         result[np.arange(result.shape[1]) < counts[:, None]] = is_tried.nonzero()[1]
         return torch.from_numpy(result)
+
+    @staticmethod
+    def is_padding(candidates: torch.Tensor, config: LvnarConfig) -> torch.Tensor:
+        """Where `candidates_of` are padding, not blank: (batch, number of them) bool."""
+        return (candidates == config.pad_token_id).long().cumsum(-1) > int(config.alignment == "ctc")
 
     def save(self, folder: str | Path) -> Path:
         """Write the file of a model repository, with the fingerprint of its weights."""

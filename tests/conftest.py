@@ -1,6 +1,7 @@
 """Shared fixtures: one tiny tokenizer and model a session, and the other versions of transformers."""
 
 import copy
+import itertools
 import os
 import subprocess
 import sys
@@ -45,6 +46,15 @@ def make_model(config: LvnarConfig, seed: int = 0) -> LvnarForConditionalGenerat
     return model
 
 
+def make_ctc_model(**changes) -> LvnarForConditionalGeneration:
+    """As `make_model`, with alignment "ctc" and all that goes with it; blanks as frequent as in a trained model."""
+    given = {"alignment": "ctc", "upsampling_ratio": 1.5, "carries_source_states": True, **changes}
+    model = make_model(tiny_config(**given))
+    with torch.no_grad():
+        model.output_weight[model.config.pad_token_id] *= len(model.output_weight) / 5
+    return model
+
+
 def make_batch(config: LvnarConfig, lengths: list[tuple[int, int]], seed: int = 0) -> dict[str, torch.Tensor]:
     """Random sentences of the given (source, target) lengths, padded to a batch."""
     generator = torch.Generator().manual_seed(seed)
@@ -61,6 +71,16 @@ def make_batch(config: LvnarConfig, lengths: list[tuple[int, int]], seed: int = 
         "attention_mask": attention_mask,
         "labels": labels,
     }
+
+
+def tokens_of(sequences: torch.Tensor) -> list[list[int]]:
+    """Translations without padding, which is 0."""
+    return [[token for token in row if token != 0] for row in sequences.tolist()]
+
+
+def collapsed(cells: list[int]) -> list[int]:
+    """What the cells of a sentence spell, by the definition of CTC; blank is 0, and 1 stands for nothing."""
+    return [token for token, _ in itertools.groupby(cells) if token != 0] or [1]
 
 
 # Files by the time they take, longest first. They are handed to the processes of `make test` in this order, so that

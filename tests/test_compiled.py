@@ -6,7 +6,7 @@ from torch._inductor import cpp_builder
 from transformers import pipeline
 
 from lvnar_hf.compiled_engine import CPU_BUCKETS, CUDA_BUCKETS, Buckets, LvnarCompiledModel
-from tests.conftest import has_cpp_compiler, make_batch, make_model, tiny_config
+from tests.conftest import has_cpp_compiler, make_batch, make_ctc_model, make_model, tiny_config
 from training import line_translator
 
 EVERY_LENGTH = [(1 + (7 * row) % 39, 1) for row in range(40)]
@@ -16,9 +16,13 @@ BATCHES = [[(5, 1)], [(1, 1)], [(39, 1)], [(9, 1)] * 9, [(3, 1), (8, 1), (1, 1)]
 pytestmark = pytest.mark.skipif(not has_cpp_compiler(), reason="torch.compile needs a C++ compiler")
 
 
-@pytest.fixture(scope="module")
-def model():
-    return make_model(tiny_config(num_prior_layers=1, num_posterior_decoder_layers=2, num_decoder_layers=1))
+@pytest.fixture(scope="module", params=["length", "ctc"])
+def model(request):
+    sizes = {"num_prior_layers": 1, "num_posterior_decoder_layers": 2, "num_decoder_layers": 1}
+    return make_ctc_model(**sizes) if request.param == "ctc" else make_model(tiny_config(**sizes))
+
+
+of_length = pytest.mark.parametrize("model", ["length"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +112,7 @@ def test_it_refuses_what_the_model_refuses(model, engine, no_new_graph):
     assert list(engine.modules()) == list(model.modules())
 
 
+@of_length
 def test_each_engine_has_the_weights_of_its_time(model):
     """Of one model whose weights have changed, too: the compiler must not take for known what it has frozen."""
     changed = make_model(model.config)
@@ -120,6 +125,7 @@ def test_each_engine_has_the_weights_of_its_time(model):
     assert torch.equal(LvnarCompiledModel(changed).generate(input_ids, num_refinement_steps=0), new)
 
 
+@of_length
 def test_without_a_cpp_compiler(model, monkeypatch):
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: 1 / 0)
     with pytest.raises(RuntimeError, match="needs a C\\+\\+ compiler on the CPU, and there is none: install g"):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, pipeline
 
-from lvnar_hf import LvnarConfig, LvnarForConditionalGeneration, LvnarTokenizer, __version__, hub, train_tokenizer
+from lvnar_hf import LvnarConfig, LvnarTokenizer, __version__, hub, train_tokenizer
 from lvnar_hf.onnx_export import FILES, export_onnx
 from lvnar_hf.repository_checks import (
     PACKAGE_FOLDER,
@@ -30,7 +30,7 @@ from lvnar_hf.repository_checks import (
 )
 from lvnar_hf.shortlist import FILE as SHORTLIST_FILE
 from lvnar_hf.shortlist import Shortlist
-from tests.conftest import ROOT, make_model, tiny_config
+from tests.conftest import ROOT, make_ctc_model, make_model, tiny_config
 from tests.loopback_hub import TOKEN, Fault, point_client_at, running_hub
 from training import publish
 
@@ -186,7 +186,9 @@ def test_graphs_are_published_and_refused_if_they_are_cut_or_of_other_weights(
     model_folder, without_processes, capsys, tmp_path
 ):
     folder = Path(shutil.copytree(model_folder, tmp_path / "with-graphs"))
-    export_onnx(LvnarForConditionalGeneration.from_pretrained(folder), folder)
+    model = make_ctc_model(vocab_size=500)
+    model.save_pretrained(folder)
+    export_onnx(model, folder)
     Shortlist(torch.ones(500, 2).int(), torch.tensor([5, 6]).int(), torch.tensor(-0.5)).save(folder)
     output = tmp_path / "output"
     publish.main(["--model", str(folder), "--repo_id", REPO_ID, "--output_folder", str(output)])

@@ -19,10 +19,9 @@ import pytest
 import transformers
 from huggingface_hub import HfApi
 
-import lvnar_hf  # noqa: F401  (brings `pipeline("translation")` back)
-from lvnar_hf import hub
+from lvnar_hf import LvnarConfig, LvnarTokenizer, hub
 from lvnar_hf.repository_checks import PACKAGE_FOLDER, TRAVELLING_MODULES
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_ctc_model
 from tests.golden import GOLDEN, MODEL
 from tests.loopback_hub import TOKEN, point_client_at, running_hub
 from training.atomic_files import hash_file
@@ -147,6 +146,18 @@ def test_every_way_of_loading_gives_the_golden_tokens(remote, mode, tmp_path):
         found = load_everywhere(remote, tmp_path / "home", mode, offline=True)
     assert found["ids"] == {"by tag": GOLDEN_TOKENS["ids"], "pipeline": GOLDEN_TOKENS["ids"]}
     assert remote.requests == []
+
+
+def test_a_ctc_model_loads_without_the_package(tmp_path):
+    """Saved as a user would, with the tokenizer of the model that ships; remote code must give the package's tokens."""
+    LvnarTokenizer.from_pretrained(MODEL).save_pretrained(tmp_path / "model")
+    make_ctc_model(vocab_size=LvnarConfig.from_pretrained(MODEL).vocab_size).save_pretrained(tmp_path / "model")
+    for name in TRAVELLING_MODULES:
+        assert (tmp_path / "model" / name).read_bytes() == (PACKAGE_FOLDER / name).read_bytes(), name
+    (tmp_path / "model" / "README.md").write_text("# A model\n")
+    repository = hub.assemble(tmp_path / "model", tmp_path / "repository")
+    assert json.loads((repository / "generation_config.json").read_text())["remove_repetitions"] is False
+    assert len(hub.verify(repository, texts=GOLDEN_TOKENS["texts"])) == len(GOLDEN_TOKENS["texts"])
 
 
 COLD_CODE = """

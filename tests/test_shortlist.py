@@ -1,7 +1,6 @@
 """Shortlists of the vocabulary: made, stored, and used by ONNX Runtime without losing a token in silence."""
 
 import json
-from itertools import groupby
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from safetensors.torch import save_file
 from lvnar_hf.onnx_engine import LvnarOnnxModel
 from lvnar_hf.onnx_export import FILES, export_onnx
 from lvnar_hf.shortlist import FILE, Shortlist
-from tests.conftest import make_batch, make_model, tiny_config
+from tests.conftest import collapsed, make_batch, make_ctc_model, make_model, tiny_config, tokens_of
 from training import shortlist, tables
 from training.shortlist import (
     DecoderStates,
@@ -23,7 +22,7 @@ from training.shortlist import (
     measure,
 )
 
-CONFIG = tiny_config(target_vocab_size=45, tie_word_embeddings=False)
+CONFIG = tiny_config(target_vocab_size=45, tie_word_embeddings=False, carries_source_states=True)
 LENGTHS = [(1 + (7 * row) % 39, 1) for row in range(40)]
 WORST = torch.tensor(float("-inf"))
 
@@ -83,6 +82,10 @@ def test_candidates_are_those_of_the_sentence_once_each():
     config = tiny_config(vocab_size=4, target_vocab_size=11, tie_word_embeddings=False)
     ids, mask = torch.tensor([[1, 2, 1], [3, 0, 0], [3, 2, 0]]), torch.tensor([[1, 1, 1], [1, 0, 0], [1, 0, 0]])
     assert tokens.candidates_of(ids, mask, config).tolist() == [[5, 6, 8, 9], [4, 5, 6, 0], [4, 5, 6, 0]]
+    ctc = tiny_config(vocab_size=4, target_vocab_size=11, tie_word_embeddings=False, alignment="ctc")
+    candidates = tokens.candidates_of(ids, mask, ctc)
+    assert candidates.tolist() == [[0, 5, 6, 8, 9], [0, 4, 5, 6, 0], [0, 4, 5, 6, 0]], "blank is one of them"
+    assert tokens.is_padding(candidates, ctc).tolist() == [[False] * 5, [False] * 4 + [True], [False] * 4 + [True]]
     nothing = Shortlist(torch.zeros(4, 1).int(), torch.zeros(0).int(), torch.tensor(-1.0))
     assert nothing.candidates_of(ids, mask, config).tolist() == [[0], [0], [0]]
 
@@ -146,9 +149,18 @@ def test_with_ctc_blank_is_always_tried_once():
     assert is_missed.tolist() == [False, False, True] and size == (4 + 1) + (2 + 1)
 
 
-@pytest.fixture(scope="module")
-def model():
+@pytest.fixture(scope="module", params=["length", "ctc"])
+def model(request):
+    if request.param == "ctc":
+        return make_ctc_model(target_vocab_size=45, tie_word_embeddings=False, num_prior_layers=1, num_decoder_layers=1)
     return make_model(CONFIG)
+
+
+def spelt(rows, model):
+    """What the decoder's positions say, [sentence][position], to tokens without padding."""
+    if model.config.alignment == "ctc":
+        return list(map(collapsed, rows))
+    return [[token for token in row if token != 0] for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +176,7 @@ def test_a_list_that_is_never_trusted_changes_nothing(model, graph, num_steps):
     inputs = {"input_ids": make_batch(CONFIG, LENGTHS)["input_ids"], **options}
     expected = model.generate(**inputs)
     for tokens in (None, random_shortlist(1.0)):  # no probability is more than 1
-        output = LvnarOnnxModel(CONFIG, model.generation_config, graph, shortlist=tokens).generate(**inputs)
+        output = LvnarOnnxModel(model.config, model.generation_config, graph, shortlist=tokens).generate(**inputs)
         assert torch.equal(output.sequences, expected.sequences)
         assert torch.equal(output.num_steps_taken, expected.num_steps_taken)
         all_positions, whole = output.num_positions.tolist()
@@ -174,7 +186,7 @@ def test_a_list_that_is_never_trusted_changes_nothing(model, graph, num_steps):
 def test_a_list_of_every_token_changes_nothing_and_needs_no_whole_vocabulary(model, graph):
     everything = Shortlist(torch.zeros(60, 1).int(), torch.arange(45).int(), WORST)
     inputs = {"input_ids": make_batch(CONFIG, LENGTHS)["input_ids"], "num_refinement_steps": 2}
-    engine = LvnarOnnxModel(CONFIG, model.generation_config, graph, shortlist=everything)
+    engine = LvnarOnnxModel(model.config, model.generation_config, graph, shortlist=everything)
     output = engine.generate(**inputs, return_dict_in_generate=True)
     assert torch.equal(output.sequences, model.generate(**inputs))
     assert output.num_positions[1] == 0 < output.num_positions[0]
@@ -184,32 +196,36 @@ def test_a_position_has_the_list_or_the_whole_vocabulary_by_its_confidence(model
     """One pass, against the same choice made here from all logits."""
     input_ids = make_batch(CONFIG, LENGTHS)["input_ids"]
     mask = (input_ids != 0).long()
-    source = model.encode(input_ids, mask)
-    lengths = model.likeliest_lengths(model.predict_length(source, source.prior_means), mask)
-    target_mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
     with torch.no_grad():
+        source = model.encode(input_ids, mask)
+        target_mask, _ = model.target_positions(source, source.prior_means)
         logits = model.decode(source, source.prior_means, target_mask)
-    logits[..., 0] = float("-inf")
+    if model.config.alignment == "length":
+        logits[..., 0] = float("-inf")
     tokens = random_shortlist(0.0, num_candidates=1)
     is_tried = torch.zeros(40, 45, dtype=torch.bool)
-    is_tried.scatter_(1, tokens.candidates_of(input_ids, mask, CONFIG), True)
+    is_tried.scatter_(1, tokens.candidates_of(input_ids, mask, model.config), True)
     tried = logits.masked_fill(~is_tried[:, None], float("-inf"))
     confidence = tried.amax(-1) - tried.logsumexp(-1)
     tokens = random_shortlist(float(confidence[target_mask.bool()].median()) + 1e-4, num_candidates=1)
     is_sure = confidence >= tokens.min_confidence
-    expected = torch.where(is_sure, tried.argmax(-1), logits.argmax(-1)).masked_fill(target_mask == 0, 0)
-    assert not torch.equal(expected, logits.argmax(-1).masked_fill(target_mask == 0, 0))
-    engine = LvnarOnnxModel(CONFIG, model.generation_config, graph, shortlist=tokens)
+    lengths = target_mask.sum(-1).tolist()
+    positions = torch.where(is_sure, tried.argmax(-1), logits.argmax(-1))
+    expected, whole = (
+        spelt([row[:length] for row, length in zip(rows.tolist(), lengths, strict=True)], model)
+        for rows in (positions, logits.argmax(-1))
+    )
+    assert expected != whole
+    engine = LvnarOnnxModel(model.config, model.generation_config, graph, shortlist=tokens)
     options = {"num_refinement_steps": 0, "return_dict_in_generate": True, "remove_repetitions": False}
     output = engine.generate(input_ids, **options)
-    assert torch.equal(output.sequences, expected)
+    assert tokens_of(output.sequences) == expected
     num_positions, num_whole = output.num_positions.tolist()
     assert num_positions == target_mask.sum() and num_whole == (~is_sure & target_mask.bool()).sum()
     assert 0.4 < num_whole / num_positions < 0.6
     # In parts of other sizes, and alone, a sentence has the same tokens.
     for row in (0, 7, 39):
-        alone = engine.generate(input_ids[row : row + 1], **options).sequences[0]
-        assert alone.tolist() == expected[row][: len(alone)].tolist() and len(alone) == lengths[row]
+        assert tokens_of(engine.generate(input_ids[row : row + 1], **options).sequences) == [expected[row]]
 
 
 @pytest.mark.parametrize("num_steps", [0, 1])
@@ -217,20 +233,8 @@ def test_states_are_those_of_a_refinement_step(model, num_steps):
     input_ids = make_batch(CONFIG, LENGTHS[:9])["input_ids"]
     states = decoder_states(model, input_ids, (input_ids != 0).long(), num_steps)
     output = model.generate(input_ids, num_refinement_steps=num_steps, remove_repetitions=False)
-    assert states.logits.argmax(-1).tolist() == output[output != 0].tolist()
-    assert states.sentences.bincount().tolist() == (output != 0).sum(-1).tolist()
-
-
-@pytest.mark.parametrize("num_steps", [0, 1])
-def test_states_of_a_ctc_model_are_its_cells(num_steps):
-    model = make_model(tiny_config(target_vocab_size=45, tie_word_embeddings=False, alignment="ctc"))
-    input_ids = make_batch(CONFIG, LENGTHS[:9])["input_ids"]
-    states = decoder_states(model, input_ids, (input_ids != 0).long(), num_steps)
-    assert states.sentences.bincount().tolist() == [2 * length for length, _ in LENGTHS[:9]]
-    for row, expected in enumerate(model.generate(input_ids, num_refinement_steps=num_steps)):
-        cells = states.logits[states.sentences == row].argmax(-1)
-        spelt = [token for token, _ in groupby(cells.tolist()) if token != 0][: model.config.max_position_embeddings]
-        assert (spelt or [1]) == expected[expected != 0].tolist()
+    rows = states.logits.argmax(-1).split(states.sentences.bincount().tolist())
+    assert spelt([row.tolist() for row in rows], model) == tokens_of(output)
 
 
 def test_the_command(either_repository, sample_texts, tmp_path):

@@ -155,16 +155,12 @@ def confidences(states: DecoderStates, shortlist: Shortlist, config: Any) -> tup
     Returns:
         (positions,), (positions,) bool, and the number of tokens tried, over all sentences.
     """
-    pad_token_id, is_ctc = config.pad_token_id, config.alignment == "ctc"
     tried = shortlist.candidates_of(states.input_ids, states.attention_mask, config)
-    is_filling = tried == pad_token_id
+    is_padding = shortlist.is_padding(tried, config)
     scores = states.logits.gather(1, tried[states.sentences])
-    scores = scores.masked_fill(is_filling[states.sentences], float("-inf"))
-    if is_ctc:
-        scores = torch.cat([scores, states.logits[:, pad_token_id, None]], dim=-1)
+    scores = scores.masked_fill(is_padding[states.sentences], float("-inf"))
     highest = scores.amax(-1)
-    size = int((~is_filling).sum()) + len(tried) * is_ctc
-    return highest - scores.logsumexp(-1), states.logits.amax(-1) > highest, size
+    return highest - scores.logsumexp(-1), states.logits.amax(-1) > highest, int((~is_padding).sum())
 
 
 def calibrate(shortlist: Shortlist, batches: Sequence[DecoderStates], config: Any, whole_share: float) -> Shortlist:
