@@ -46,10 +46,10 @@ def make_model(config: LvnarConfig, seed: int = 0) -> LvnarForConditionalGenerat
     return model
 
 
-def make_ctc_model(**changes) -> LvnarForConditionalGeneration:
+def make_ctc_model(seed: int = 0, **changes) -> LvnarForConditionalGeneration:
     """As `make_model`, with alignment "ctc" and all that goes with it; blanks as frequent as in a trained model."""
     given = {"alignment": "ctc", "upsampling_ratio": 1.5, "carries_source_states": True, **changes}
-    model = make_model(tiny_config(**given))
+    model = make_model(tiny_config(**given), seed)
     with torch.no_grad():
         model.output_weight[model.config.pad_token_id] *= len(model.output_weight) / 5
     return model

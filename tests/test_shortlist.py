@@ -152,7 +152,9 @@ def test_with_ctc_blank_is_always_tried_once():
 @pytest.fixture(scope="module", params=["length", "ctc"])
 def model(request):
     if request.param == "ctc":
-        return make_ctc_model(target_vocab_size=45, tie_word_embeddings=False, num_prior_layers=1, num_decoder_layers=1)
+        return make_ctc_model(
+            target_vocab_size=45, tie_word_embeddings=False, num_prior_layers=1, num_decoder_layers=1, seed=1
+        )
     return make_model(CONFIG)
 
 
