@@ -13,7 +13,7 @@ ENVIRONMENTS = $(VERSIONS:%=.environments/%/.installed)
 PACKAGES_OF = $$($(1)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 # The loading tests, on the installed transformers or on another; they check that it is the one that was asked for.
-LOADING_TESTS = -m pytest tests/test_loading.py -n 2 --dist worksteal
+LOADING_TESTS = -m pytest tests/model/test_loading.py -n 2 --dist worksteal
 ON_VERSION = LVNAR_TRANSFORMERS=$(1:transformers-%=%) OMP_NUM_THREADS=1 .environments/$(1)/bin/python $(LOADING_TESTS)
 
 .PHONY: help demo test matrix lint train-tools clean

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lvnar_hf import LvnarConfig, LvnarForConditionalGeneration, LvnarTokenizer, train_tokenizer
-from lvnar_hf.compiled_engine import find_cpp_compiler
+from lvnar_hf.engines.compiled import find_cpp_compiler
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT / "tests" / "fixtures"

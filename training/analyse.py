@@ -20,14 +20,14 @@ import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser
 
 import lvnar_hf  # noqa: F401  registers the model
-from training.analysis import analyse_refinement
-from training.atomic_files import write_json
-from training.environment import describe_machine, describe_versions
-from training.figures import plot_elbo_and_bleu, plot_stopping, save_figure
-from training.oracles import oracle_scores
+from lvnar_hf.files.atomic import write_json
+from training.data.encoding.evaluation_sets import TestSetArguments, load_test_set
 from training.outputs import refuse_existing, refuse_missing_folder
-from training.refinement_examples import choose_examples, describe_example, is_unspaced, render_html, render_markdown
-from training.test_sets import TestSetArguments, load_test_set
+from training.quality.oracles import oracle_scores
+from training.quality.refinement import analyse_refinement
+from training.reports.environment import describe_machine, describe_versions
+from training.reports.examples import choose_examples, describe_example, is_unspaced, render_html, render_markdown
+from training.reports.figures import plot_elbo_and_bleu, plot_stopping, save_figure
 
 
 @dataclass

@@ -28,13 +28,13 @@ import torch
 from transformers import HfArgumentParser
 
 from lvnar_hf import LvnarConfig
-from training.atomic_files import write_json
-from training.benchmark_modes import TimingArguments, run_random, run_trained
-from training.benchmark_tables import render_document
-from training.benchmark_weights import read_lengths
-from training.environment import describe_machine, describe_versions
+from lvnar_hf.files.atomic import write_json
+from training.data.encoding.evaluation_sets import TestSetArguments, load_test_set
 from training.outputs import refuse_existing
-from training.test_sets import TestSetArguments, load_test_set
+from training.reports.environment import describe_machine, describe_versions
+from training.reports.speed_tables import render_document
+from training.speed.forced_lengths import read_lengths
+from training.speed.modes import TimingArguments, run_random, run_trained
 
 MODES = ("random", "trained")
 
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def write_results(folder: Path, benchmark: dict[str, Any]) -> None:
     """benchmark.json, benchmark.md and the plots."""
-    from training.benchmark_plots import draw_quality, draw_throughput
+    from training.reports.speed_plots import draw_quality, draw_throughput
 
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "benchmark.json", benchmark)

@@ -21,13 +21,13 @@ if not __package__:  # run as a script: import from the repository, not from thi
 import transformers
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from training.atomic_files import write_json
-from training.corpora import load_distillation_text, load_pairs
-from training.distillation import Distillation, settings_of
-from training.engine_benchmark import compare_engines
-from training.environment import describe_machine
+from lvnar_hf.files.atomic import write_json
+from training.data.encoding.corpora import load_distillation_text, load_pairs
+from training.distillation.run import Distillation, settings_of
+from training.distillation.run.backends import SearchSettings, Teacher, choose_engine, load_teacher, make_engine
+from training.distillation.run.comparison import compare_engines
 from training.recipe import DataArguments, DistillationArguments, parse_recipe
-from training.teacher_engines import SearchSettings, Teacher, choose_engine, load_teacher, make_engine
+from training.reports.environment import describe_machine
 
 
 @dataclass

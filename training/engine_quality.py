@@ -24,15 +24,15 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser
 
 import lvnar_hf  # noqa: F401  (registers model and tokenizer)
-from lvnar_hf.compiled_engine import LvnarCompiledModel
-from lvnar_hf.onnx_engine import LvnarOnnxModel
-from lvnar_hf.onnx_export import export_onnx
-from lvnar_hf.shortlist import Shortlist
-from training.atomic_files import write_json
-from training.environment import describe_machine, describe_versions
+from lvnar_hf.engines.compiled import LvnarCompiledModel
+from lvnar_hf.engines.onnx import LvnarOnnxModel
+from lvnar_hf.engines.onnx_export import export_onnx
+from lvnar_hf.engines.shortlist import Shortlist
+from lvnar_hf.files.atomic import write_json
+from training.data.encoding.evaluation_sets import TestSetArguments, load_test_set
 from training.outputs import refuse_existing, refuse_missing_folder
-from training.test_sets import TestSetArguments, load_test_set
-from training.translation import translate_texts
+from training.quality.decoding import translate_texts
+from training.reports.environment import describe_machine, describe_versions
 from training.translation_quality.measures import corpus_scores
 
 REFERENCE = "eager, float32"

@@ -19,8 +19,8 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, HfArgumentParser, PreTrainedModel
 
 import lvnar_hf  # noqa: F401  (registers the model)
-from lvnar_hf.onnx_engine import LvnarOnnxModel
-from lvnar_hf.onnx_export import export_onnx
+from lvnar_hf.engines.onnx import LvnarOnnxModel
+from lvnar_hf.engines.onnx_export import export_onnx
 from training.outputs import refuse_existing, refuse_missing_folder
 
 NUM_CHECKED = 256  # sentences, of random tokens

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 import transformers
 
-from training.atomic_files import appearing, hash_file, read_json, write_json
-from training.degeneration import one_line
+from lvnar_hf.files.atomic import appearing, hash_file, read_json, write_json
+from lvnar_hf.files.text import check_files, read_lines
+from training.distillation.degeneration import one_line
 from training.line_translator import LineTranslator, load_translator
 from training.outputs import refuse_existing
 from training.shards import ShardedRun, busy_seconds
-from training.text import check_files, read_lines
 
 SOURCE_FILE, PLAN_FILE = "source.txt", "plan.json"
 

@@ -11,14 +11,14 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerBase
 
 import lvnar_hf  # noqa: F401  (registers the model)
-from lvnar_hf.compiled_engine import LvnarCompiledModel
-from lvnar_hf.fingerprints import StaleError
+from lvnar_hf.engines.compiled import LvnarCompiledModel
+from lvnar_hf.engines.onnx import LvnarOnnxModel
+from lvnar_hf.files.atomic import hash_file
+from lvnar_hf.files.fingerprints import StaleError
 from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS
-from lvnar_hf.onnx_engine import LvnarOnnxModel
 from lvnar_hf.text_lvnar import TextFormat
-from training.atomic_files import hash_file
+from training.distillation.run.backends import folder_fingerprint, make_batches
 from training.outputs import refuse_missing_folder
-from training.teacher_engines import folder_fingerprint, make_batches
 
 ENGINES = ("auto", "torch", "compiled", "onnx", "onnx-int8", "onnx-int8-shortlist")
 PRECISIONS = {"onnx": "float32", "onnx-int8": "int8", "onnx-int8-shortlist": "int8"}

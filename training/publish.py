@@ -21,9 +21,9 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import HfArgumentParser
 
 from lvnar_hf import __version__
+from lvnar_hf.files.atomic import hash_file
 from lvnar_hf.hub import GOLDEN_TEXTS, PublishError, assemble, push, verify
-from lvnar_hf.repository_checks import list_files
-from training.atomic_files import hash_file
+from lvnar_hf.hub.checks import list_files
 
 
 @dataclass

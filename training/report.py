@@ -14,8 +14,8 @@ if not __package__:  # run as a script: import from the repository, not from thi
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import training.command  # noqa: F401  (ends the script with one line where that is enough)
 
-from training.cards import render_card
-from training.tables import TABLES
+from training.reports.cards import render_card
+from training.reports.tables import TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 CARDS = ROOT / "model_cards"

@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from training.atomic_files import appearing, claim, hash_file, read_json, write_json
+from lvnar_hf.files.atomic import appearing, claim, hash_file, read_json, write_json
 
 
 class ShardedRun(abc.ABC):

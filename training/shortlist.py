@@ -3,11 +3,11 @@
     python training/shortlist.py --config training/configs/tatoeba_en_de.yaml --model model_cards/lvnar-tatoeba-en-de \
         --results_file runs/shortlist.json
 
-Writes `shortlist.safetensors` into the model's folder, see `lvnar_hf.shortlist`. The candidates of a source token are
-the target tokens that IBM Model 1 (Brown et al., 1993) aligns with it most often in the recipe's training text. The
-least confidence is such that a given share of the target positions has the whole vocabulary; it is set on one half of
-the validation sources, and what is missed is counted on the other, both after one refinement step. With alignment "ctc"
-a position is a cell, and blank, which no training text has, is always tried.
+Writes `shortlist.safetensors` into the model's folder, see `lvnar_hf.engines.shortlist`. The candidates of a source
+token are the target tokens that IBM Model 1 (Brown et al., 1993) aligns with it most often in the recipe's training
+text. The least confidence is such that a given share of the target positions has the whole vocabulary; it is set on one
+half of the validation sources, and what is missed is counted on the other, both after one refinement step. With
+alignment "ctc" a position is a cell, and blank, which no training text has, is always tried.
 """
 
 import json
@@ -27,13 +27,13 @@ from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import lvnar_hf  # noqa: F401  (registers model and tokenizer)
-from lvnar_hf.shortlist import FILE, Shortlist
-from training.atomic_files import write_json
-from training.corpora import load_pairs
-from training.environment import describe_machine, describe_versions
+from lvnar_hf.engines.shortlist import FILE, Shortlist
+from lvnar_hf.files.atomic import write_json
+from training.data.encoding.corpora import load_pairs
+from training.data.encoding.evaluation_sets import at_even_distances
 from training.outputs import refuse_existing, refuse_missing_folder
 from training.recipe import DataArguments, parse_recipe
-from training.test_sets import at_even_distances
+from training.reports.environment import describe_machine, describe_versions
 
 BATCH_SIZE = 32
 

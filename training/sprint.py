@@ -24,11 +24,11 @@ if not __package__:  # run as a script: import from the repository, not from thi
 import torch
 from transformers import HfArgumentParser
 
+from lvnar_hf.files.atomic import write_json
 from training import evaluate, teacher, tokenizer, train
-from training.atomic_files import write_json
 from training.average import write_average
-from training.environment import describe_machine, describe_versions
 from training.outputs import refuse_existing
+from training.reports.environment import describe_machine, describe_versions
 
 PIECE_BYTES = 15_000_000
 STAGES = {"teacher": teacher.main, "student": train.main}

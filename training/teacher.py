@@ -16,8 +16,8 @@ if not __package__:  # run as a script: import from the repository, not from thi
 from transformers import AutoModelForSeq2SeqLM, MarianMTModel, PreTrainedModel
 
 from lvnar_hf import LvnarTokenizer
+from training.loop.run import run_training
 from training.recipe import AugmentationArguments, DataArguments, OptimizationArguments, TeacherArguments, parse_recipe
-from training.runs import run_training
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:

@@ -15,8 +15,8 @@ if not __package__:  # run as a script: import from the repository, not from thi
     import training.command  # noqa: F401  (ends the script with one line where that is enough)
 
 from lvnar_hf import LvnarForConditionalGeneration, LvnarTokenizer
+from training.loop.run import run_training
 from training.recipe import AugmentationArguments, DataArguments, ModelArguments, OptimizationArguments, parse_recipe
-from training.runs import run_training
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:

@@ -27,10 +27,10 @@ import transformers
 from accelerate import Accelerator, InitProcessGroupKwargs
 from transformers import HfArgumentParser
 
-from training.atomic_files import read_json
-from training.environment import describe_machine
+from lvnar_hf.files.atomic import read_json
 from training.file_translation import FileTranslation, translate_with_workers
 from training.line_translator import ENGINES, load_translator
+from training.reports.environment import describe_machine
 
 GZIP_START = b"\x1f\x8b"
 

@@ -1,0 +1,1 @@
+"""The model outside PyTorch's eager mode: the same `generate`."""

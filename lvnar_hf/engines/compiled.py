@@ -1,0 +1,261 @@
+"""The model compiled by `torch.compile`: the same `generate`, on the CPU and on CUDA.
+
+    from lvnar_hf.engines.compiled import LvnarCompiledModel
+
+    model = LvnarCompiledModel.from_pretrained("model_cards/lvnar-tatoeba-en-de", dtype=torch.bfloat16)
+    model.warm_up(batch_sizes=[1, 8])  # compiles now, not in the first call
+    translator = pipeline("translation", model=model, tokenizer=AutoTokenizer.from_pretrained(...))
+
+What is unusual: one compilation serves all lengths. On the CPU the weights are frozen into it, packed as oneDNN wants
+them; it is with lengths left open that the compiler packs float32 too. On CUDA each call is a replay of CUDA graphs,
+which are captured for each sequence of shapes, so that lengths and batches are padded to few of them.
+"""
+
+import contextlib
+import os
+import time
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import pad
+
+from lvnar_hf.engines.base import LvnarEngine
+from lvnar_hf.generation_lvnar import DecodingOptions, LvnarGenerateOutput
+from lvnar_hf.modeling_lvnar import EncodedSource, LvnarForConditionalGeneration
+
+CAPTURE_CALLS = 3  # of a shape on CUDA: one to warm up, one to capture, one to replay
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """The shapes that inputs are padded to; padding changes no token.
+
+    Args:
+        length_multiple: source and target lengths become a multiple of it, and at least 2, since the compiler makes
+            code of its own for 1.
+        pads_batch: batches become a power of 2, by repeating their first sentences.
+    """
+
+    length_multiple: int
+    pads_batch: bool
+
+    def __post_init__(self) -> None:
+        if type(self.length_multiple) is not int or self.length_multiple < 1:
+            raise ValueError(f"length_multiple is {self.length_multiple!r}; it must be a whole number of at least 1.")
+
+    def length(self, length: int) -> int:
+        """The padded length."""
+        return max(2, -(-length // self.length_multiple) * self.length_multiple)
+
+    def batch_size(self, batch_size: int) -> int:
+        """The padded batch size."""
+        return 1 << (batch_size - 1).bit_length() if self.pads_batch else batch_size
+
+
+CPU_BUCKETS = Buckets(length_multiple=1, pads_batch=False)
+CUDA_BUCKETS = Buckets(length_multiple=8, pads_batch=True)
+
+
+class LvnarCompiledModel(LvnarEngine):
+    """A model of PyTorch whose parts are compiled when they are first needed, or by `warm_up`.
+
+    `generate` has the arguments, the results and the errors of the model itself. On the CPU it is made for the
+    weights and the number of threads as they are when it compiles: where they change, make another one.
+
+    Args:
+        model: on its device, in its number type: float32, bfloat16 or float16.
+        buckets: by default `CPU_BUCKETS`, or `CUDA_BUCKETS` on a GPU.
+
+    Raises:
+        RuntimeError: on the CPU, there is no C++ compiler.
+    """
+
+    def __init__(self, model: LvnarForConditionalGeneration, buckets: Buckets | None = None):
+        self.model, self.config, self.generation_config = model.eval(), model.config, model.generation_config
+        self.device, self.dtype = model.device, model.dtype
+        self.check_source, self.cell_mask = model.check_source, model.cell_mask
+        self.is_cpu = model.device.type == "cpu"
+        self.buckets = buckets or (CPU_BUCKETS if self.is_cpu else CUDA_BUCKETS)
+        if self.is_cpu:
+            find_cpp_compiler()
+        mode = None if self.is_cpu else "reduce-overhead"
+        parts: dict[str, Callable[..., Any]] = {
+            "encode": self._encode,
+            "begin_posterior": model.begin_posterior,
+            "infer_posterior": model.infer_posterior,
+            "predict_length": model.predict_length,
+            "decode": model.decode,
+        }
+        self._compiled = {
+            name: torch.compile(_with_own_code(part), dynamic=True, fullgraph=True, mode=mode)
+            for name, part in parts.items()
+        }
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        **arguments: Any,
+    ) -> "LvnarCompiledModel":
+        """From a model folder or a repository of the Hub.
+
+        Args:
+            name: folder or Hub id.
+            dtype: of the weights: torch.float32, bfloat16 or float16.
+            device: where it runs.
+            arguments: as in the `from_pretrained` of transformers.
+        """
+        return cls(LvnarForConditionalGeneration.from_pretrained(name, dtype=dtype, **arguments).eval().to(device))
+
+    @torch.no_grad()
+    def warm_up(
+        self,
+        batch_sizes: Sequence[int] = (1, 2),
+        lengths: Sequence[tuple[int, int]] = ((7, 11),),
+        num_refinement_steps: int = 1,
+    ) -> float:
+        """Compile, and on CUDA capture the graphs, for these shapes; seconds that it took.
+
+        On the CPU a batch of one sentence and one of several are all there is, whatever the lengths and the steps.
+
+        Args:
+            batch_sizes: sentences.
+            lengths: of source and target, tokens; with alignment "ctc", the source gives the decoder its cells.
+            num_refinement_steps: how many will be taken, at most.
+        """
+        start = time.perf_counter()
+        for batch_size in sorted({self.buckets.batch_size(size) for size in batch_sizes}):
+            for source_length, target_length in lengths:
+                for _ in range(1 if self.is_cpu else CAPTURE_CALLS):
+                    self._call_parts(batch_size, source_length, target_length, max(1, num_refinement_steps))
+        if not self.is_cpu:
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - start
+
+    def _call_parts(self, batch_size: int, source_length: int, target_length: int, num_steps: int) -> None:
+        """The parts as `generate` calls them: CUDA replays what comes in the order of a capture, tensors included."""
+        ids = torch.full((batch_size, source_length), self.config.eos_token_id, device=self.device)
+        targets = ids.new_full((batch_size, target_length), self.config.eos_token_id)
+        target_mask = torch.ones_like(targets)
+        is_ctc = self.config.alignment == "ctc"
+
+        def translate(latents: torch.Tensor) -> None:
+            length_logits = None if is_ctc else self.predict_length(source, latents)
+            self.decode(source, latents, self.cell_mask(source.attention_mask) if is_ctc else target_mask)
+            del length_logits  # not before
+
+        with self._compiling():
+            source = self.encode(*self._pad_lengths(ids, torch.ones_like(ids)))
+            translate(source.prior_means)
+            if num_steps > 1:
+                source = self.begin_posterior(source)
+            for _ in range(num_steps):
+                latents, _ = self.infer_posterior(source, targets, target_mask)
+                translate(latents)
+
+    @contextlib.contextmanager
+    def _compiling(self) -> Iterator[None]:
+        """What has to hold while a part is compiled, and while CUDA graphs are replayed."""
+        # Imported here, since they take a second: the compiler is not needed to import this module.
+        from torch._inductor import config as inductor_config
+        from torch.fx.experimental import _config
+
+        shape_config: Any = _config
+
+        if not self.is_cpu:
+            torch.compiler.cudagraph_mark_step_begin()
+        # Lengths that happen to be equal in the first call must not have to be equal ever after.
+        with inductor_config.patch(freezing=self.is_cpu), shape_config.patch(use_duck_shape=False):
+            yield
+
+    # Algorithm 1 on padded shapes: the class above this one calls these.
+
+    def _refine(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: DecodingOptions
+    ) -> LvnarGenerateOutput:
+        batch_size = input_ids.shape[0]
+        rows = self._fill_batch(torch.arange(batch_size, device=input_ids.device))
+        input_ids, attention_mask = self._pad_lengths(input_ids[rows], attention_mask[rows])
+        with self._compiling():
+            output: Any = super()._refine(input_ids, attention_mask, options)
+        return LvnarGenerateOutput(
+            sequences=output.sequences[:batch_size],
+            num_steps_taken=output.num_steps_taken[:batch_size],
+            sequences_per_step=tuple(sequences[:batch_size] for sequences in output.sequences_per_step),
+            lower_bounds=None if output.lower_bounds is None else output.lower_bounds[:batch_size],
+        )
+
+    def _fill_batch(self, rows: torch.Tensor) -> torch.Tensor:
+        missing = self.buckets.batch_size(len(rows)) - len(rows)
+        return torch.cat([rows, rows[:missing]]) if missing else rows
+
+    def _pad_lengths(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask (batch, length) with padding up to the length's bucket."""
+        missing = self.buckets.length(ids.shape[1]) - ids.shape[1]
+        return pad(ids, (0, missing), value=self.config.pad_token_id), pad(mask, (0, missing))
+
+    def _encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> EncodedSource:
+        """The model's, with keys and values laid out as `EncodedSource.select` leaves them: else it compiles anew."""
+        source = self.model.encode(input_ids, attention_mask)
+        keys_values = tuple((keys.contiguous(), values.contiguous()) for keys, values in source.decoder_keys_values)
+        return source._replace(decoder_keys_values=keys_values)
+
+    def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> EncodedSource:
+        return self._compiled["encode"](input_ids, attention_mask)
+
+    def begin_posterior(self, source: EncodedSource) -> EncodedSource:
+        return self._compiled["begin_posterior"](source)
+
+    def infer_posterior(
+        self, source: EncodedSource, target_ids: torch.Tensor, target_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if source.posterior_states is None:  # so that there is one way to compile, not two
+            source = self.begin_posterior(source)
+        return self._compiled["infer_posterior"](source, *self._pad_lengths(target_ids, target_mask))
+
+    def predict_length(self, source: EncodedSource, latents: torch.Tensor) -> torch.Tensor:
+        return self._compiled["predict_length"](source._replace(posterior_states=None), latents)
+
+    def decode(self, source: EncodedSource, latents: torch.Tensor, target_mask: torch.Tensor) -> torch.Tensor:
+        length = target_mask.shape[1]
+        target_mask = pad(target_mask, (0, self.buckets.length(length) - length))
+        return self._compiled["decode"](source._replace(posterior_states=None), latents, target_mask)[:, :length]
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Those of the model."""
+        return self.model.modules()
+
+    def eval(self) -> "LvnarCompiledModel":
+        self.model.eval()
+        return self
+
+
+def _with_own_code(method: Any) -> Any:
+    """The same method as an object that the compiler has not seen.
+
+    What it has compiled it keeps with the code: another engine of this model would get what the first one froze, though
+    the weights may have changed.
+    """
+    function = method.__func__
+    code = function.__code__.replace(co_name=f"{function.__name__}_compiled")
+    own = types.FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
+    return types.MethodType(own, method.__self__)
+
+
+def find_cpp_compiler() -> None:
+    """Raise RuntimeError if torch's compiler would not find the one for C++ that it needs."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception as error:
+        raise RuntimeError(
+            "torch.compile needs a C++ compiler on the CPU, and there is none: install g++, or name one in the "
+            f"environment variable CXX. ({error})"
+        ) from error

@@ -1,0 +1,124 @@
+"""A shortlist: few target tokens for each sentence, tried before the whole vocabulary (Jean et al., 2015, section 4.3).
+
+The projection to the vocabulary is a third of the work of a pass at the paper's sizes. With a shortlist it is computed
+for the tokens that are likely translations of the source's, and for the most frequent ones. No token becomes
+unreachable: a position where the best of the list has too small a share of the list's own probability is computed with
+the whole vocabulary. That is where the likeliest token tends to be one that is not in the list.
+
+`training/shortlist.py` makes the file, `shortlist.safetensors` in a model repository.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers.utils import cached_file
+
+from lvnar_hf.configuration_lvnar import LvnarConfig
+from lvnar_hf.files.fingerprints import KEY as FINGERPRINT
+from lvnar_hf.files.fingerprints import folder_weights_fingerprint, refuse_stale
+
+FILE = "shortlist.safetensors"
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """Which target tokens are tried for a sentence, and when they are enough.
+
+    Attributes:
+        candidates: (vocab_size, k) int32, target tokens for each source token; padding where there are fewer.
+        frequent: (n,) int32, target tokens that are tried for every sentence.
+        min_confidence: () float32, log of the least probability, among the tokens tried, with which the best is taken.
+    """
+
+    candidates: torch.Tensor
+    frequent: torch.Tensor
+    min_confidence: torch.Tensor
+
+    def candidates_of(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, config: LvnarConfig) -> torch.Tensor:
+        """The tokens tried for each sentence, once each: (batch, largest number of them) int64, padded on the right.
+
+        With alignment "ctc" blank, which is the padding id, is always one of them.
+
+        Args:
+            input_ids, attention_mask: (batch, source_length).
+        """
+        # In numpy: torch's threads, which wait for more work for a while, would take the cores from ONNX Runtime's.
+        tokens = self.candidates.numpy()[input_ids.numpy()]  # (batch, source_length, k)
+        tokens = np.where(attention_mask.numpy()[..., None] == 0, config.pad_token_id, tokens)
+        num_sentences, num_targets = len(tokens), config.target_vocab_size or config.vocab_size
+        is_tried = np.zeros((num_sentences, num_targets), dtype=bool)
+        is_tried[:, self.frequent.numpy()] = True
+        is_tried[np.arange(num_sentences)[:, None], tokens.reshape(num_sentences, -1)] = True
+        is_tried[:, config.pad_token_id] = config.alignment == "ctc"
+        counts = is_tried.sum(-1)
+        result = np.full((num_sentences, max(1, counts.max())), config.pad_token_id, dtype=np.int64)
+        result[np.arange(result.shape[1]) < counts[:, None]] = is_tried.nonzero()[1]
+        return torch.from_numpy(result)
+
+    @staticmethod
+    def is_padding(candidates: torch.Tensor, config: LvnarConfig) -> torch.Tensor:
+        """Where `candidates_of` are padding, not blank: (batch, number of them) bool."""
+        return (candidates == config.pad_token_id).long().cumsum(-1) > int(config.alignment == "ctc")
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the file of a model repository, with the fingerprint of its weights."""
+        file = Path(folder) / FILE
+        tensors = {"candidates": self.candidates, "frequent": self.frequent, "min_confidence": self.min_confidence}
+        weights = folder_weights_fingerprint(folder)
+        metadata = None if weights is None else {FINGERPRINT: weights}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(file), metadata)
+        return file
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike, config: LvnarConfig, **where: Any) -> "Shortlist":
+        """From a model folder or a repository of the Hub.
+
+        Args:
+            config: of the model.
+            where: `revision`, `cache_dir`, `token`, `local_files_only`, as in transformers.
+
+        Raises:
+            FileNotFoundError: the repository has no shortlist; says how to make it.
+            StaleError: it was made for other weights than those that are in the folder.
+            ValueError: it is damaged, or is of another model's vocabularies.
+        """
+        file = cached_file(str(name), FILE, _raise_exceptions_for_missing_entries=False, **where)
+        if file is None:
+            raise FileNotFoundError(
+                f"{name} has no {FILE}. Make it: python training/shortlist.py --config RECIPE --model {name}"
+            )
+        shortlist = cls.load(file, config)
+        with safe_open(file, "pt") as stored:
+            made_from = (stored.metadata() or {}).get(FINGERPRINT)
+        refuse_stale(file, made_from, name, f"python training/shortlist.py --config RECIPE --model {name} --overwrite")
+        return shortlist
+
+    @classmethod
+    def load(cls, file: str | Path, config: LvnarConfig) -> "Shortlist":
+        """From its file, for a model.
+
+        Raises:
+            ValueError: the file is damaged, or is of another model's vocabularies; names it.
+        """
+        try:
+            with safe_open(str(file), "pt") as tensors:
+                candidates, frequent, min_confidence = map(
+                    tensors.get_tensor, ("candidates", "frequent", "min_confidence")
+                )
+        except SafetensorError as error:
+            raise ValueError(f"{file} is no shortlist: {error}") from error
+        num_targets = config.target_vocab_size or config.vocab_size
+        is_sound = candidates.dtype == frequent.dtype == torch.int32 and min_confidence.dtype == torch.float32
+        is_sound = is_sound and (candidates.dim(), frequent.dim(), min_confidence.dim()) == (2, 1, 0)
+        tokens = torch.cat([candidates.flatten(), frequent])
+        if not is_sound or bool(((tokens < 0) | (tokens >= num_targets)).any()):
+            raise ValueError(f"{file} is no shortlist of target ids 0 to {num_targets - 1}.")
+        if len(candidates) != config.vocab_size:
+            raise ValueError(f"{file} is for {len(candidates)} source tokens; the model has {config.vocab_size}.")
+        return cls(candidates, frequent, min_confidence)

@@ -1,0 +1,1 @@
+"""Files: text by lines, and writing that is whole or not at all."""

@@ -1,0 +1,309 @@
+"""A file translated line by line: what the pipeline says, a line for each, whoever is killed on the way."""
+
+import gzip
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tests.test_distil import launch, run_killed  # noqa: F401  (a fixture)
+from transformers import AutoModelForSeq2SeqLM, pipeline
+
+from lvnar_hf.engines.onnx_export import FILES, export_onnx
+from lvnar_hf.engines.shortlist import Shortlist
+from tests.conftest import ROOT
+from training import translate
+from training.distillation.degeneration import one_line
+from training.file_translation import FileTranslation
+from training.line_translator import MAX_CHARACTERS, TranslatedLines, load_translator
+
+HOSTILE = [
+    "",
+    "one\u2028two",
+    " \t ",
+    "a\x00b",
+    "word " * 100,
+    "\x85next\x0cline",
+    "x" * (MAX_CHARACTERS + 1),
+    "carriage\rreturn",
+    "\ufeffmark",
+    "日本語 \U0001f600",
+    "\u2028",
+]
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory, sample_texts) -> Path:
+    """90 lines: sentences, blank lines among them, and hostile ones; "\\r\\n" ends some."""
+    lines = [*sample_texts[0][:40], *HOSTILE, *sample_texts[0][40:79]]
+    file = tmp_path_factory.mktemp("source") / "text.en"
+    file.write_bytes("".join(line + ("\r\n" if i % 3 else "\n") for i, line in enumerate(lines)).encode())
+    return file
+
+
+def flags(model: Path, source: Path | str, output: Path, **changes) -> list[str]:
+    values = {"model": model, "input_file": source, "output_file": output, "shard_size": 8, "max_batch_tokens": 100}
+    return [text for name, value in {**values, **changes}.items() for text in (f"--{name}", str(value))]
+
+
+def lines(file: Path) -> list[str]:
+    return file.read_bytes().decode().removesuffix("\n").split("\n")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_repository, source, tmp_path_factory) -> Path:
+    """The output of a run that was never stopped, one process."""
+    output = tmp_path_factory.mktemp("unbroken") / "text.de"
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    translate.main(flags(tiny_repository, source, output, num_workers=1))
+    return output
+
+
+def test_each_line_is_what_the_pipeline_says(tiny_repository, source, unbroken):
+    translator = pipeline("translation", model=str(tiny_repository), device="cpu")
+    texts = [line.removesuffix("\r") for line in lines(source)]
+    expected = [translator(text, truncation=True)[0]["translation_text"] for text in texts]
+    assert lines(unbroken) == list(map(one_line, expected))
+    assert len(texts) == 90 and len(set(expected)) > 60
+    result = json.loads(unbroken.with_name("text.de.translation.json").read_text())
+    sentences = []
+    translator._text_format(None).translate(texts, lambda found: sentences.extend(found) or [[text] for text in found])
+    lengths = [len(ids) for ids in translator.tokenizer(sentences, verbose=False)["input_ids"]]
+    assert len(sentences) > 90 and result["cut"] == sum(length > 40 for length in lengths) >= 2
+    assert result["blank"] == sum(not text.strip() for text in texts) == 3
+    assert result["sentences"] == 90 and result["mean_steps_taken"] == result["num_refinement_steps"] == 1
+    assert result["engine"] == "torch" and result["seconds"] > 0 and result["sentences_per_second"] > 0
+    assert sorted(path.name for path in unbroken.parent.iterdir()) == ["text.de", "text.de.translation.json"]
+
+
+def test_gzip_standard_input_and_no_last_line_end(tiny_repository, source, unbroken, tmp_path, monkeypatch):
+    content = source.read_bytes().removesuffix(b"\n").removesuffix(b"\r")
+    with gzip.open(tmp_path / "text.en.gz", "wb") as file:
+        file.write(content)
+    translate.main(flags(tiny_repository, tmp_path / "text.en.gz", tmp_path / "gzip", num_workers=1))
+    assert (tmp_path / "gzip").read_bytes() == unbroken.read_bytes()
+    with source.open() as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        translate.main(flags(tiny_repository, "-", tmp_path / "stdin", num_workers=1))
+    assert (tmp_path / "stdin").read_bytes() == unbroken.read_bytes()
+    (tmp_path / "empty").touch()
+    result = translate.main(flags(tiny_repository, tmp_path / "empty", tmp_path / "nothing"))
+    assert (tmp_path / "nothing").read_bytes() == b"" and result["sentences"] == 0
+
+
+def test_workers_give_the_same(tiny_repository, source, unbroken, tmp_path, monkeypatch):
+    translate_shards = FileTranslation.translate
+
+    def wait_for_a_worker(run, engine):
+        deadline = time.monotonic() + 200
+        while not list(run.work.glob("shard-*.jsonl")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        translate_shards(run, engine)
+
+    monkeypatch.setattr(FileTranslation, "translate", wait_for_a_worker)
+    result = translate.main(flags(tiny_repository, source, tmp_path / "out", num_workers=2))
+    assert (tmp_path / "out").read_bytes() == unbroken.read_bytes() and result["num_processes"] == 2
+
+
+def test_steps_are_counted(tiny_repository, source, tmp_path):
+    result = translate.main(flags(tiny_repository, source, tmp_path / "out", num_workers=1, num_refinement_steps=4))
+    assert result["num_refinement_steps"] == 4 and 1 < result["mean_steps_taken"] < 4
+
+
+def test_lines_go_to_the_model_as_they_are_if_asked(tiny_repository, source, tmp_path):
+    result = translate.main(flags(tiny_repository, source, tmp_path / "out", num_workers=1, preserve_format=False))
+    translator = pipeline("translation", model=str(tiny_repository), device="cpu", preserve_format=False)
+    expected = [translator(line.removesuffix("\r"), truncation=True)[0]["translation_text"] for line in lines(source)]
+    assert lines(tmp_path / "out") == list(map(one_line, expected)) and result["mean_steps_taken"] == 1
+
+
+def test_engines(tiny_repository, source, unbroken, tmp_path):
+    repository = shutil.copytree(tiny_repository, tmp_path / "repository")
+    with pytest.raises(FileNotFoundError, match=r"no onnx/model\.onnx\. Make it"):
+        translate.main(flags(repository, source, tmp_path / "out", engine="onnx"))
+    assert load_translator(str(repository), "auto").engine == "torch"
+    export_onnx(AutoModelForSeq2SeqLM.from_pretrained(repository, dtype=torch.float32).eval(), repository)
+    translate.main(flags(repository, source, tmp_path / "out", engine="onnx", num_workers=1))
+    assert (tmp_path / "out").read_bytes() == unbroken.read_bytes()
+    translator = load_translator(str(repository), "auto")
+    assert translator.engine == "onnx-int8"
+    assert len(translator.translate(["Tom laughed.", ""]).texts) == 2
+    with pytest.raises(FileNotFoundError, match=r"no shortlist\.safetensors\. Make it"):
+        load_translator(str(repository), "onnx-int8-shortlist")
+    size = translator.model.config.vocab_size
+    Shortlist(torch.zeros(size, 1).int(), torch.tensor([5, 6]).int(), torch.tensor(float("-inf"))).save(repository)
+    shortlisted = load_translator(str(repository), "onnx-int8-shortlist")
+    ids = shortlisted.model.generate(torch.tensor([[7, 8, 9, 1]]))
+    assert set(ids.flatten().tolist()) <= {5, 6} and shortlisted.fingerprint != translator.fingerprint
+    (repository / FILES["int8"]).write_bytes((repository / FILES["float32"]).read_bytes())
+    assert load_translator(str(repository), "onnx-int8").fingerprint != translator.fingerprint
+    with pytest.raises(ValueError, match="runs on the CPU, not on cuda"):
+        load_translator(str(repository), "onnx", device="cuda")
+
+
+def test_what_is_wrong_is_refused(tiny_repository, source, tmp_path):
+    output = tmp_path / "out"
+    with pytest.raises(ValueError, match="engine is 'fast'; it must be one of auto, torch, compiled, onnx, onnx-int8"):
+        translate.main(flags(tiny_repository, source, output, engine="fast"))
+    for name in ("max_batch_tokens", "shard_size", "num_workers"):
+        with pytest.raises(ValueError, match=f"{name} is 0; it must be at least 1"):
+            translate.main(flags(tiny_repository, source, output, **{name: 0}))
+    with pytest.raises(FileNotFoundError, match="no text file"):
+        translate.main(flags(tiny_repository, tmp_path / "nothing", output))
+    with pytest.raises(ValueError, match="is the input"):
+        translate.main(flags(tiny_repository, source, source))
+    with pytest.raises(ValueError, match=r"leave \.gz out"):
+        translate.main(flags(tiny_repository, source, tmp_path / "out.gz"))
+    (tmp_path / "latin").write_bytes(b"good\nb\xe9d\n")
+    with pytest.raises(ValueError, match=r"latin, line 2: not valid UTF-8"):
+        translate.main(flags(tiny_repository, tmp_path / "latin", output))
+    assert not list(tmp_path.glob("out*")), "nothing is begun that could not be done"
+    output.write_text("mine\n")
+    with pytest.raises(FileExistsError, match="--output_file, or give --overwrite"):
+        translate.main(flags(tiny_repository, source, output))
+    assert output.read_text() == "mine\n"
+
+
+def test_other_settings_are_refused_with_the_difference(tiny_repository, source, tmp_path, run_killed):  # noqa: F811
+    output, other = tmp_path / "out", shutil.copytree(tiny_repository, tmp_path / "other")
+    argv = flags(tiny_repository, source, output, num_workers=1)
+    assert run_killed(argv, 5, "after", "translate") == -signal.SIGKILL
+    shards = list((tmp_path / "out.unfinished").glob("shard-*.jsonl"))
+    assert len(shards) == 2
+    model = AutoModelForSeq2SeqLM.from_pretrained(other)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(2.0)
+    model.save_pretrained(other)
+    (tmp_path / "more.en").write_bytes(source.read_bytes() + b"one more\n")
+    for changes, difference in (
+        ({"model": other}, "model_fingerprint: '[0-9a-f]{64}' then, '[0-9a-f]{64}' now"),
+        ({"num_refinement_steps": 3}, "num_refinement_steps: 1 then, 3 now"),
+        ({"shard_size": 9}, "shard_size: 8 then, 9 now"),
+        ({"input_file": tmp_path / "more.en"}, "input_lines: 90 then, 91 now; input_sha256: '"),
+    ):
+        with pytest.raises(ValueError, match=rf"with other settings: {difference}.*--output_file, or --overwrite"):
+            translate.main(changed(argv, changes))
+    assert all(shard.exists() for shard in shards)
+    result = translate.main([*changed(argv, {"num_refinement_steps": 3}), "--overwrite"])
+    assert result["num_refinement_steps"] == 3 and len(lines(output)) == 90
+
+
+def changed(argv: list[str], changes: dict) -> list[str]:
+    """The flags with others in the place of some; the last of a flag holds."""
+    return [*argv, *(text for name, value in changes.items() for text in (f"--{name}", str(value)))]
+
+
+# killed
+
+# One process after another: source.txt, plan.json, run.json, twelve shards, the output, its description.
+MOMENTS = [
+    (2, "after"),  # a plan, but no run.json: all begins anew
+    (3, "before"),
+    (4, "after"),  # one shard
+    (3, "before"),  # three
+    (8, "after"),  # eleven
+    (2, "before"),  # twelve, and no output
+    (1, "after"),  # an output, and no description
+    (2, "before"),
+    (2, "after"),  # the run's own files are still there
+]
+
+
+def test_killed_before_and_after_every_rename(tiny_repository, source, unbroken, tmp_path, run_killed):  # noqa: F811
+    argv = flags(tiny_repository, source, tmp_path / "out", num_workers=1)
+    for moment in MOMENTS:
+        assert run_killed(argv, *moment, "translate") == -signal.SIGKILL
+    assert (tmp_path / "out").read_bytes() == unbroken.read_bytes() and (tmp_path / "out.unfinished").exists()
+    for _ in range(2):
+        result = translate.main(argv)
+        assert (tmp_path / "out").read_bytes() == unbroken.read_bytes() and result["sentences"] == 90
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.translation.json"]
+    assert result["processes_of_all_runs"] == 4, "several processes had a share in it"
+
+
+def test_two_processes_killed_and_continued(tiny_repository, source, unbroken, tmp_path, run_killed):  # noqa: F811
+    argv = flags(tiny_repository, source, tmp_path / "out")
+    killed = tmp_path / "killed.py"
+    paths = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "support")]
+    killed.write_text(f"import sys\nsys.path[:0] = {paths}\nfrom test_distil import run_until\n")
+    with killed.open("a") as file:
+        file.write("run_until(sys.argv[1:], 5, 'after', 'translate')\n")
+    launched = launch(killed, argv)
+    assert launched.returncode != 0 and "SIGKILL" in launched.stderr, launched.stderr[-3000:]
+    shards = list((tmp_path / "out.unfinished").glob("shard-*.jsonl"))
+    assert 1 <= len(shards) < 12 and not (tmp_path / "out").exists()
+    assert run_killed(changed(argv, {"num_workers": 1}), 1, "after", "translate") == -signal.SIGKILL
+    launched = launch(ROOT / "training" / "translate.py", argv)
+    assert launched.returncode == 0, launched.stderr[-3000:]
+    assert (tmp_path / "out").read_bytes() == unbroken.read_bytes()
+    result = json.loads(launched.stdout.strip().split("\n")[-1])
+    assert result["num_processes"] == 2 and result["processes_of_all_runs"] >= 2
+
+
+# memory
+
+MEMORY_CODE = """
+import re, sys
+from pathlib import Path
+from tests.test_translate import Echo
+from training.file_translation import FileTranslation
+Path("/proc/self/clear_refs").write_text("5")  # the peak is what it is now, without that of the imports
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+before = peak()
+run = FileTranslation(sys.argv[1], sys.argv[2], {"shard_size": 2000})
+run.prepare()
+run.translate(Echo())
+run.merge({"num_refinement_steps": None})
+print(peak() - before)
+"""
+
+
+class Echo:
+    """Translates a line into itself."""
+
+    def translate(self, lines, on_progress=lambda lines: None):
+        on_progress(len(lines))
+        return TranslatedLines(list(lines), 0, 0, 0, 0)
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    file, output = tmp_path / "long", tmp_path / "out"
+    file.write_text("".join(f"line {number} of many, each short\n" for number in range(200_000)))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", MEMORY_CODE, str(file), str(output)]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True).stdout
+    assert output.read_bytes() == file.read_bytes()
+    kilobytes = int(printed)
+    print(f"{file.stat().st_size >> 10} KiB of text, {kilobytes} KiB more memory")
+    assert kilobytes < 4 * 1024, "a shard has 62 KiB, the file 6 MiB"
+
+
+@pytest.mark.parametrize("damage", ["lost", "doubled", "swapped"])
+def test_a_lost_or_doubled_line_is_noticed(tmp_path, damage):
+    (tmp_path / "in").write_text("".join(f"{number}\n" for number in range(9)))
+    run = FileTranslation(tmp_path / "in", tmp_path / "out", {"shard_size": 3})
+    run.prepare()
+    run.translate(Echo())
+    first, second = run._shard_file(0), run._shard_file(1)
+    content = first.read_bytes()
+    if damage == "swapped":
+        first.write_bytes(second.read_bytes())
+    else:
+        first.write_bytes(content.removesuffix(b"2\n") if damage == "lost" else content + b"2\n")
+    with pytest.raises(RuntimeError, match="does not hold the translations of its 3 lines"):
+        run.merge({"num_refinement_steps": None})
+    assert not (tmp_path / "out").exists() and second.exists()
+    run.close()

@@ -1,0 +1,132 @@
+"""The compiled engine: tokens, steps, bounds and options as those of the model itself, in padded shapes too."""
+
+import pytest
+import torch
+from torch._inductor import cpp_builder
+from transformers import pipeline
+
+from lvnar_hf.engines.compiled import CPU_BUCKETS, CUDA_BUCKETS, Buckets, LvnarCompiledModel
+from tests.conftest import has_cpp_compiler, make_batch, make_ctc_model, make_model, tiny_config
+from training import line_translator
+
+EVERY_LENGTH = [(1 + (7 * row) % 39, 1) for row in range(40)]
+BATCHES = [[(5, 1)], [(1, 1)], [(39, 1)], [(9, 1)] * 9, [(3, 1), (8, 1), (1, 1)], EVERY_LENGTH]
+
+
+pytestmark = pytest.mark.skipif(not has_cpp_compiler(), reason="torch.compile needs a C++ compiler")
+
+
+@pytest.fixture(scope="module", params=["length", "ctc"])
+def model(request):
+    sizes = {"num_prior_layers": 1, "num_posterior_decoder_layers": 2, "num_decoder_layers": 1}
+    return make_ctc_model(**sizes) if request.param == "ctc" else make_model(tiny_config(**sizes))
+
+
+of_length = pytest.mark.parametrize("model", ["length"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    """Compiled for one sentence and for several; nothing may be compiled after that."""
+    engine = LvnarCompiledModel(model)
+    torch._dynamo.utils.counters.clear()
+    assert engine.warm_up() > 0
+    return engine
+
+
+@pytest.fixture
+def no_new_graph():
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    yield
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before > 0
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 3, 8])
+@pytest.mark.parametrize("options", [{}, {"max_length": 1}, {"remove_repetitions": False}])
+@pytest.mark.parametrize("buckets", [CPU_BUCKETS, CUDA_BUCKETS, Buckets(5, False)])
+def test_it_is_the_model_token_by_token(model, engine, buckets, num_steps, options, monkeypatch, no_new_graph):
+    monkeypatch.setattr(engine, "buckets", buckets)
+    options = {**options, "num_refinement_steps": num_steps, "return_dict_in_generate": True, "output_scores": True}
+    for seed, lengths in enumerate(BATCHES):
+        batch = make_batch(model.config, lengths, seed)
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], **options}
+        expected, output = model.generate(**inputs), engine.generate(**inputs)
+        assert torch.equal(output.sequences, expected.sequences)
+        assert torch.equal(output.num_steps_taken, expected.num_steps_taken)
+        assert len(output.sequences_per_step) == len(expected.sequences_per_step)
+        for given, wanted in zip(output.sequences_per_step, expected.sequences_per_step, strict=True):
+            assert torch.equal(given, wanted)
+        torch.testing.assert_close(output.lower_bounds, expected.lower_bounds, rtol=1e-4, atol=1e-3)
+
+
+def test_sentences_that_stop_leave_the_batch(model, engine, monkeypatch, no_new_graph):
+    """In powers of 2 where batches are padded; the steps above take some of these ways alone."""
+    monkeypatch.setattr(engine, "buckets", CUDA_BUCKETS)
+    sizes = []
+    infer = engine.infer_posterior
+    monkeypatch.setattr(
+        engine, "infer_posterior", lambda source, *target: sizes.append(len(target[0])) or infer(source, *target)
+    )
+    batch = make_batch(model.config, EVERY_LENGTH)
+    options = {"num_refinement_steps": 8, "max_length": 2, "return_dict_in_generate": True}
+    output = engine.generate(batch["input_ids"], **options)
+    assert sizes[0] == 64 and sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 1
+    for step, size in enumerate(sizes):
+        num_refined = int((output.num_steps_taken > step).sum())
+        assert size & (size - 1) == 0 and num_refined <= size <= 4 * num_refined
+
+
+def test_the_shapes_that_inputs_are_padded_to():
+    assert [CPU_BUCKETS.length(length) for length in (1, 2, 3, 25)] == [2, 2, 3, 25]
+    assert [CUDA_BUCKETS.length(length) for length in (1, 8, 9, 25)] == [8, 8, 16, 32]
+    assert [CPU_BUCKETS.batch_size(size) for size in (1, 3, 32)] == [1, 3, 32]
+    assert [CUDA_BUCKETS.batch_size(size) for size in (1, 2, 3, 8, 9)] == [1, 2, 4, 8, 16]
+    with pytest.raises(ValueError, match="length_multiple is 0; it must be a whole number of at least 1"):
+        Buckets(0, False)
+
+
+def test_in_the_pipeline_and_for_files(tiny_repository, sample_tokenizer, sample_texts, monkeypatch):
+    """A repository, in bfloat16."""
+    engine = LvnarCompiledModel.from_pretrained(tiny_repository, dtype=torch.bfloat16)
+    assert engine.dtype == torch.bfloat16
+    texts = [text for text in sample_texts[0] if len(text) < 40][:32]
+    expected = pipeline("translation", model=engine.model, tokenizer=sample_tokenizer)(texts, batch_size=16)
+    given = pipeline("translation", model=engine, tokenizer=sample_tokenizer)(texts, batch_size=16)
+    # Untrained, nearly all words are nearly equal: a wrong mask or weight would change every sentence.
+    assert sum(one != other for one, other in zip(given, expected, strict=True)) <= 8
+    monkeypatch.setattr(line_translator.LvnarCompiledModel, "from_pretrained", lambda name, device: engine)
+    translator = line_translator.load_translator(str(tiny_repository), "compiled", max_batch_tokens=256)
+    assert translator.model is engine and translator.engine == "compiled"
+    translated = translator.translate(texts).texts
+    assert sum(one != other["translation_text"] for one, other in zip(translated, given, strict=True)) <= 8
+
+
+def test_it_refuses_what_the_model_refuses(model, engine, no_new_graph):
+    with pytest.raises(ValueError, match="num_beams=4 steers autoregressive decoding"):
+        engine.generate(torch.tensor([[5, 1]]), num_beams=4)
+    with pytest.raises(ValueError, match="The source has 41 tokens; the model takes at most"):
+        engine.generate(torch.full((1, 41), 5))
+    with pytest.raises(ValueError, match="LvnarCompiledModel is on cpu and cannot go to cuda"):
+        engine.to("cuda")
+    assert engine.to("cpu") is engine and engine.eval() is engine and engine.can_generate()
+    assert list(engine.modules()) == list(model.modules())
+
+
+@of_length
+def test_each_engine_has_the_weights_of_its_time(model):
+    """Of one model whose weights have changed, too: the compiler must not take for known what it has frozen."""
+    changed = make_model(model.config)
+    input_ids = make_batch(model.config, [(9, 1)] * 4)["input_ids"]
+    old = LvnarCompiledModel(changed).generate(input_ids, num_refinement_steps=0)
+    assert torch.equal(old, changed.generate(input_ids, num_refinement_steps=0))
+    changed.load_state_dict(make_model(model.config, seed=1).state_dict())
+    new = changed.generate(input_ids, num_refinement_steps=0)
+    assert old.shape != new.shape or not torch.equal(old, new)
+    assert torch.equal(LvnarCompiledModel(changed).generate(input_ids, num_refinement_steps=0), new)
+
+
+@of_length
+def test_without_a_cpp_compiler(model, monkeypatch):
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: 1 / 0)
+    with pytest.raises(RuntimeError, match="needs a C\\+\\+ compiler on the CPU, and there is none: install g"):
+        LvnarCompiledModel(model)

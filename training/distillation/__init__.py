@@ -1,0 +1,1 @@
+"""A teacher's translations of the training text."""

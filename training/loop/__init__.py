@@ -1,0 +1,1 @@
+"""One training run: its steps, schedules, objective, log and states."""

@@ -1,0 +1,166 @@
+"""One training run, from a recipe's sections to the best model: what `train.py` and `teacher.py` have in common."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import datasets
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, parse_flag_from_env, set_seed
+from transformers import PreTrainedModel
+
+from lvnar_hf import LvnarTokenizer
+from training.data.encoding import tokenize_pairs
+from training.data.encoding.augmentation import augment_pairs
+from training.data.encoding.corpora import load_distilled_pairs, load_pairs
+from training.loop.checkpoints import check_same_run, has_taken_steps, holds_other_files, prepare_output_folder
+from training.loop.trainer import TranslationTrainer
+from training.recipe import (
+    AugmentationArguments,
+    DataArguments,
+    ModelArguments,
+    OptimizationArguments,
+    TeacherArguments,
+)
+
+# Settings that a resumed run may change: they say where, how often and how fast, not what. More minutes let a run go on
+# that has used up its own; its schedules are then at the share that its time is of the new ones.
+CHANGEABLE = (
+    "max_minutes",
+    "output_folder",
+    "overwrite",
+    "resume",
+    "save_every_steps",
+    "log_every_steps",
+    "keep_last_checkpoints",
+    "keep_best_checkpoints",
+    "tensorboard",
+    "cache_folder",
+    "num_workers",
+    "loading_workers",
+)
+
+# What FSDP must be set to. Weights are gathered for the model as a whole: keys and values are taken from layers that
+# have not been called. And no process waits for the weights of another: each makes or loads the same model.
+SHARDING = {"fsdp_version": 2, "auto_wrap_policy": None, "cpu_ram_efficient_loading": False}
+
+
+def check_launch(accelerator: Accelerator, mixed_precision: str) -> None:
+    """Refuse what accelerate would leave out without a word, and FSDP in settings that it cannot be used with.
+
+    Args:
+        mixed_precision: what the recipe says, and `accelerator` was made with.
+
+    Raises:
+        ValueError: the launch asks for another precision, for fp16 or FSDP where there is none, or for other settings
+            of FSDP than `SHARDING`.
+    """
+    launched_with = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched_with not in ("no", mixed_precision):
+        raise ValueError(
+            f"accelerate was launched with mixed_precision {launched_with}, and the recipe says {mixed_precision}: "
+            f"give --mixed_precision {launched_with} after the script, or set it in the recipe."
+        )
+    device = accelerator.device.type
+    if mixed_precision == "fp16" and device == "cpu":
+        raise ValueError("mixed_precision is fp16, which accelerate leaves out on the CPU; it must be no or bf16.")
+    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return
+    if accelerator.distributed_type != DistributedType.FSDP:
+        raise ValueError(
+            f"FSDP is asked for, which accelerate leaves out with {accelerator.num_processes} process(es) on {device}; "
+            "launch without --use_fsdp, or on accelerators."
+        )
+    plugin = accelerator.state.fsdp_plugin
+    if {name: getattr(plugin, name) for name in SHARDING} != SHARDING:
+        raise ValueError(
+            "FSDP is set up otherwise than it can be used: give `accelerate launch --use_fsdp --fsdp_version 2 "
+            "--fsdp_auto_wrap_policy NO_WRAP --fsdp_cpu_ram_efficient_loading false`, or the same in its file."
+        )
+
+
+def run_training(
+    data: DataArguments,
+    augmentation: AugmentationArguments,
+    sizes: ModelArguments | TeacherArguments,
+    arguments: OptimizationArguments,
+    make_model: Callable[[LvnarTokenizer], PreTrainedModel],
+) -> dict[str, float]:
+    """Load, tokenise, train; or resume. Returns the figures of the best validation.
+
+    Args:
+        data, augmentation, sizes, arguments: sections of the recipe; kept in `run.json`, and compared when a run is
+            resumed.
+        make_model: the model to begin with, for the tokenizer; called after the seed is set.
+
+    Raises:
+        FileNotFoundError: `resume` is given, and there is no run.
+        FileExistsError: the output folder is not empty, and neither `overwrite` nor `resume` is given.
+        ValueError: for arguments that are missing or cannot be combined, or differ from those of the run to resume;
+            and what `check_launch` refuses.
+    """
+    if arguments.output_folder is None or data.tokenizer_folder is None:
+        raise ValueError("Give --output_folder and --tokenizer_folder, or name them in the recipe.")
+    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    check_launch(accelerator, arguments.mixed_precision)
+    folder = Path(arguments.output_folder)
+    sections = (data, augmentation, sizes, arguments)
+    settings = {name: value for section in sections for name, value in asdict(section).items()}
+    settings["num_processes"] = accelerator.num_processes
+    settings = {name: value for name, value in settings.items() if name not in CHANGEABLE}
+    if accelerator.is_fsdp2:
+        settings["is_sharded"] = True
+    if arguments.resume and not (folder / "run.json").exists():
+        raise FileNotFoundError(f"There is no run to go on with in {folder}: leave --resume out, or name its folder.")
+    has_begun = (folder / "run.json").exists() and has_taken_steps(folder)
+    is_resumed = arguments.resume and has_begun
+    accelerator.wait_for_everyone()  # before the main process writes what the others look for
+    if is_resumed:
+        check_same_run(folder, settings)
+    elif accelerator.is_main_process:
+        # A run that has taken no step, because its start failed, is no run.
+        prepare_output_folder(folder, arguments.overwrite or not (has_begun or holds_other_files(folder)))
+        (folder / "run.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    if not accelerator.is_main_process:
+        datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()  # else a bar for each file of each checkpoint
+    accelerator.wait_for_everyone()
+
+    tokenizer = LvnarTokenizer.from_pretrained(data.tokenizer_folder)
+    set_seed(arguments.seed)
+    model = make_model(tokenizer)
+    set_seed(arguments.seed, device_specific=True)
+    tokenizer.model_max_length = limit = model.config.max_position_embeddings
+    # What each kind of model can express: a length that its predictor has, a target that its cells can spell, anything.
+    is_ctc = getattr(model.config, "alignment", None) == "ctc"
+    expressible: dict[str, Any] = {
+        "max_length_offset": None if is_ctc else getattr(model.config, "max_length_offset", None),
+        "upsampling_ratio": model.config.upsampling_ratio if is_ctc else None,
+    }
+    train_texts = load_distilled_pairs(data) if arguments.train_on == "distilled" else load_pairs(data, "train")
+    train_texts = augment_pairs(train_texts, augmentation, (data.source_language, data.target_language))
+    valid_texts = load_pairs(data, "valid")
+    options = {**expressible, "num_workers": data.num_workers, "cache_folder": data.cache_folder}
+    with accelerator.main_process_first():
+        train_pairs, train_counts = tokenize_pairs(
+            train_texts,
+            tokenizer,
+            min(data.max_sentence_length, limit),
+            max_length_ratio=data.max_length_ratio,
+            remove_duplicates=data.remove_duplicates,
+            **options,
+        )
+        valid_pairs, valid_counts = tokenize_pairs(valid_texts, tokenizer, limit, **options)
+    accelerator.print(f"training pairs: {train_counts}; validation pairs: {valid_counts}")
+    accelerator.print(f"{model.num_parameters():,} parameters; processes: {accelerator.num_processes}")
+    texts = (valid_texts["source"], valid_texts["target"])
+    trainer = TranslationTrainer(accelerator, model, tokenizer, train_pairs, valid_pairs, texts, arguments)
+    if is_resumed and trainer.has_state():
+        accelerator.print(f"resumed at step {trainer.resume()}")
+    metrics = trainer.train()
+    accelerator.print(f"best model: {folder / 'best'}, " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+    return metrics

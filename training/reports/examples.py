@@ -1,0 +1,264 @@
+"""Translations step by step with the changed words marked (the paper's Table 3), as Markdown and as HTML.
+
+What is unusual: what a step changes is found by alignment, not position by position, so that one inserted word does not
+mark all that follow. Text without spaces (Japanese) is aligned by subwords. Sentences may hold anything: what would be
+markup or would break a line is written so that it is read as text.
+"""
+
+import html
+import unicodedata
+from collections.abc import Callable, Sequence
+from difflib import SequenceMatcher
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from training.quality.decoding import Refinement
+
+# Mean characters between spaces above which text counts as written without spaces; German news has 6.
+LONGEST_MEAN_WORD = 12
+_MARKUP = {character: f"&#{ord(character)};" for character in "\\`*_[]|~$"}
+_MARKUP.update({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+_DIRECTION_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+_KINDS = {"equal": "kept", "replace": "replaced", "insert": "inserted", "delete": "removed"}
+_LEGEND = (
+    ("replaced", "before", "after"),
+    ("inserted", "", "word"),
+    ("removed", "word", ""),
+)
+_STYLE = """
+body { font-family: sans-serif; margin: 2em auto; max-width: 60em; padding: 0 1em; color: #000; background: #fff; }
+table { border-collapse: collapse; width: 100%; margin-bottom: 2em; }
+th, td { border: 1px solid #999; padding: 0.3em 0.6em; text-align: left; vertical-align: top; overflow-wrap: anywhere; }
+td.number { text-align: right; white-space: nowrap; }
+del { color: #8a3800; text-decoration: line-through; }
+ins { background: #cfe8f7; text-decoration: underline; font-weight: bold; }
+mark { background: #f5e08a; color: #000; font-weight: bold; border: 1px solid #000; padding: 0 0.15em; }
+"""
+
+
+def choose_examples(refinements: dict[int, Refinement], num_examples: int) -> list[int]:
+    """Indices of the lines whose translation changes most often; those that stop come first, then the file's order."""
+    order = sorted(refinements, key=lambda i: (not refinements[i].has_converged, -refinements[i].num_changes, i))
+    return order[:num_examples]
+
+
+def is_unspaced(texts: Sequence[str]) -> bool:
+    """Whether texts are written without spaces between words."""
+    words = [word for text in texts for word in text.split()]
+    return sum(map(len, words)) > LONGEST_MEAN_WORD * len(words)
+
+
+def split_words(text: str) -> list[str]:
+    """What stands between white space."""
+    return text.split()
+
+
+def split_subwords(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """The text of a translation in pieces, which joined are the whole text again.
+
+    A piece is a subword where the text can be cut there: the bytes of one character, or subwords that are joined in
+    another way when more follow, stay in one piece.
+    """
+    text = tokenizer.decode(list(ids), skip_special_tokens=True)
+    pieces, position = [], 0
+    for end in range(1, len(ids) + 1):
+        beginning = tokenizer.decode(list(ids[:end]), skip_special_tokens=True)
+        if len(beginning) > position and text.startswith(beginning):
+            pieces.append(text[position : len(beginning)])
+            position = len(beginning)
+    return pieces
+
+
+def align(before: Sequence[str], after: Sequence[str], joiner: str) -> list[dict[str, Any]]:
+    """What becomes of the words of one translation in the next, in order.
+
+    Args:
+        before, after: words, or pieces of text.
+        joiner: what stands between them: a space, or nothing.
+
+    Returns:
+        Runs: `kind`, one of kept, replaced, inserted and removed; `before` and `after`, their text; `num_words`, the
+        larger number of the two sides.
+    """
+    matcher = SequenceMatcher(None, before, after, autojunk=False)
+    return [
+        {
+            "kind": _KINDS[tag],
+            "before": joiner.join(before[i:j]),
+            "after": joiner.join(after[k:m]),
+            "num_words": max(j - i, m - k),
+        }
+        for tag, i, j, k, m in matcher.get_opcodes()
+    ]
+
+
+def describe_example(
+    tokenizer: PreTrainedTokenizerBase,
+    refinement: Refinement,
+    elbos: Sequence[float] | None,
+    unspaced: bool,
+) -> dict[str, Any]:
+    """The steps of one sentence until it stops, as the decoder gave them, each with what it changed.
+
+    Args:
+        elbos: (at least num_steps_taken + 1,), nats a target token; None if it cannot be scored.
+        unspaced: align subwords, not words.
+    """
+    steps: list[dict[str, Any]] = []
+    before: list[str] = []
+    for step, ids in enumerate(refinement.target_ids):
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        after = split_subwords(tokenizer, ids) if unspaced else split_words(text)
+        runs = align(before if step else after, after, "" if unspaced else " ")
+        num_changed = sum(run["num_words"] for run in runs if run["kind"] != "kept")
+        elbo = None if elbos is None else elbos[step]
+        steps.append({"step": step, "elbo": elbo, "text": text, "num_changed_words": num_changed, "runs": runs})
+        before = after
+    return {
+        "num_changes": refinement.num_changes,
+        "has_converged": refinement.has_converged,
+        "output": refinement.texts[-1],
+        "steps": steps,
+    }
+
+
+def visible(text: str) -> str:
+    """The text on one line: line ends, control characters and those that turn the direction by their code."""
+    return "".join(
+        f"⟨U+{ord(character):04X}⟩"
+        if unicodedata.category(character) in ("Cc", "Zl", "Zp") or character in _DIRECTION_CONTROLS
+        else character
+        for character in text
+    )
+
+
+def escape_markdown(text: str) -> str:
+    """The text as a Markdown table cell shows it literally."""
+    return "".join(_MARKUP.get(character, character) for character in visible(text))
+
+
+def escape_html(text: str) -> str:
+    """The text as HTML shows it literally."""
+    return html.escape(visible(text))
+
+
+MARKDOWN_MARKS = {
+    "kept": "{after}",
+    "replaced": "~~{before}~~ → **{after}**",
+    "inserted": "**+ {after}**",
+    "removed": "~~− {before}~~",
+}
+HTML_MARKS = {
+    "kept": "{after}",
+    "replaced": "<del>{before}</del> → <mark>{after}</mark>",
+    "inserted": "<ins>+ {after}</ins>",
+    "removed": "<del>− {before}</del>",
+}
+
+
+def _mark(runs: Sequence[dict[str, Any]], marks: dict[str, str], escape: Callable[[str], str]) -> str:
+    sides = ({side: escape(_show_spaces(run[side])) for side in ("before", "after")} for run in runs)
+    return " ".join(marks[run["kind"]].format(**texts) for run, texts in zip(runs, sides, strict=True))
+
+
+def mark_markdown(runs: Sequence[dict[str, Any]]) -> str:
+    """One translation: ~~before~~ → **after** for replaced words, **+ word** inserted, ~~− word~~ removed."""
+    return _mark(runs, MARKDOWN_MARKS, escape_markdown)
+
+
+def mark_html(runs: Sequence[dict[str, Any]]) -> str:
+    """One translation: `del` and `mark` for replaced words, `ins` inserted, `del` removed; with the same symbols."""
+    return _mark(runs, HTML_MARKS, escape_html)
+
+
+def _show_spaces(text: str) -> str:
+    """The text of a run without spaces at its ends; a run of spaces alone is ␣."""
+    return text.strip() or "␣" * len(text)
+
+
+def _legend_runs() -> list[dict[str, Any]]:
+    return [{"kind": kind, "before": before, "after": after} for kind, before, after in _LEGEND]
+
+
+def _introduce(data: dict[str, Any]) -> list[str]:
+    """What the tables show, in sentences without markup."""
+    unit = "subwords" if data["examples_by_subword"] else "words"
+    return [
+        f"{data['model']}, {data['test_set']}: {len(data['examples'])} of {data['num_sentences']} sentences, those "
+        f"that change most often and stop within {data['max_steps']} refinement steps, then those that do not stop.",
+        f"Each step shows the translation as the decoder gives it, and the {unit} that differ from the step before. "
+        f"ELBO in nats a target token, {data['num_elbo_samples']} latent samples a sentence; higher is better.",
+    ]
+
+
+def _title(number: int, example: dict[str, Any]) -> str:
+    times = f"changes {example['num_changes']} time{'s' * (example['num_changes'] != 1)}"
+    return f"Example {number}: line {example['line']}, {times}"
+
+
+def _ending(example: dict[str, Any], remove_repetitions: bool) -> tuple[str, str]:
+    """Name and text of the last row: what `generate` gives."""
+    name = "output, repetitions removed" if remove_repetitions else "output"
+    return name if example["has_converged"] else f"{name}; still changing", example["output"]
+
+
+def _remark(example: dict[str, Any], step: dict[str, Any]) -> str:
+    """What is said instead of marks where a step changes no word."""
+    if not step["step"] or step["num_changed_words"]:
+        return ""
+    is_last = step["step"] == example["steps"][-1]["step"]
+    return "nothing changes: it stops" if is_last and example["has_converged"] else "the same words of other subwords"
+
+
+def _format_elbo(elbo: float | None) -> str:
+    return "" if elbo is None else f"{elbo:.3f}".replace("-", "−")
+
+
+def render_markdown(data: dict[str, Any]) -> str:
+    """The examples of `analysis.json` as a Markdown document with a table each."""
+    legend = "; ".join(f"{run['kind']}: {mark_markdown([run])}" for run in _legend_runs())
+    blocks = ["# Refinement, step by step", *map(escape_markdown, _introduce(data)), f"Marks: {legend}."]
+    for number, example in enumerate(data["examples"], start=1):
+        rows = ["| step | ELBO | text |", "|---|---|---|"]
+        for name in ("source", "reference"):
+            rows.append(f"| {name} | | {escape_markdown(example[name])} |")
+        for step in example["steps"]:
+            remark = _remark(example, step)
+            text = f"*{remark}*" if remark else mark_markdown(step["runs"])
+            rows.append(f"| {step['step']} | {_format_elbo(step['elbo'])} | {text} |")
+        name, output = _ending(example, data["remove_repetitions"])
+        rows.append(f"| {name} | | {escape_markdown(output)} |")
+        blocks += [f"## {_title(number, example)}", "\n".join(rows)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def render_html(data: dict[str, Any]) -> str:
+    """The examples of `analysis.json` as one HTML file that needs no other."""
+    legend = "; ".join(f"{run['kind']}: {mark_html([run])}" for run in _legend_runs())
+    parts = [
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+        f"<title>Refinement, step by step</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
+        "<h1>Refinement, step by step</h1>",
+        *(f"<p>{escape_html(sentence)}</p>" for sentence in _introduce(data)),
+        f"<p>Marks: {legend}.</p>",
+    ]
+    for number, example in enumerate(data["examples"], start=1):
+        rows = [(name, "", escape_html(example[name])) for name in ("source", "reference")]
+        for step in example["steps"]:
+            remark = _remark(example, step)
+            text = f"<em>{remark}</em>" if remark else mark_html(step["runs"])
+            rows.append((str(step["step"]), _format_elbo(step["elbo"]), text))
+        name, output = _ending(example, data["remove_repetitions"])
+        rows.append((name, "", escape_html(output)))
+        parts += [
+            f"<h2>{_title(number, example)}</h2>",
+            '<table>\n<thead><tr><th scope="col">step</th><th scope="col">ELBO</th><th scope="col">text</th></tr>'
+            "</thead>\n<tbody>",
+            *(
+                f'<tr><th scope="row">{name}</th><td class="number">{elbo}</td><td dir="auto">{text}</td></tr>'
+                for name, elbo, text in rows
+            ),
+            "</tbody>\n</table>",
+        ]
+    return "\n".join([*parts, "</body>\n</html>"]) + "\n"

@@ -1,0 +1,382 @@
+"""The tables of README, cards and EXPERIMENTS.md, each made of the JSON in one folder of results.
+
+What is unusual: a table is a function of a folder, `model_cards/<model id>/results`; no number stands in its text.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from training.reports.speed_tables import render_brief, render_summary
+
+
+def read_result(results: Path, name: str) -> dict[str, Any]:
+    """The JSON of that name."""
+    return json.loads((results / f"{name}.json").read_text("utf-8"))
+
+
+def has_result(results: Path, name: str) -> bool:
+    """Whether there is a JSON of that name."""
+    return (results / f"{name}.json").exists()
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table."""
+    header = list(header)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def machine_of(result: dict[str, Any]) -> str:
+    """For the end of a caption: threads and processor."""
+    return f"{result['machine']['threads']} threads of {result['machine']['processor']}"
+
+
+def _steps(num_steps: int) -> str:
+    return f"{num_steps} step{'s' * (num_steps != 1)}"
+
+
+def _score(score: dict[str, Any]) -> str:
+    """With its interval, as 24.2 ± 1.3."""
+    if "interval_95" not in score:
+        return f"{score['score']:.1f}"
+    low, high = score["interval_95"]
+    return f"{score['score']:.1f} ± {(high - low) / 2:.1f}"
+
+
+def _signatures(result: dict[str, Any]) -> str:
+    names = {"bleu": "BLEU", "bleu_intl_lowercased": "BLEU, intl", "bleu_moses": "BLEU, Moses", "chrf": "chrF"}
+    return "; ".join(f"{text}: `{result[name]['signature']}`" for name, text in names.items() if name in result)
+
+
+def _other_bleu(result: dict[str, Any]) -> tuple[str, str]:
+    """Key and heading of the paper's BLEU for this corpus."""
+    return ("bleu_moses", "BLEU, Moses tok.") if "bleu_moses" in result else ("bleu_intl_lowercased", "BLEU, intl lc")
+
+
+def quality_table(results: Path) -> str:
+    """The test set's scores by refinement step, and the ELBO of its references."""
+    test = read_result(results, "test")
+    key, heading = _other_bleu(test["results"][0])
+    rows = []
+    for result in test["results"]:
+        repeated = result["repeated_tokens"]
+        rows.append(
+            (
+                result["num_refinement_steps"],
+                f"{result['mean_steps_taken']:.2f}",
+                _score(result["bleu"]),
+                _score(result[key]),
+                _score(result["chrf"]),
+                f"{result['length_ratio']:.3f}",
+                f"{repeated['before_removal']['words']:.1%} → {repeated['after_removal']['words']:.1%}",
+            )
+        )
+    header = ("steps", "taken, mean", "BLEU", heading, "chrF", "length ratio", "repeated words, before → after removal")
+    elbo = test["elbo_of_references"]
+    parts = ", ".join(f"{name} {elbo[key]:.3f}" for name, key in ELBO_PARTS_SHOWN.items() if key in elbo)
+    repeated_in_references = test["results"][0]["repeated_words_in_references"]
+    return table(header, rows) + (
+        f"\n\n{_test_set(test)}; {test['num_parameters'] / 1e6:.1f} M parameters; one latent, no rescoring. ± is half "
+        f"the 95 % bootstrap interval. Repeated words in the references: {repeated_in_references:.1%}. "
+        f"{_signatures(test['results'][0])}. ELBO of the references: {elbo['elbo']:.3f} nats a target token ({parts}), "
+        f"{elbo['num_samples']} latent samples a sentence."
+    )
+
+
+ELBO_PARTS_SHOWN = {"token NLL": "token_nll", "KL": "kl", "length NLL": "length_nll"}
+
+
+def _test_set(result: dict[str, Any]) -> str:
+    return (
+        f"{result['num_sentences']:,} sentences of {result['test_set']}, {result['source_language']} to "
+        f"{result['target_language']}"
+    )
+
+
+def length_table(results: Path) -> str:
+    """BLEU by source length, a column for each number of steps."""
+    test = read_result(results, "test")
+    of_steps = [result["bleu_by_source_length"] for result in test["results"]]
+    header = ["source tokens", "sentences"]
+    header += [f"BLEU, {_steps(result['num_refinement_steps'])}" for result in test["results"]]
+    rows = []
+    for buckets in zip(*of_steps, strict=True):
+        shortest, longest = buckets[0]["source_tokens"]
+        name = f"{shortest} or more" if longest is None else f"{shortest} to {longest}"
+        rows.append((name, buckets[0]["num_sentences"], *(f"{bucket['bleu']:.1f}" for bucket in buckets)))
+    return table(header, rows)
+
+
+def systems_table(results: Path) -> str:
+    """Teacher, student on raw text and student on distilled text, on the same test set."""
+    rows, shown = [], None
+    for name, what in (
+        ("teacher_test", "teacher"),
+        ("test_raw", "student, raw text"),
+        ("test", "student, distilled text"),
+    ):
+        if not has_result(results, name):
+            continue
+        shown = read_result(results, name)
+        key, heading = _other_bleu(shown["results"][0])
+        for result in shown["results"]:
+            is_searched = "num_beams" in result
+            decoding = f"beam {result['num_beams']}" if is_searched else _steps(result["num_refinement_steps"])
+            scores = (_score(result[part]) for part in ("bleu", key, "chrf"))
+            rows.append((f"{what}, {shown['num_parameters'] / 1e6:.1f} M", decoding, *scores))
+    if shown is None:
+        raise FileNotFoundError(f"There is neither teacher_test.json nor test.json in {results}.")
+    return table(("model, parameters", "decoding", "BLEU", heading, "chrF"), rows) + (
+        f"\n\n{_test_set(shown)}. {_signatures(shown['results'][0])}."
+    )
+
+
+def refinement_table(results: Path) -> str:
+    """ELBO and BLEU of the model's own translations by refinement step, and where sentences stop."""
+    analysis = read_result(results, "analysis")
+    shares = {row["step"]: row["share"] for row in analysis["stopping"]["steps"]}
+    rows = [
+        (row["step"], f"{row['elbo']:.4f}", f"{row['bleu']:.2f}", f"{shares[row['step']]:.1%}" if row["step"] else "")
+        for row in analysis["steps"]
+    ]
+    rest = analysis["stopping"]["not_converged"]["share"]
+    return table(("step", "ELBO", "BLEU", "stop here"), rows) + (
+        f"\n\n{analysis['num_sentences']:,} sentences of {analysis['test_set']}. ELBO: nats a token of the model's own "
+        f"translation, {analysis['num_elbo_samples']} latent samples a sentence. {rest:.1%} still change at the last "
+        f"step. BLEU: `{analysis['bleu_signature']}`."
+    )
+
+
+def elbo_speed_table(results: Path) -> str:
+    """Many samples at once against as many passes."""
+    result = read_result(results, "elbo_speed")
+    names = {"1": "sentence by sentence", "64": "in batches of 64"}
+    rows = [
+        (
+            names[size],
+            f"{result['num_samples'] * row['seconds_one_pass']:.1f}",
+            f"{row['seconds_many_samples']:.1f}",
+            f"{row['times_as_fast']:.1f}",
+        )
+        for size, row in result["batch_sizes"].items()
+    ]
+    # As many passes, sentence by sentence, against the samples in batches: the two as they would be used.
+    passes = result["num_samples"] * result["batch_sizes"]["1"]["seconds_one_pass"]
+    fastest = passes / result["batch_sizes"]["64"]["seconds_many_samples"]
+    header = ("", f"{result['num_samples']} passes, s", f"{result['num_samples']} samples at once, s", "times as fast")
+    return table(header, rows) + (
+        f"\n\n{result['num_sentences']} sentences of {result['test_set']}, medians of {result['num_repeats']} turns, "
+        f"{machine_of(result)}. Samples at once in batches of 64 against passes sentence by sentence: {fastest:.1f} "
+        "times as fast."
+    )
+
+
+def oracles_table(results: Path) -> str:
+    """Where points are lost: what one pass scores when told the reference's length or latents."""
+    oracles = read_result(results, "analysis")["oracles"]
+    rows = [(given, f"{bleu:.2f}") for given, bleu in oracles["bleu"].items()]
+    return table(("given of the reference", "BLEU, 0 steps"), rows) + (
+        f"\n\n{oracles['num_sentences']:,} test sentences. The predicted length is the reference's in "
+        f"{oracles['length_accuracy']:.0%}, and {oracles['mean_length_difference']:+.2f} tokens off on the mean. BLEU: "
+        f"`{oracles['bleu_signature']}`."
+    )
+
+
+def training_table(results: Path) -> str:
+    """Validation of the student after each epoch."""
+    return _training_table(results / "log.jsonl") + " BLEU (13a, cased) on 500 of its sentences at even distances."
+
+
+def finetuning_table(results: Path) -> str:
+    """The same of the round that goes on from the best model of the first."""
+    return _training_table(results / "log_finetuning.jsonl") + " BLEU as above."
+
+
+def training_raw_table(results: Path) -> str:
+    """The same of the student on raw text, the first model that shipped."""
+    return _training_table(results / "log_raw.jsonl") + (
+        " BLEU (13a, cased) on its first 500 sentences, which are the shortest (in later runs the 500 are taken at "
+        "even distances)."
+    )
+
+
+def _training_table(log: Path) -> str:
+    lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    lines = [line for line in lines if line["kind"] == "valid"]
+    columns = {"ELBO": ("elbo", 3), **{name: (key, 3) for name, key in ELBO_PARTS_SHOWN.items()}}
+    columns |= {"length accuracy": ("length_accuracy", 2)}
+    columns |= {f"BLEU, {_steps(steps)}": (f"bleu_{steps}_steps", 1) for steps in (0, 1)}
+    # Without those of the length, where the model has no length predictor.
+    shown = {name: column for name, column in columns.items() if any(column[0] in line for line in lines)}
+    rows = [
+        (line["epoch"] + 1, line["step"], *(f"{line[key]:.{digits}f}" for key, digits in shown.values()))
+        for line in lines
+    ]
+    return table(("epoch", "step", *shown), rows) + "\n\nNats a target token on the validation set."
+
+
+def training_step_table(results: Path) -> str:
+    """Where the time of a training step goes."""
+    step = read_result(results, "training_step")
+    total = sum(step["seconds"].values())
+    parts = [(part, f"{seconds:.3f}", f"{seconds / total:.0%}") for part, seconds in step["seconds"].items()]
+    operators = [(f"`{name}`", f"{share:.0%}") for name, share in step["operator_shares"].items() if share >= 0.02]
+    names = {"torch": "torch's", "fast": "of training on the CPU (`training/loop/cpu_operators.py`)"}
+    ways = [
+        (names[way], f"{of['step']:.3f}", *(f"{1 - of[f'without_{part}'] / of['step']:.0%}" for part in _LEFT_OUT))
+        for way, of in step.get("operators", {}).items()
+    ]
+    number_type = {"bf16": "bfloat16 autocast"}.get(step.get("mixed_precision", "no"), "float32")
+    return "\n\n".join(
+        (
+            table(("part of the step", "seconds", "share"), parts),
+            table(("operator", "share of the step"), operators),
+            *([table(("attention and dropout", "seconds a step", *_LEFT_OUT), ways)] if ways else []),
+            f"{step['target_tokens_per_second']:,.0f} target tokens a second: {step['num_parameters'] / 1e6:.1f} M "
+            f"parameters, alignment {step.get('alignment', 'length')}, {step['num_sentences']} sentences of "
+            f"{step['sentence_length']} tokens a step, {number_type}, {machine_of(step)}, torch "
+            f"{step['versions']['torch']}.",
+        )
+    )
+
+
+_LEFT_OUT = ("attention", "dropout")
+
+
+def teacher_training_table(results: Path) -> str:
+    """The teacher's validation after each epoch."""
+    lines = [json.loads(line) for line in (results / "teacher_log.jsonl").read_text("utf-8").splitlines()]
+    rows = [
+        (
+            line["epoch"] + 1,
+            line["step"],
+            f"{line['token_nll']:.3f}",
+            f"{line['token_accuracy']:.3f}",
+            f"{line['bleu_beam_1']:.1f}",
+        )
+        for line in lines
+        if line["kind"] == "valid"
+    ]
+    return table(("epoch", "step", "nats a token", "token accuracy", "BLEU, beam 1"), rows) + (
+        "\n\nBLEU (13a, cased) on 500 validation sentences at even distances."
+    )
+
+
+def distillation_table(results: Path) -> str:
+    """What the teacher made of the training text; one sentence, in fact."""
+    result = read_result(results, "distillation")
+    (engine,), counts = result["engines"], result["counts"]
+    degenerate = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in counts["degenerate"].items() if count)
+    return (
+        f"{counts['pairs']:,} sentences by {engine['engine']} {engine['version']} ({engine['compute_type']}), beam "
+        f"{result['num_beams']}, length penalty {result['length_penalty']}: {result['seconds'] / 60:.0f} minutes, "
+        f"{result['sentences_per_second']:.0f} sentences/s. Degenerate: {degenerate or 'none'}; on_degenerate: "
+        f"{result['on_degenerate']}."
+    )
+
+
+def teacher_engines_table(results: Path) -> str:
+    """The teacher's engines on the same sentences."""
+    result = read_result(results, "teacher_engines")
+    rows = [
+        (
+            name,
+            f"{engine['sentences_per_second']:.0f}",
+            f"{engine['times_as_fast_as_transformers']:.1f}",
+            f"{engine['equal_to_transformers_early_stopping']:.1%}",
+            f"{engine['bleu']['score']:.2f}",
+        )
+        for name, engine in result["engines"].items()
+    ]
+    return table(("engine", "sentences/s", "times as fast", "same translations", "BLEU"), rows) + (
+        f"\n\nBeam {result['num_beams']}, {result['sentences']} training sentences, batches of "
+        f"{result['max_batch_tokens']:,} source tokens, medians of 3 rounds in turns, {machine_of(result)}. The same "
+        f"translations: as transformers with `early_stopping=True`, CTranslate2's rule. BLEU on training sentences, "
+        f"only to compare: `{result['engines']['transformers']['bleu']['signature']}`."
+    )
+
+
+def engine_quality_table(results: Path) -> str:
+    """What other engines and smaller numbers cost in BLEU."""
+    result = read_result(results, "engine_quality")
+    all_steps = [row["num_refinement_steps"] for row in next(iter(result["engines"].values()))["results"]]
+    header = ["engine", *(f"BLEU, {_steps(steps)}" for steps in all_steps)]
+    header += [f"other sentences, {_steps(steps)}" for steps in all_steps]
+    rows = []
+    for name, engine in result["engines"].items():
+        shares = [row["different_sentences"] / result["num_sentences"] for row in engine["results"]]
+        rows.append(
+            (name, *(f"{row['bleu']['score']:.2f}" for row in engine["results"]), *map("{:.1%}".format, shares))
+        )
+    signature = next(iter(result["engines"].values()))["results"][0]["bleu"]["signature"]
+    return table(header, rows) + (
+        f"\n\n{_test_set(result)}; other sentences: than eager in float32; {machine_of(result)}. BLEU: `{signature}`."
+    )
+
+
+def shortlist_table(results: Path) -> str:
+    """What a shortlist leaves out, by the number of candidates."""
+    result = read_result(results, "shortlist")
+    positions = "cells" if result.get("alignment") == "ctc" else "target positions"
+    rows = [
+        (
+            count,
+            f"{row['mean_size']:,.0f}",
+            f"{row['missed_without_check']:.2%}",
+            f"{row['whole_share']:.2%}",
+            f"{row['missed']:.2%}",
+        )
+        for count, row in sorted(result["candidates"].items(), key=lambda item: int(item[0]))
+    ]
+    header = (
+        *("candidates a source token", "tokens tried", "missed without check", "whole vocabulary"),
+        "missed",
+    )
+    return "\n\n".join(
+        (
+            table(header, rows),
+            f"{result['num_positions']:,} {positions} of {result['num_sentences']} validation sentences, after one "
+            f"step; {result['target_vocab_size']:,} target tokens, of which the {result['num_frequent']} most frequent "
+            f"are always tried. The shortlist that ships has {result['num_candidates']} candidates.",
+        )
+    )
+
+
+def speed_brief_table(results: Path) -> str:
+    """Random weights at the paper's sizes: latency, speed-up and throughput."""
+    return render_brief(read_result(results, "benchmark"), "random")
+
+
+def speed_table(results: Path) -> str:
+    """Random weights at the paper's sizes beside the autoregressive baselines, with crossovers."""
+    return render_summary(read_result(results, "benchmark"), "random")
+
+
+def speed_trained_table(results: Path) -> str:
+    """The trained models on real sentences, quality beside speed; nothing where none was timed."""
+    benchmark = read_result(results, "benchmark")
+    return render_summary(benchmark, "trained") if "trained" in benchmark["modes"] else ""
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "quality": quality_table,
+    "length": length_table,
+    "systems": systems_table,
+    "refinement": refinement_table,
+    "oracles": oracles_table,
+    "elbo_speed": elbo_speed_table,
+    "engine_quality": engine_quality_table,
+    "shortlist": shortlist_table,
+    "speed_brief": speed_brief_table,
+    "speed": speed_table,
+    "speed_trained": speed_trained_table,
+    "training": training_table,
+    "finetuning": finetuning_table,
+    "training_raw": training_raw_table,
+    "training_step": training_step_table,
+    "teacher_training": teacher_training_table,
+    "distillation": distillation_table,
+    "teacher_engines": teacher_engines_table,
+}

@@ -1,0 +1,1 @@
+"""How fast systems are, each in a process of its own."""

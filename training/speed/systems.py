@@ -1,0 +1,459 @@
+"""What is timed: every system behind one interface, token ids to token ids.
+
+What is unusual: a system is described (`SystemSpec`) apart from being built (`build_system`), since each is built in a
+process of its own. A new engine is a class with the interface `System`, a line in `ENGINES`, and its specs in
+`lvnar_specs` or `marian_specs`.
+
+The autoregressive baselines are as fast as their users would make them: key-value cache, no gradient, all threads;
+CTranslate2 with all threads on a batch, or one on it or on each part of it, whichever was faster; beam search that ends
+when `num_beams` translations are finished, CTranslate2's rule, in transformers too; where this model has a shortlist,
+the same lists for CTranslate2, as its vocabulary map.
+"""
+
+import contextlib
+import ctypes
+import functools
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+
+import lvnar_hf  # noqa: F401  (registers the model)
+from lvnar_hf.engines.base import LvnarEngine
+from lvnar_hf.engines.compiled import CAPTURE_CALLS, LvnarCompiledModel, find_cpp_compiler
+from lvnar_hf.engines.onnx import LvnarOnnxModel
+from lvnar_hf.engines.onnx_export import FILES as ONNX_FILES
+from training.distillation.run.backends import end_ids
+
+REFINEMENT_STEPS = (0, 1, 3)
+NUM_BEAMS = (1, 3)
+CTRANSLATE2_TYPES = ("float32", "int8")
+SHORTLIST_ENGINE = "onnx int8 shortlist"
+VOCABULARY_MAP_ENGINE = "ctranslate2 int8 vmap"
+COMPILED_ENGINE = "compiled"
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CALIBRATION_SENTENCES = 32  # at most, of a batch on which CTranslate2's two ways are compared
+CALIBRATION_CALLS = 5  # of one sentence, in each way
+
+
+@dataclass(frozen=True)
+class SystemSpec:
+    """What a process needs in order to build a system.
+
+    Attributes:
+        name: as in the tables; each system has its own.
+        family: "lvnar" or "autoregressive".
+        model: what the weights are, for example "marian 12-1".
+        engine: a key of `ENGINES`, with the number type behind it where the engine has several: the rows of one plot.
+        folder: the model, in the engine's format.
+        setting: refinement steps, or beams.
+        max_target_length: tokens at which an autoregressive translation is cut, `</s>` included.
+        end_ids: what ends an autoregressive translation.
+        forbidden: sequences of ids that an autoregressive translation must not have (`bad_words_ids`).
+        remove_repetitions: as in `generate`; None: as the model's generation config says.
+        tokenizer_folder: for texts; None where there are none.
+        device, dtype, num_threads: of torch; CTranslate2's number type is its own.
+    """
+
+    name: str
+    family: str
+    model: str
+    engine: str
+    folder: str
+    setting: int
+    max_target_length: int
+    end_ids: tuple[int, ...] = ()
+    forbidden: tuple[tuple[int, ...], ...] = ()
+    remove_repetitions: bool | None = None
+    tokenizer_folder: str | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    num_threads: int = 1
+
+    @property
+    def process(self) -> str:
+        """The name of its process: its own, but that what takes a minute to compile is compiled once."""
+        return self.engine if self.engine == COMPILED_ENGINE else self.name
+
+
+class System(Protocol):
+    """Translates token ids.
+
+    Attributes:
+        num_refinements: refinement steps taken so far, summed over sentences; 0 for an autoregressive model.
+        description: what it has chosen by itself, for the record.
+    """
+
+    num_refinements: int
+    description: dict[str, Any]
+
+    def prepare(self, batches: list[list[list[int]]]) -> None:
+        """What a user would set up once for batches of this size, and what is to be known of them; it is not timed."""
+        ...
+
+    def translate(self, batch: list[list[int]]) -> list[list[int]]:
+        """Sources with `</s>`, sorted by length, to translations with `</s>`, without padding.
+
+        An autoregressive translation that was cut has no `</s>`.
+        """
+        ...
+
+
+def _pad(batch: list[list[int]], padding: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask (batch, longest), int64."""
+    longest = max(map(len, batch))
+    ids = torch.tensor([[*row, *[padding] * (longest - len(row))] for row in batch])
+    lengths = torch.tensor([[len(row)] for row in batch])
+    mask = (torch.arange(longest) < lengths).long()
+    return ids.to(device), mask.to(device)
+
+
+def _load(spec: SystemSpec) -> PreTrainedModel:
+    return AutoModelForSeq2SeqLM.from_pretrained(spec.folder, dtype=DTYPES[spec.dtype]).eval().to(spec.device)
+
+
+class EagerLvnar:
+    """This package's `generate`."""
+
+    def __init__(self, spec: SystemSpec):
+        self.model = _load(spec)
+        self.options: dict[str, Any] = {"num_refinement_steps": spec.setting}
+        if spec.remove_repetitions is not None:
+            self.options["remove_repetitions"] = spec.remove_repetitions
+        self.num_refinements = 0
+        self.description: dict[str, Any] = {}
+        self.model.posterior.register_forward_hook(self._count)
+
+    def _count(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
+        self.num_refinements += len(inputs[0])
+
+    def prepare(self, batches: list[list[list[int]]]) -> None:
+        pass
+
+    def translate(self, batch: list[list[int]]) -> list[list[int]]:
+        padding = self.model.config.pad_token_id
+        input_ids, attention_mask = _pad(batch, padding, self.model.device)
+        rows = self.model.generate(input_ids, attention_mask=attention_mask, **self.options).tolist()
+        return [[token for token in row if token != padding] for row in rows]
+
+
+class LvnarEngineSystem:
+    """This package's `generate` in one of its engines."""
+
+    def __init__(self, spec: SystemSpec, model: LvnarEngine):
+        self.model: Any = model
+        self.options: dict[str, Any] = {"num_refinement_steps": spec.setting, "return_dict_in_generate": True}
+        if spec.remove_repetitions is not None:
+            self.options["remove_repetitions"] = spec.remove_repetitions
+        self.num_refinements = 0
+        self.description: dict[str, Any] = {}
+
+    def prepare(self, batches: list[list[list[int]]]) -> None:
+        pass
+
+    def translate(self, batch: list[list[int]]) -> list[list[int]]:
+        padding = self.model.config.pad_token_id
+        input_ids, attention_mask = _pad(batch, padding, self.model.device)
+        output = self.model.generate(input_ids, attention_mask=attention_mask, **self.options)
+        self.num_refinements += int(output.num_steps_taken.sum())
+        self._count(output)
+        return [[token for token in row if token != padding] for row in output.sequences.tolist()]
+
+    def _count(self, output: Any) -> None:
+        """Note what else there is in the result."""
+
+
+@functools.cache
+def _compiled_model(folder: str, dtype: str, device: str) -> tuple[LvnarCompiledModel, float]:
+    """The model, compiled, and the seconds that this took; one for all numbers of refinement steps."""
+    model = LvnarCompiledModel.from_pretrained(folder, DTYPES[dtype], device)
+    return model, model.warm_up()
+
+
+class CompiledLvnar(LvnarEngineSystem):
+    """Compiled by torch."""
+
+    def __init__(self, spec: SystemSpec):
+        model, seconds = _compiled_model(spec.folder, spec.dtype, spec.device)
+        super().__init__(spec, model)
+        self.description["compilation_s"] = seconds
+
+    def prepare(self, batches: list[list[list[int]]]) -> None:
+        if self.model.device.type == "cuda":  # graphs of these shapes
+            for batch in batches:
+                for _ in range(CAPTURE_CALLS):
+                    self.translate(batch)
+
+
+class OnnxLvnar(LvnarEngineSystem):
+    """In ONNX Runtime, float32 or int8, with a shortlist or without."""
+
+    def __init__(self, spec: SystemSpec):
+        _, precision, *rest = spec.engine.split()
+        super().__init__(spec, LvnarOnnxModel.from_pretrained(spec.folder, precision, spec.num_threads, bool(rest)))
+        self.num_positions = torch.zeros(2, dtype=torch.int64)
+
+    def prepare(self, batches: list[list[list[int]]]) -> None:
+        key, shortlist, config = str(len(batches[0])), self.model.shortlist, self.model.config
+        if shortlist is None or key in self.description.setdefault("tokens_tried", {}):
+            return
+        numbers: list[int] = []
+        for batch in batches:
+            tried = shortlist.candidates_of(*_pad(batch, config.pad_token_id, self.model.device), config)
+            numbers += (tried != config.pad_token_id).sum(-1).tolist()
+        self.description["tokens_tried"][key] = {
+            "mean": statistics.mean(numbers),
+            "lowest": min(numbers),
+            "highest": max(numbers),
+        }
+
+    def _count(self, output: Any) -> None:
+        if self.model.shortlist is not None:
+            self.num_positions += output.num_positions
+            num_all, num_whole = self.num_positions.tolist()
+            self.description["whole_vocabulary_share"] = num_whole / num_all
+
+
+def _up_to_end(row: list[int], ends: Sequence[int]) -> list[int]:
+    """A translation up to its `</s>`, or all of it."""
+    return row[: next((index + 1 for index, token in enumerate(row) if token in ends), len(row))]
+
+
+class TransformersMarian:
+    """transformers' `generate`, with the key-value cache."""
+
+    num_refinements = 0
+
+    def __init__(self, spec: SystemSpec):
+        self.model, self.ends = _load(spec), spec.end_ids
+        self.description: dict[str, Any] = {}
+        self.model.generation_config.update(
+            num_beams=spec.setting,
+            early_stopping=spec.setting > 1,
+            max_new_tokens=spec.max_target_length,
+            max_length=None,
+            forced_eos_token_id=None,
+            do_sample=False,
+            use_cache=True,
+        )
+
+    def prepare(self, batches: list[list[list[int]]]) -> None:
+        pass
+
+    def translate(self, batch: list[list[int]]) -> list[list[int]]:
+        input_ids, attention_mask = _pad(batch, self.model.config.pad_token_id, self.model.device)
+        rows = self.model.generate(input_ids, attention_mask=attention_mask).tolist()
+        return [_up_to_end(row[1:], self.ends) for row in rows]
+
+
+class CTranslate2Marian:
+    """CTranslate2, float32 or int8, with a vocabulary map or without.
+
+    A batch has all threads (`intra_threads`), or one on the whole of it if it is one sentence, and on each of as many
+    parts otherwise (`inter_threads`): whichever way is faster on the batch in the middle, 32 of its sentences at most.
+    Only the translator in use is held, but for that trial.
+    """
+
+    num_refinements = 0
+
+    def __init__(self, spec: SystemSpec):
+        self.spec = spec
+        _, self.compute_type, *rest = spec.engine.split()
+        self.has_vocabulary_map = bool(rest)
+        self.device = torch.device(spec.device)
+        self.fastest: dict[int, tuple[int, int]] = {}  # by batch size, up to CALIBRATION_SENTENCES
+        self.description: dict[str, Any] = {"inter_and_intra_threads": {}}
+        self.way = (0, 0)  # workers and threads of each, of the translator that is held
+        self.translator: Any = None
+        self._hold((1, spec.num_threads))
+
+    def _hold(self, way: tuple[int, int]) -> None:
+        """Have a translator with so many workers, each with so many threads."""
+        if way == self.way:
+            return
+        self.translator = None  # the old one goes before the new one comes
+        with contextlib.suppress(OSError, AttributeError, TypeError):  # another system's library
+            # glibc would keep its memory, which would count as that of the new one.
+            ctypes.CDLL(None).malloc_trim(0)
+        self.way, self.translator = way, self._make_translator(way)
+
+    def _make_translator(self, way: tuple[int, int]) -> Any:
+        import ctranslate2
+
+        num_workers, num_threads = way
+        return ctranslate2.Translator(
+            self.spec.folder,
+            device=self.device.type,
+            device_index=self.device.index or 0,
+            compute_type=self.compute_type,
+            inter_threads=num_workers,
+            intra_threads=num_threads if self.device.type == "cpu" else 0,
+        )
+
+    def _ways(self, batch_size: int) -> list[tuple[int, int]]:
+        num_threads = self.spec.num_threads
+        if self.device.type != "cpu" or num_threads == 1:
+            return [(1, num_threads)]
+        return [(1, num_threads), (1, 1) if batch_size == 1 else (num_threads, 1)]
+
+    def _find_fastest(self, batch: list[list[int]]) -> tuple[int, int]:
+        """The way in which the batch is translated fastest, by the median of calls that take turns."""
+        ways = self._ways(len(batch))
+        if len(ways) == 1:
+            return ways[0]
+        translators = {way: self._make_translator(way) for way in ways}
+        seconds: dict[tuple[int, int], list[float]] = {way: [] for way in ways}
+        for number in range(1 + (CALIBRATION_CALLS if len(batch) == 1 else 1)):
+            for way in ways:
+                self.way, self.translator = way, translators[way]
+                start = time.perf_counter()
+                self.translate(batch if number else batch[:1])
+                if number:  # the first one warms up
+                    seconds[way].append(time.perf_counter() - start)
+        self.way = (0, 0)  # none is held on to: their memory would count
+        return min(ways, key=lambda way: statistics.median(seconds[way]))
+
+    def prepare(self, batches: list[list[list[int]]]) -> None:
+        batch = batches[len(batches) // 2][:CALIBRATION_SENTENCES]
+        if len(batch) not in self.fastest:
+            self.fastest[len(batch)] = self._find_fastest(batch)
+        self._hold(self.fastest[len(batch)])
+        self.description["inter_and_intra_threads"][str(len(batches[0]))] = list(self.way)
+
+    def translate(self, batch: list[list[int]]) -> list[list[int]]:
+        results = self.translator.translate_batch(
+            [[str(token) for token in row] for row in batch],
+            max_batch_size=-(-len(batch) // self.way[0]),
+            beam_size=self.spec.setting,
+            max_input_length=0,
+            max_decoding_length=self.spec.max_target_length,
+            end_token=list(self.spec.end_ids),
+            suppress_sequences=[[str(token) for token in sequence] for sequence in self.spec.forbidden] or None,
+            use_vmap=self.has_vocabulary_map,
+            return_end_token=True,
+        )
+        return [[int(token) for token in result.hypotheses[0]] for result in results]
+
+
+ENGINES: dict[str, Callable[[SystemSpec], System]] = {
+    "eager": EagerLvnar,
+    COMPILED_ENGINE: CompiledLvnar,
+    "onnx": OnnxLvnar,
+    "transformers": TransformersMarian,
+    "ctranslate2": CTranslate2Marian,
+}
+
+
+def build_system(spec: SystemSpec) -> System:
+    """The system itself, on its device."""
+    return ENGINES[spec.engine.split()[0]](spec)
+
+
+def lvnar_specs(
+    folder: str, exported: str, device: str = "cpu", has_shortlist: bool = False, **common: Any
+) -> list[SystemSpec]:
+    """This model in every engine the package has, with each number of refinement steps.
+
+    Args:
+        folder: the model.
+        exported: a folder with its configuration and ONNX graphs, or where they will be.
+        device: ONNX Runtime is for the CPU alone.
+        has_shortlist: whether there is, or will be, a shortlist in that folder.
+    """
+    folders = {"eager": folder, COMPILED_ENGINE: folder}
+    if device == "cpu":
+        folders |= {f"onnx {precision}": exported for precision in ONNX_FILES}
+        folders |= {SHORTLIST_ENGINE: exported} if has_shortlist else {}
+    return [
+        SystemSpec(
+            name=f"lvnar, {engine}, {steps} step{'s' * (steps != 1)}",
+            family="lvnar",
+            model="lvnar",
+            engine=engine,
+            folder=engine_folder,
+            setting=steps,
+            max_target_length=0,
+            device=device,
+            **common,
+        )
+        for engine, engine_folder in folders.items()
+        for steps in REFINEMENT_STEPS
+    ]
+
+
+def marian_name(model: PreTrainedModel) -> str:
+    """For example "marian 12-1": encoder and decoder layers."""
+    return f"{model.config.model_type} {model.config.encoder_layers}-{model.config.decoder_layers}"
+
+
+def marian_specs(
+    folder: str, converted: Path, model: PreTrainedModel, has_shortlist: bool = False, **common: Any
+) -> list[SystemSpec]:
+    """An autoregressive model in every engine, greedy and with three beams.
+
+    Args:
+        folder: the model.
+        converted: where its conversions to CTranslate2 are, or will be, by number type.
+        model: the same model, for its number of layers and its limits.
+        has_shortlist: whether there is one of its vocabulary.
+    """
+    name = marian_name(model)
+    engines = [f"ctranslate2 {kind}" for kind in CTRANSLATE2_TYPES] + [VOCABULARY_MAP_ENGINE] * has_shortlist
+    folders = {"transformers": folder} | {engine: str(converted / engine) for engine in engines}
+    return [
+        SystemSpec(
+            name=f"{name}, {engine}, beam {num_beams}",
+            family="autoregressive",
+            model=name,
+            engine=engine,
+            folder=engine_folder,
+            setting=num_beams,
+            max_target_length=model.config.max_position_embeddings,
+            forbidden=tuple(map(tuple, getattr(model.generation_config, "bad_words_ids", None) or [])),
+            end_ids=tuple(sorted(end_ids(model.generation_config))),
+            **common,
+        )
+        for engine, engine_folder in folders.items()
+        for num_beams in NUM_BEAMS
+    ]
+
+
+def select_systems(specs: Sequence[SystemSpec], parts: Sequence[str]) -> list[SystemSpec]:
+    """The systems whose name has one of the given parts; all, if none is given.
+
+    Raises:
+        ValueError: no system has any of them, or two systems have one name.
+        ImportError: CTranslate2 or a package of ONNX is missing, and a system needs it.
+        RuntimeError: the same of a C++ compiler.
+    """
+    names = [spec.name for spec in specs]
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"Two systems have the name {duplicates[0]}: give teachers of different sizes, or one.")
+    chosen = [spec for spec in specs if not parts or any(part in spec.name for part in parts)]
+    if not chosen:
+        raise ValueError(f"No system has {' or '.join(map(repr, parts))} in its name; there are: {'; '.join(names)}.")
+    needs_onnx = any(spec.engine.startswith("onnx") for spec in chosen)
+    if needs_onnx and (missing := [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]):
+        raise ImportError(
+            f"{', '.join(missing)} is not installed: pip install 'lvnar-hf[export]'. To go without: --systems eager "
+            "transformers ctranslate2"
+        )
+    if any(spec.engine == COMPILED_ENGINE and spec.device == "cpu" for spec in chosen):
+        try:
+            find_cpp_compiler()
+        except RuntimeError as error:
+            raise RuntimeError(f"{error} To go without: --systems eager onnx transformers ctranslate2") from error
+    needs_ctranslate2 = any(spec.engine.startswith("ctranslate2") for spec in chosen)
+    if needs_ctranslate2 and importlib.util.find_spec("ctranslate2") is None:
+        raise ImportError(
+            "CTranslate2 is not installed: pip install 'lvnar-hf[distil]'. To go without it: "
+            "--systems lvnar transformers"
+        )
+    return chosen
