@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, HfArg
 
 import lvnar_hf  # noqa: F401  registers the model
 from lvnar_hf.files.atomic import write_json
-from training.data.encoding.evaluation_sets import TestSetArguments, load_test_set
+from training.data.evaluation_sets import TestSetArguments, load_test_set
 from training.outputs import refuse_existing, refuse_missing_folder
 from training.quality.oracles import oracle_scores
 from training.quality.refinement import analyse_refinement

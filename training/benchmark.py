@@ -29,7 +29,7 @@ from transformers import HfArgumentParser
 
 from lvnar_hf import LvnarConfig
 from lvnar_hf.files.atomic import write_json
-from training.data.encoding.evaluation_sets import TestSetArguments, load_test_set
+from training.data.evaluation_sets import TestSetArguments, load_test_set
 from training.outputs import refuse_existing
 from training.reports.environment import describe_machine, describe_versions
 from training.reports.speed_tables import render_document

@@ -22,10 +22,10 @@ import transformers
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from lvnar_hf.files.atomic import write_json
-from training.data.encoding.corpora import load_distillation_text, load_pairs
+from training.data.corpora import load_distillation_text, load_pairs
+from training.distillation.backends import SearchSettings, Teacher, choose_engine, load_teacher, make_engine
+from training.distillation.comparison import compare_engines
 from training.distillation.run import Distillation, settings_of
-from training.distillation.run.backends import SearchSettings, Teacher, choose_engine, load_teacher, make_engine
-from training.distillation.run.comparison import compare_engines
 from training.recipe import DataArguments, DistillationArguments, parse_recipe
 from training.reports.environment import describe_machine
 

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 import lvnar_hf  # noqa: F401  (registers model and tokenizer)
-from training.data.encoding.evaluation_sets import TestSet, TestSetArguments, load_test_set
+from training.data.evaluation_sets import TestSet, TestSetArguments, load_test_set
 from training.outputs import refuse_existing, refuse_missing_folder
 from training.quality.decoding import refine_texts, repetition_removal, translate_texts
 from training.quality.elbo import can_be_scored, elbo_of_sequences

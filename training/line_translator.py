@@ -17,7 +17,7 @@ from lvnar_hf.files.atomic import hash_file
 from lvnar_hf.files.fingerprints import StaleError
 from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS
 from lvnar_hf.text_lvnar import TextFormat
-from training.distillation.run.backends import folder_fingerprint, make_batches
+from training.distillation.backends import folder_fingerprint, make_batches
 from training.outputs import refuse_missing_folder
 
 ENGINES = ("auto", "torch", "compiled", "onnx", "onnx-int8", "onnx-int8-shortlist")

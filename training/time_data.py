@@ -24,8 +24,8 @@ if not __package__:  # run as a script: import from the repository, not from thi
     import training.command  # noqa: F401  (ends the script with one line where that is enough)
 
 from lvnar_hf import LvnarTokenizer
+from training.data.batching import TokenBudgetBatchSampler, TranslationCollator
 from training.data.encoding import load_pairs, pair_lengths, tokenize_pairs
-from training.data.encoding.batching import TokenBudgetBatchSampler, TranslationCollator
 from training.outputs import refuse_existing
 from training.recipe import DataArguments, ModelArguments, OptimizationArguments, parse_recipe
 from training.reports.environment import describe_processor

@@ -27,7 +27,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser
 
 import lvnar_hf  # noqa: F401  (registers model and tokenizer)
 from lvnar_hf.files.atomic import write_json
-from training.data.encoding.evaluation_sets import TestSetArguments, load_test_set
+from training.data.evaluation_sets import TestSetArguments, load_test_set
 from training.outputs import refuse_existing, refuse_missing_folder
 from training.quality.elbo import can_be_scored, elbo_of_sequences, pad_rows
 from training.reports.environment import describe_machine, describe_versions

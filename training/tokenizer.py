@@ -17,7 +17,7 @@ if not __package__:  # run as a script: import from the repository, not from thi
     import training.command  # noqa: F401  (ends the script with one line where that is enough)
 
 from lvnar_hf import LvnarTokenizer, train_tokenizer
-from training.data.encoding.corpora import load_pairs
+from training.data.corpora import load_pairs
 from training.outputs import refuse_existing
 from training.recipe import DataArguments, TokenizerArguments, parse_recipe
 

@@ -14,6 +14,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, make_model, tiny_config
 from transformers import AutoTokenizer, pipeline
 
 from lvnar_hf import hub
@@ -21,7 +22,6 @@ from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.engines.onnx_export import export_onnx
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.fingerprints import StaleError, folder_weights_fingerprint, weights_fingerprint
-from tests.conftest import ROOT, make_model, tiny_config
 from training import demo, evaluate, publish, translate
 from training.command import explain
 from training.line_translator import load_translator

@@ -8,13 +8,13 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from conftest import ROOT, make_model, tiny_config
 from safetensors import safe_open
 from torch.nn import functional
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from lvnar_hf.ctc_lvnar import num_cells_needed
 from lvnar_hf.hub import assemble
-from tests.conftest import ROOT, make_model, tiny_config
 from training import average, report, time_step
 from training.loop.cpu_operators import FastCpuTraining
 from training.reports import tables

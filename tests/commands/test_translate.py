@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.test_distil import launch, run_killed  # noqa: F401  (a fixture)
+from conftest import ROOT
 from transformers import AutoModelForSeq2SeqLM, pipeline
 
 from lvnar_hf.engines.onnx_export import FILES, export_onnx
 from lvnar_hf.engines.shortlist import Shortlist
-from tests.conftest import ROOT
+from tests.distillation.test_distil import launch, run_killed  # noqa: F401  (a fixture)
 from training import translate
 from training.distillation.degeneration import one_line
 from training.file_translation import FileTranslation
@@ -258,7 +258,7 @@ def test_two_processes_killed_and_continued(tiny_repository, source, unbroken, t
 MEMORY_CODE = """
 import re, sys
 from pathlib import Path
-from tests.test_translate import Echo
+from tests.commands.test_translate import Echo
 from training.file_translation import FileTranslation
 Path("/proc/self/clear_refs").write_text("5")  # the peak is what it is now, without that of the imports
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -7,14 +7,14 @@ import random
 import re
 
 import pytest
-import training.data.encoding.augmentation
-from tests.test_corpora import own_cache, write  # noqa: F401
-from training.data.encoding.augmentation import AugmentedPairs, Augmenter, augment_pairs
-from training.data.encoding.corpora import TextPairs, load_text_pairs
-from training.data.encoding.shared_spans import CorpusWords, count_words, find_figures, shared_figures, shared_names
 
+import training.data.augmentation
 from lvnar_hf.tokenization_lvnar import PLACEHOLDERS
+from tests.data.test_corpora import own_cache, write  # noqa: F401
+from training.data.augmentation import AugmentedPairs, Augmenter, augment_pairs
+from training.data.corpora import TextPairs, load_text_pairs
 from training.data.encoding import REASONS, tokenize_pairs
+from training.data.shared_spans import CorpusWords, count_words, find_figures, shared_figures, shared_names
 from training.recipe import AugmentationArguments
 
 KINDS = tuple(AugmentationArguments().rates)
@@ -525,6 +525,6 @@ def test_tokenised_text_and_its_counts_are_found_again(num_workers, write, sampl
     assert kept["input_ids"][:] == [expected[row_id] for row_id in kept["row_id"][:]]
     other, _ = tokenise(augmentation_seed=5)
     assert other.to_dict() != kept.to_dict()
-    monkeypatch.setattr(training.data.encoding.augmentation, "count_words", None)
+    monkeypatch.setattr(training.data.augmentation, "count_words", None)
     again, same_counts = tokenise()
     assert again.to_dict() == kept.to_dict() and same_counts == counts

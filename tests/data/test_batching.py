@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate.utils import set_seed
-from training.data.encoding.batching import TokenBudgetBatchSampler, TranslationCollator, plan_batches
+
+from training.data.batching import TokenBudgetBatchSampler, TranslationCollator, plan_batches
 
 
 def realistic_lengths(num_pairs: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,9 +9,9 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from training.data.encoding.corpora import load_distillation_text, load_distilled_pairs, load_pairs, load_text_pairs
 
 from lvnar_hf.files.text import check_parallel
+from training.data.corpora import load_distillation_text, load_distilled_pairs, load_pairs, load_text_pairs
 from training.recipe import DataArguments
 
 LANGUAGES = {"source_language": "de", "target_language": "en"}

@@ -17,17 +17,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset
-from tests.digits import make_digit_pairs, write_digits
-from tests.test_corpora import aspec, aspec_lines, own_cache, write  # noqa: F401
+from digits import make_digit_pairs, write_digits
 from tokenizers import Regex, normalizers
 from torch.utils.data import DataLoader
-from training.data.encoding.batching import TokenBudgetBatchSampler, TranslationCollator
 
 import training.data.encoding
 from lvnar_hf import LvnarTokenizer, train_tokenizer
 from lvnar_hf.ctc_lvnar import num_ctc_cells
 from lvnar_hf.files.text import check_parallel
+from tests.data.test_corpora import aspec, aspec_lines, own_cache, write  # noqa: F401
 from training import time_data
+from training.data.batching import TokenBudgetBatchSampler, TranslationCollator
 from training.data.encoding import (
     REASONS,
     SideEncoder,

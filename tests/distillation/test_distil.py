@@ -13,22 +13,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.test_teacher_engines import make_teacher_model
-from training.data.encoding.corpora import TextPairs
-from training.distillation.run.backends import (
+from conftest import ROOT
+
+from lvnar_hf import train_tokenizer
+from lvnar_hf.files import atomic as atomic_files
+from tests.distillation.test_teacher_engines import make_teacher_model
+from training import distil, shards, translate
+from training.data.corpora import TextPairs
+from training.distillation import backends as teacher_engines
+from training.distillation.backends import (
     CTranslate2Engine,
     SearchSettings,
     TeacherOutput,
     make_batches,
 )
-
-from lvnar_hf import train_tokenizer
-from lvnar_hf.files import atomic as atomic_files
-from tests.conftest import ROOT
-from training import distil, shards, translate
 from training.distillation.degeneration import is_loop, most_repeats, one_line
 from training.distillation.run import Distillation, make_plan
-from training.distillation.run import backends as teacher_engines
 
 SETTINGS = {"on_degenerate": "reference", "shard_size": 4, "num_beams": 2}
 FILES = ("train.source.txt", "train.target.txt", "degenerate.jsonl")

@@ -4,7 +4,10 @@ import copy
 
 import pytest
 import torch
-from training.distillation.run.backends import (
+from transformers import BartConfig, BartForConditionalGeneration, MarianMTModel, T5Config, T5ForConditionalGeneration
+
+from training.distillation import backends as teacher_engines
+from training.distillation.backends import (
     CTranslate2Engine,
     EngineError,
     SearchSettings,
@@ -12,9 +15,6 @@ from training.distillation.run.backends import (
     TransformersEngine,
     choose_engine,
 )
-from transformers import BartConfig, BartForConditionalGeneration, MarianMTModel, T5Config, T5ForConditionalGeneration
-
-from training.distillation.run import backends as teacher_engines
 from training.recipe import TeacherArguments
 
 SEARCH = SearchSettings(num_beams=4, length_penalty=1.0, max_target_length=12, max_batch_tokens=100)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from conftest import has_cpp_compiler, make_batch, make_ctc_model, make_model, tiny_config
 from torch._inductor import cpp_builder
 from transformers import pipeline
 
 from lvnar_hf.engines.compiled import CPU_BUCKETS, CUDA_BUCKETS, Buckets, LvnarCompiledModel
-from tests.conftest import has_cpp_compiler, make_batch, make_ctc_model, make_model, tiny_config
 from training import line_translator
 
 EVERY_LENGTH = [(1 + (7 * row) % 39, 1) for row in range(40)]

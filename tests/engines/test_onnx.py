@@ -6,11 +6,11 @@ import sys
 import onnx
 import pytest
 import torch
+from conftest import ROOT, collapsed, make_batch, make_ctc_model, tokens_of
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
 from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.engines.onnx_export import FILES, _with_subgraphs
-from tests.conftest import ROOT, collapsed, make_batch, make_ctc_model, tokens_of
 from training import export
 from training.quality.decoding import translate_texts
 from training.translation_quality.measures import corpus_scores

@@ -13,11 +13,12 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from conftest import ROOT, make_ctc_model, make_model, tiny_config
 from huggingface_hub import HfApi
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from loopback_hub import TOKEN, Fault, point_client_at, running_hub
 from safetensors.torch import load_file, save_file
-from tests.loopback_hub import TOKEN, Fault, point_client_at, running_hub
 from transformers import AutoConfig, AutoTokenizer, pipeline
 
 from lvnar_hf import LvnarConfig, LvnarTokenizer, __version__, hub, train_tokenizer
@@ -31,7 +32,6 @@ from lvnar_hf.hub.checks import (
     check_repository,
     list_files,
 )
-from tests.conftest import ROOT, make_ctc_model, make_model, tiny_config
 from training import publish
 
 REPO_ID = "user/tiny-lvnar"

@@ -3,12 +3,13 @@
 import math
 
 import pytest
-import tests.test_training
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from tests.test_resume import Killed, kill, without_times
-from tests.test_training import (  # noqa: F401  (fixtures)
+
+import tests.loop.test_training
+from tests.loop.test_resume import Killed, kill, without_times
+from tests.loop.test_training import (  # noqa: F401  (fixtures)
     assert_equal,
     digit_pairs,
     digit_tokenizer,
@@ -35,7 +36,7 @@ class CpuFp16Accelerator(Accelerator):
 
 @pytest.fixture
 def fp16_on_cpu(monkeypatch):
-    monkeypatch.setattr(tests.test_training, "Accelerator", CpuFp16Accelerator)
+    monkeypatch.setattr(tests.loop.test_training, "Accelerator", CpuFp16Accelerator)
 
 
 def test_it_keeps_the_weights_in_float32_and_the_loss(fp16_on_cpu, make_trainer):  # noqa: F811

@@ -21,13 +21,13 @@ import yaml
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from tests.digits import write_digits
-from tests.test_training import assert_equal, digit_tokenizer, weights  # noqa: F401  (a fixture)
-from training.distillation.run.backends import CTranslate2Engine, SearchSettings, TransformersEngine, load_teacher
+from conftest import ROOT
+from digits import write_digits
 from transformers import AutoModelForSeq2SeqLM
 
-from tests.conftest import ROOT
+from tests.loop.test_training import assert_equal, digit_tokenizer, weights  # noqa: F401  (a fixture)
 from training import teacher, train
+from training.distillation.backends import CTranslate2Engine, SearchSettings, TransformersEngine, load_teacher
 from training.loop.run import check_launch
 from training.loop.trainer import TranslationTrainer
 
@@ -157,7 +157,7 @@ def fork(recipe: Path, environments: list[dict[str, str]], script: str, *flags: 
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_processes"])
+    context.set_forkserver_preload(["tests.loop.test_processes"])
     processes = []
     for given in environments:
         # There is no launcher to find the other process by: the first of the two waits for it at the port.

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 import yaml
+from conftest import ROOT
 
-from tests.conftest import ROOT
 from training.recipe import SECTIONS, TokenizerArguments, parse_recipe
 
 RECIPES = sorted((ROOT / "training" / "configs").glob("*.yaml"))

@@ -13,9 +13,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from tests.digits import write_digits
-from tests.test_schedules import with_fake_clock
-from tests.test_training import (  # noqa: F401  (fixtures)
+from conftest import ROOT
+from digits import write_digits
+
+from tests.loop.test_schedules import with_fake_clock
+from tests.loop.test_training import (  # noqa: F401  (fixtures)
     assert_equal,
     checkpoints,
     digit_pairs,
@@ -26,8 +28,6 @@ from tests.test_training import (  # noqa: F401  (fixtures)
     trainer_factory,
     weights,
 )
-
-from tests.conftest import ROOT
 from training import train
 from training.loop.checkpoints import check_same_run
 

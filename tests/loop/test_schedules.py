@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from tests.test_training import (  # noqa: F401  (fixtures)
+
+from tests.loop.test_training import (  # noqa: F401  (fixtures)
     checkpoints,
     digit_pairs,
     digit_tokenizer,
@@ -10,7 +11,6 @@ from tests.test_training import (  # noqa: F401  (fixtures)
     log_lines,
     make_trainer,
 )
-
 from training.loop import trainer as trainer_module
 from training.loop.schedules import glancing_ratio_at, learning_rate_factor, settings_at
 from training.loop.trainer import TranslationTrainer

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from conftest import ROOT
+from digits import make_digit_pairs
 from safetensors.torch import load_file
-from tests.digits import make_digit_pairs
-from tests.test_training import fresh_accelerator  # noqa: F401  (a fixture)
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from tests.conftest import ROOT
+from tests.loop.test_training import fresh_accelerator  # noqa: F401  (a fixture)
 from training import sprint, train
 
 CONFIG = ["--config", str(ROOT / "training" / "configs" / "digits.yaml")]

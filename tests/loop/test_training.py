@@ -13,12 +13,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
+from conftest import ROOT, tiny_config
 from datasets import Dataset
-from tests.digits import make_digit_pairs, write_digits
+from digits import make_digit_pairs, write_digits
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from lvnar_hf import LvnarForConditionalGeneration, LvnarTokenizer, train_tokenizer
-from tests.conftest import ROOT, tiny_config
 from training import evaluate, train
 from training import tokenizer as tokenizer_command
 from training.data.encoding import tokenize_pairs

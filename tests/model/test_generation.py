@@ -5,11 +5,11 @@ Algorithm 1 itself is worked out on paper in test_reference.py.
 
 import pytest
 import torch
+from conftest import make_batch, make_model, tiny_config
 from transformers import GenerationConfig
 
 from lvnar_hf import LvnarForConditionalGeneration
 from lvnar_hf.generation_lvnar import without_repetitions
-from tests.conftest import make_batch, make_model, tiny_config
 
 LENGTHS = [(1 + (7 * row) % 19, 1) for row in range(64)]
 

@@ -17,14 +17,14 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import transformers
+from conftest import ROOT, make_ctc_model
+from golden import GOLDEN, MODEL
 from huggingface_hub import HfApi
-from tests.golden import GOLDEN, MODEL
-from tests.loopback_hub import TOKEN, point_client_at, running_hub
+from loopback_hub import TOKEN, point_client_at, running_hub
 
 from lvnar_hf import LvnarConfig, LvnarTokenizer, hub
 from lvnar_hf.files.atomic import hash_file
 from lvnar_hf.hub.checks import PACKAGE_FOLDER, TRAVELLING_MODULES
-from tests.conftest import ROOT, make_ctc_model
 
 REPO_ID = "user/lvnar-tatoeba-en-de"
 TAG = "v0.1.0"

@@ -8,10 +8,10 @@ import shutil
 import pytest
 import torch
 from accelerate import cpu_offload
+from conftest import make_batch, make_model, other_versions, run_with_transformers, tiny_config
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from lvnar_hf import LvnarForConditionalGeneration
-from tests.conftest import make_batch, make_model, other_versions, run_with_transformers, tiny_config
 
 LENGTHS = [(7, 9), (3, 4), (10, 6), (1, 1)]
 PARTS = ("token_nll", "kl", "budgeted_kl", "length_nll", "elbo", "length_accuracy")

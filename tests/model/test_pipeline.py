@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import other_versions, run_with_transformers
 from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianConfig, MarianMTModel, Pipeline, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from lvnar_hf import LvnarTranslationPipeline
-from tests.conftest import other_versions, run_with_transformers
 
 TEXTS = ["Where is the station?", "", "I do not know.", "   ", "Tom laughed.", "日本語 \U0001f600"]
 

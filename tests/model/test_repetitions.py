@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from conftest import ROOT, SAMPLE, make_model, tiny_config
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
 from lvnar_hf.generation_lvnar import without_repetitions
 from lvnar_hf.repetitions_lvnar import find_stutter, repeats_a_word
-from tests.conftest import ROOT, SAMPLE, make_model, tiny_config
 
 FOLDER = ROOT / "model_cards" / "lvnar-tatoeba-en-de"
 # Of 168,813 references, these lose a word. Most of them are mistyped.

@@ -10,13 +10,13 @@ import sys
 import types
 
 import pytest
+from conftest import ROOT, make_model, other_versions, run_with_transformers, tiny_config
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, pipeline
 
 from lvnar_hf import LvnarTokenizer, train_tokenizer
 from lvnar_hf.segmentation_lvnar import SEGMENTERS, JapaneseSegmenter, Segmenter, make_segmenter
-from tests.conftest import ROOT, make_model, other_versions, run_with_transformers, tiny_config
 
 JAPANESE_TEXTS = [
     "猫がマットの上に座った。",
@@ -328,7 +328,7 @@ def test_training_with_segmenters_is_deterministic(tmp_path):
     make_segmented_tokenizer().save_pretrained(tmp_path / "a")
     program = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from tests.test_segmentation import make_segmented_tokenizer\n"
+        "from tests.model.test_segmentation import make_segmented_tokenizer\n"
         f"make_segmented_tokenizer().save_pretrained({str(tmp_path / 'b')!r})"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=200)

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+from conftest import ROOT, other_versions, run_with_transformers
 from safetensors import safe_open
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from tests.conftest import ROOT, other_versions, run_with_transformers
 from training.quality.decoding import translate_texts
 from training.quality.refinement import analyse_refinement
 

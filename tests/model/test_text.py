@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 
 import pytest
+from conftest import ROOT, SAMPLE
 from sacrebleu.metrics import CHRF
 from torch.utils.data import Dataset
 from transformers import MarianConfig, MarianMTModel, pipeline
@@ -19,7 +20,6 @@ from transformers import MarianConfig, MarianMTModel, pipeline
 from lvnar_hf import train_tokenizer
 from lvnar_hf.text_lvnar import INVISIBLE, TextFormat, drop_invisible
 from lvnar_hf.tokenization_lvnar import PLACEHOLDERS
-from tests.conftest import ROOT, SAMPLE
 
 SHIPPED = ROOT / "model_cards" / "lvnar-tatoeba-en-de"
 

@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import transformers
+from conftest import other_versions, run_with_transformers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.test_segmentation import JAPANESE_TEXTS, make_segmented_tokenizer
 from transformers import AutoTokenizer
 
 import lvnar_hf  # noqa: F401  # registers LvnarTokenizer
 from lvnar_hf import LvnarTokenizer, tokenizer_training, train_tokenizer
 from lvnar_hf.files.text import read_lines
 from lvnar_hf.tokenizer_training import convert_sentencepiece, train_sentencepiece
-from tests.conftest import other_versions, run_with_transformers
+from tests.model.test_segmentation import JAPANESE_TEXTS, make_segmented_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE_TEXTS = [
@@ -257,7 +257,7 @@ PROBE = """
 import json, sys
 import transformers, lvnar_hf
 from transformers import AutoTokenizer
-from tests.test_tokenization import answers
+from tests.model.test_tokenization import answers
 found = []
 for folder, copy in json.loads(sys.argv[1]):
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -308,7 +308,8 @@ def test_training_is_deterministic(joint, unigram, tmp_path):
     unigram.save_pretrained(tmp_path / "unigram")
     program = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from tests.test_tokenization import SOURCE_TEXTS, TARGET_TEXTS, make_unigram_tokenizer, train_tokenizer\n"
+        "from tests.model.test_tokenization import SOURCE_TEXTS, TARGET_TEXTS, make_unigram_tokenizer\n"
+        "from lvnar_hf import train_tokenizer\n"
         "tokenizer = train_tokenizer(SOURCE_TEXTS, TARGET_TEXTS, vocab_size=330, max_length=64)\n"
         f"tokenizer.save_pretrained({str(tmp_path / 'again' / 'joint')!r})\n"
         f"make_unigram_tokenizer().save_pretrained({str(tmp_path / 'again' / 'unigram')!r})"

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from conftest import make_batch, make_model, run_with_transformers, tiny_config
 from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
@@ -20,7 +21,6 @@ from transformers import (
 
 from lvnar_hf import LvnarConfig, LvnarForConditionalGeneration
 from lvnar_hf.modeling_lvnar import is_finite
-from tests.conftest import make_batch, make_model, run_with_transformers, tiny_config
 
 LONG = "where is the station? " * 20
 
@@ -231,7 +231,7 @@ else:
 
 def test_a_process_that_has_loaded_can_fork_and_translate(monkeypatch):
     """With two threads, which a child does not inherit; the model is large enough to make torch use them."""
-    from tests.test_repetitions import FOLDER
+    from tests.model.test_repetitions import FOLDER
 
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert run_with_transformers(None, FORK_CODE, str(FOLDER)).split() == ["True"]

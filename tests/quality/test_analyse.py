@@ -9,13 +9,13 @@ import sys
 
 import pytest
 import torch
+from conftest import SAMPLE
 from matplotlib.image import imread
-from training.data.encoding.evaluation_sets import at_even_distances
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from lvnar_hf import train_tokenizer
-from tests.conftest import SAMPLE
 from training import analyse
+from training.data.evaluation_sets import at_even_distances
 from training.quality import refinement as analysis
 from training.quality.decoding import Refinement, refine_texts, translate_texts
 from training.quality.elbo import ELBO_PARTS, elbo_of_sequences

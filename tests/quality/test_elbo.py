@@ -7,9 +7,9 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import SAMPLE, make_batch, make_model, tiny_config
 from reference_lvnar import ReferenceLvnar, gaussian_log_density
 
-from tests.conftest import SAMPLE, make_batch, make_model, tiny_config
 from training import time_elbo
 from training.quality import elbo as elbo_module
 from training.quality.elbo import ELBO_PARTS, can_be_scored, elbo_of_sequences

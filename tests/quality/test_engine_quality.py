@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+from conftest import make_model
 from transformers import AutoModelForSeq2SeqLM
 
-from tests.conftest import make_model
 from training import engine_quality
 from training.engine_quality import REFERENCE
 from training.reports import tables

@@ -8,12 +8,12 @@ from pathlib import Path
 import evaluate as evaluate_library
 import pytest
 import sacrebleu.utils
+from conftest import ROOT, SAMPLE
 from sacrebleu.metrics import BLEU, CHRF
-from training.data.encoding.evaluation_sets import TestSetArguments, load_test_set
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
-from tests.conftest import ROOT, SAMPLE
 from training import evaluate
+from training.data.evaluation_sets import TestSetArguments, load_test_set
 from training.quality.decoding import refine_texts, translate_texts
 from training.quality.elbo import can_be_scored, elbo_of_sequences
 from training.translation_quality import measures

@@ -3,8 +3,8 @@
 import re
 
 import pytest
+from conftest import FIXTURES
 
-from tests.conftest import FIXTURES
 from training.translation_quality.spans import copied_spans, read_expectations
 
 

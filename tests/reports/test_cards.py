@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 import yaml
+from conftest import ROOT
 from huggingface_hub import ModelCard
 
 import lvnar_hf
-from tests.conftest import ROOT
 from training import report
 from training.reports import cards
 from training.reports.cards import describe_vocabulary, render_card

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT, SAMPLE, has_cpp_compiler
 from sacrebleu.metrics import BLEU
-from tests.test_teacher_engines import make_teacher_model
 from torch._inductor import cpp_builder
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from lvnar_hf import LvnarConfig
 from lvnar_hf.engines.shortlist import FILE, Shortlist
-from tests.conftest import ROOT, SAMPLE, has_cpp_compiler
+from tests.distillation.test_teacher_engines import make_teacher_model
 from training import benchmark
 from training.quality.decoding import translate_texts
 from training.reports.speed_tables import (

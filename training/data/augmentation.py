@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from itertools import islice
 
 from lvnar_hf.tokenization_lvnar import PLACEHOLDERS
-from training.data.encoding.corpora import Pair, TextPairs
-from training.data.encoding.shared_spans import (
+from training.data.corpora import Pair, TextPairs
+from training.data.shared_spans import (
     SENTENCE_END,
     CorpusWords,
     Languages,

@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lvnar_hf.ctc_lvnar import num_ctc_cells
 from lvnar_hf.files.atomic import whole_folder
-from training.data.encoding.corpora import TextPairs, file_stamps, load_distilled_pairs, load_pairs, load_text_pairs
+from training.data.corpora import TextPairs, file_stamps, load_distilled_pairs, load_pairs, load_text_pairs
 
 __all__ = [
     "REASONS",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import sacrebleu.utils
 
-from training.data.encoding.corpora import TextPairs, load_pairs, load_text_pairs
+from training.data.corpora import TextPairs, load_pairs, load_text_pairs
 from training.recipe import DataArguments
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from training.data.encoding.corpora import TextPairs
-from training.distillation.run.backends import SearchSettings, Teacher, TeacherEngine, TeacherOutput, make_engine
+from training.data.corpora import TextPairs
+from training.distillation.backends import SearchSettings, Teacher, TeacherEngine, TeacherOutput, make_engine
 from training.translation_quality.measures import corpus_scores
 
 WARM_UP_SENTENCES = 16

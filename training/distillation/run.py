@@ -26,9 +26,9 @@ from transformers import PreTrainedTokenizerBase
 
 from lvnar_hf.files.atomic import appearing, hash_file, map_file, read_json, write_json
 from lvnar_hf.files.text import read_lines
-from training.data.encoding.corpora import TextPairs
+from training.data.corpora import TextPairs
+from training.distillation.backends import TeacherEngine, TeacherOutput
 from training.distillation.degeneration import HANDLINGS, KINDS, is_loop, one_line
-from training.distillation.run.backends import TeacherEngine, TeacherOutput
 from training.outputs import refuse_existing
 from training.shards import ShardedRun, busy_seconds
 

@@ -14,9 +14,9 @@ from accelerate.utils import DistributedType, parse_flag_from_env, set_seed
 from transformers import PreTrainedModel
 
 from lvnar_hf import LvnarTokenizer
+from training.data.augmentation import augment_pairs
+from training.data.corpora import load_distilled_pairs, load_pairs
 from training.data.encoding import tokenize_pairs
-from training.data.encoding.augmentation import augment_pairs
-from training.data.encoding.corpora import load_distilled_pairs, load_pairs
 from training.loop.checkpoints import check_same_run, has_taken_steps, holds_other_files, prepare_output_folder
 from training.loop.trainer import TranslationTrainer
 from training.recipe import (

@@ -29,8 +29,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lvnar_hf.files.atomic import put_in_place, restore_replaced, whole_folder
+from training.data.batching import TokenBudgetBatchSampler, TranslationCollator
 from training.data.encoding import pair_lengths
-from training.data.encoding.batching import TokenBudgetBatchSampler, TranslationCollator
 from training.loop.cpu_operators import FastCpuTraining
 from training.loop.log import LogWindow, RunLog
 from training.loop.objectives import objective_for

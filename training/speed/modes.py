@@ -19,8 +19,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PretrainedConfig,
 from lvnar_hf import LvnarConfig
 from lvnar_hf.engines.onnx_export import export_onnx
 from lvnar_hf.engines.shortlist import Shortlist
-from training.data.encoding.evaluation_sets import TestSet, at_even_distances
-from training.distillation.run.backends import EngineError, convert_to_ctranslate2, load_teacher, why_not_ctranslate2
+from training.data.evaluation_sets import TestSet, at_even_distances
+from training.distillation.backends import EngineError, convert_to_ctranslate2, load_teacher, why_not_ctranslate2
 from training.speed.forced_lengths import (
     Sample,
     TokenCode,

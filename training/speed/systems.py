@@ -29,7 +29,7 @@ from lvnar_hf.engines.base import LvnarEngine
 from lvnar_hf.engines.compiled import CAPTURE_CALLS, LvnarCompiledModel, find_cpp_compiler
 from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.engines.onnx_export import FILES as ONNX_FILES
-from training.distillation.run.backends import end_ids
+from training.distillation.backends import end_ids
 
 REFINEMENT_STEPS = (0, 1, 3)
 NUM_BEAMS = (1, 3)
