@@ -68,9 +68,9 @@ class FastCpuTraining(TorchFunctionMode):
         self, function: Callable, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function is torch.Tensor.backward:  # gradient checkpointing calls the model in it
+        if function is torch.Tensor.backward:  # the mode is off in here, and gradient checkpointing calls the model
             with self:
-                return function(*args, **kwargs)
+                return torch.autograd.backward(*args, **kwargs)
         if function is functional.dropout and args[0].device.type == "cpu":
             function = byte_dropout
         elif function is functional.scaled_dot_product_attention and not kwargs.get("enable_gqa"):
