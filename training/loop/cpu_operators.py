@@ -68,10 +68,6 @@ class FastCpuTraining(TorchFunctionMode):
         self, function: Callable, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function is torch.Tensor.backward:  # the mode is off in here, and gradient checkpointing calls the model
-            arguments = {"grad_tensors" if name == "gradient" else name: value for name, value in kwargs.items()}
-            with self:
-                return torch.autograd.backward(*args, **arguments)
         if function is functional.dropout and args[0].device.type == "cpu":
             function = byte_dropout
         elif function is functional.scaled_dot_product_attention and not kwargs.get("enable_gqa"):

@@ -108,8 +108,9 @@ class TranslationTrainer:
             model.set_input_embeddings(model.get_input_embeddings())  # Marian: one module instead of three, tied
         if arguments.gradient_checkpointing:
             model.gradient_checkpointing_enable()
-        # Compiled code does not see the mode.
-        self.operators = nullcontext() if arguments.torch_compile else FastCpuTraining()
+        # Neither compiled code nor what the backward pass computes again would see the mode.
+        takes_mode = not arguments.torch_compile and not arguments.gradient_checkpointing
+        self.operators = FastCpuTraining() if takes_mode else nullcontext()
         if arguments.torch_compile:
             _compile_layers(model)
         optimizer = torch.optim.Adam(
