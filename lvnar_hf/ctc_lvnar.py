@@ -92,12 +92,13 @@ class _LogProbabilities(torch.autograd.Function):
             weights -= mean_gradient[:, None]
         result = torch.empty_like(logits)
         for part in _parts(logits):
-            softmax = (logits[part].float() - normalizers[part, None]).exp_()
-            softmax *= weights[part]
+            of_part = (logits[part].float() - normalizers[part, None]).exp_()
+            of_part *= weights[part]
             if mean_gradient is not None:
-                softmax += mean_gradient[part, None] / logits.shape[-1]
-            result[part] = softmax
-        return result.scatter_add_(-1, tokens, gradient.to(logits.dtype)), None, None
+                of_part += mean_gradient[part, None] / logits.shape[-1]
+            # Before it is rounded to the logits' type: where the decoder is sure, little is left of the two.
+            result[part] = of_part.scatter_add_(-1, tokens[part], gradient[part])
+        return result, None, None
 
 
 def _parts(rows: torch.Tensor) -> list[slice]:
@@ -263,6 +264,6 @@ def bigram_loss(logits: torch.Tensor, labels: torch.Tensor, cell_mask: torch.Ten
     # E|ŷ| = Σ_i Σ_{v≠∅} p_i(v) (1 - p_{i-1}(v)).
     merged = (probs[:, 1:] * probs[:, :-1]).sum(-1) - probs[:, 1:, blank_id] * probs[:, :-1, blank_id]
     num_tokens = (1 - blanks).sum(-1) - merged.sum(-1)
-    total = is_token.sum(-1) + num_tokens - 2
-    has_bigrams = is_token.sum(-1) > 1
-    return torch.where(has_bigrams, 1 - 2 * matches / torch.where(has_bigrams, total, 1.0), 0.0)
+    # Of two tokens and nothing but blanks it is 0, and so are the matches.
+    total = (is_token.sum(-1) + num_tokens - 2).clamp(min=1e-6)
+    return torch.where(is_token.sum(-1) > 1, 1 - 2 * matches / total, 0.0)

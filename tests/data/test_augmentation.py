@@ -290,6 +290,11 @@ def test_figures_agree_on_both_sides_of_two_thousand_pairs():
         ("twenty-two-year-old", "zweiundzwanzigjährig"),
         ("two or two", "zwei oder drei"),
         ("the two of 5", "die zwei von 6"),
+        ("I did it many times.", "Ich tat es viele Male."),  # 28 Mal
+        ("nine hundred and four years", "neunhundert und vier Jahre"),  # parts of a larger number
+        ("I have 4 hundred and two cows.", "Ich habe vier hundert und zwei Kühe."),
+        ("a 20-year high", "ein Hoch von 20 Jahren"),
+        ("in the 1970's", "um 1970"),
     ],
 )
 def test_what_is_no_figure_of_both_sides_is_left_alone(source, target):

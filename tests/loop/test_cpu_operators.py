@@ -26,6 +26,13 @@ def test_dropout_drops_256ths_and_keeps_the_mean():
     assert torch.corrcoef(together.T).fill_diagonal_(0).abs().max() < 0.02
 
 
+def test_dropout_of_nearly_everything_and_in_bfloat16():
+    torch.manual_seed(0)
+    assert (byte_dropout(torch.ones(100_000), 0.999) > 0).float().mean() == pytest.approx(1 / 256, abs=1e-3)
+    values = torch.full((100_000,), 3.0, dtype=torch.bfloat16)
+    assert set(byte_dropout(values, 0.1).unique().tolist()) == {0.0, float(torch.tensor(3 * 256 / 230).bfloat16())}
+
+
 def test_dropout_follows_the_seed_and_is_nothing_in_evaluation():
     values = torch.randn(5, 7)
     results = []

@@ -73,6 +73,21 @@ def test_a_vocabulary_that_is_gone_through_in_parts():
     torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-4)
 
 
+def test_in_bfloat16_the_gradient_is_rounded_once():
+    """Where the decoder is sure, softmax and target nearly cancel: rounded before, nothing right would be left."""
+    torch.manual_seed(0)
+    cells = torch.randint(3, 200, (4, 12))
+    cells[:, 1::2] = 0
+    logits = (torch.randn(4, 12, 200) + 12.0 * torch.nn.functional.one_hot(cells, 200)).bfloat16().requires_grad_()
+    labels = cells[:, ::2]
+    mask = torch.ones(4, 12, dtype=torch.long)
+    (gradient,) = torch.autograd.grad(ctc_nll(logits, labels, mask, 0)[0].sum(), logits)
+    exact = logits.detach().float().requires_grad_()
+    (expected,) = torch.autograd.grad(ctc_nll(exact, labels, mask, 0)[0].sum(), exact)
+    assert (exact.softmax(-1).gather(-1, cells[..., None]) > 0.99).float().mean() > 0.9
+    assert (gradient.float() - expected).norm() < 0.005 * expected.norm()
+
+
 def alignments(target: list[int], num_cells: int, vocab_size: int) -> list[tuple[int, ...]]:
     paths = itertools.product(range(vocab_size), repeat=num_cells)
     ones = torch.ones(1, num_cells)
@@ -179,6 +194,16 @@ def test_bigrams_of_a_sure_and_right_decoder_cost_nothing():
     logits = (40.0 * torch.nn.functional.one_hot(cells, 9).float()).requires_grad_()
     loss = bigram_loss(logits, labels, torch.ones(1, 8, dtype=torch.long), 0)
     assert float(loss) == pytest.approx(0.0, abs=1e-5)
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert torch.isfinite(gradient).all()
+
+
+def test_bigrams_of_two_tokens_and_nothing_but_blanks():
+    logits = torch.zeros(1, 4, 50)
+    logits[..., 0] = 20.0
+    logits.requires_grad_()
+    loss = bigram_loss(logits, torch.tensor([[5, 1]]), torch.ones(1, 4, dtype=torch.long), 0)
+    assert float(loss) == pytest.approx(1.0, abs=1e-3)
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
     assert torch.isfinite(gradient).all()
 

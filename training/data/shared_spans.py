@@ -13,9 +13,9 @@ LATIN = "A-Za-zÀ-ɏ"
 DIGITS = "0-9０-９"
 TO_ASCII = str.maketrans("０１２３４５６７８９", "0123456789")
 TO_WIDE = str.maketrans("0123456789", "０１２３４５６７８９")
-# A whole figure, separators inside included: not a part of a longer one, nor of a word.
+# A whole figure, separators inside included: not a part of a longer one, nor of a word or a decade.
 FIGURE = re.compile(
-    rf"(?<![{LATIN}{DIGITS}_.,:/])[{DIGITS}]+(?:[.,:][{DIGITS}]+)*(?![{LATIN}{DIGITS}_/]|[.,:][{DIGITS}])"
+    rf"(?<![{LATIN}{DIGITS}_.,:/])[{DIGITS}]+(?:[.,:][{DIGITS}]+)*(?![{LATIN}{DIGITS}_/]|[.,:][{DIGITS}]|-[{LATIN}]|['’]s)"
 )
 DIGIT = re.compile(f"[{DIGITS}]")
 # Between thousands, and before decimals. Of other languages only runs of digits are known.
@@ -63,7 +63,12 @@ def _number_words(language: str) -> dict[str, int]:
 
 NUMBER_WORDS = {language: _number_words(language) for language in UNITS}
 NUMBER_WORD = {
-    language: re.compile(rf"(?<![\w-])(?:{'|'.join(sorted(words, key=len, reverse=True))})(?![\w-])", re.IGNORECASE)
+    language: re.compile(
+        # Not in "two hundred and four", of which it is a part.
+        rf"(?<![\w-])(?<!hundred and )(?<!hundert und )(?:{'|'.join(sorted(words, key=len, reverse=True))})(?![\w-])"
+        r"(?! (?:hundred|thousand|million|hundert|tausend|million))",
+        re.IGNORECASE,
+    )
     for language, words in NUMBER_WORDS.items()
 }
 
@@ -72,7 +77,7 @@ NUMBER_WORD = {
 SEVERAL = "several"
 QUANTIFIER = {
     "en": re.compile(r"(?<![\w-])(?:many|several|a few)(?= [a-z])(?! (?:a|an|the)\b)", re.IGNORECASE),
-    "de": re.compile(r"(?<![\w-])(?:vielen?|mehreren?|einigen?|ein paar)(?= \w)", re.IGNORECASE),
+    "de": re.compile(r"(?<![\w-])(?:vielen?|mehreren?|einigen?|ein paar)(?= \w)(?! Malen?\b)", re.IGNORECASE),
 }
 NO_QUANTITY_BEFORE = re.compile(
     r"\b(?:how|so|too|as|that|very|not|quite|the|these|those|my|your|his|her|our|their|in|of"

@@ -26,13 +26,14 @@ def byte_dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inp
 
     Args: those of `torch.nn.functional.dropout`; `inplace` changes nothing.
     """
-    num_dropped = round(p * BYTE_VALUES)
+    num_dropped = min(round(p * BYTE_VALUES), BYTE_VALUES - 1)
     if not training or num_dropped == 0:
         return input
     size = input.numel()
     numbers = torch.empty(-(-size // 8), dtype=torch.int64).random_(-(2**63), None)
     keep = numbers.view(torch.uint8)[:size].view(input.shape) >= num_dropped
-    return input * keep.to(input.dtype).mul_(BYTE_VALUES / (BYTE_VALUES - num_dropped))
+    # The scale is a Python number: rounded to 16 bits, it would change the mean.
+    return input * keep.to(input.dtype) * (BYTE_VALUES / (BYTE_VALUES - num_dropped))
 
 
 def plain_attention(
