@@ -1,6 +1,8 @@
-"""Write the model cards, and the tables of README and EXPERIMENTS.md, from the results in JSON beside each card.
+"""Write all that no hand writes in the documents: cards, tables, API.md, RECIPES.md, and the picture of a refinement.
 
     python training/report.py
+
+Cards and tables come from the results in JSON beside each card.
 
 A table stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; `<!-- MODEL/NAME: begin -->` is that of another
 model than the one that ships. No number in a table or card is typed by hand.
@@ -15,12 +17,17 @@ if not __package__:  # run as a script: import from the repository, not from thi
     import training.command  # noqa: F401  (ends the script with one line where that is enough)
 
 from training.reports.cards import render_card
+from training.reports.picture import draw_refinement
+from training.reports.reference import render_api, render_recipes
 from training.reports.tables import TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 CARDS = ROOT / "model_cards"
 SHIPPED = "lvnar-tatoeba-en-de"
-DOCUMENTS = (ROOT / "README.md", ROOT / "EXPERIMENTS.md", ROOT / "training" / "README.md")
+DOCS = ROOT / "docs"
+DOCUMENTS = (ROOT / "README.md", DOCS / "EXPERIMENTS.md", DOCS / "USAGE.md", ROOT / "training" / "README.md")
+# What the README shows: several steps change it, and the last of them finds the words.
+PICTURED_SENTENCE = "Tom offered to pay for the damages."
 
 
 def render(document: str) -> str:
@@ -41,10 +48,15 @@ def render(document: str) -> str:
 
 
 def rendered_files() -> dict[Path, str]:
-    """What every document and every card is to hold, by path."""
+    """What every document, card and picture is to hold, by path."""
     files = {path: render(path.read_text("utf-8")) for path in DOCUMENTS}
     cards = {path.parent / "README.md": render_card(path.parent) for path in sorted(CARDS.glob("*/card.yaml"))}
-    return files | cards
+    generated = {
+        DOCS / "API.md": render_api(),
+        DOCS / "RECIPES.md": render_recipes(),
+        DOCS / "refinement.svg": draw_refinement(CARDS / SHIPPED, PICTURED_SENTENCE),
+    }
+    return files | cards | generated
 
 
 def main() -> None:

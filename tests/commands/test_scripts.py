@@ -96,31 +96,40 @@ def test_demo_translates_with_the_model_that_ships():
     assert "Bahnhof" in run_script("training/demo.py", "Where is the station?")
 
 
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "training" / "README.md"]
+
+
 def python_blocks() -> list:
     blocks = []
-    for path in (ROOT / "README.md", ROOT / "model_cards" / "lvnar-tatoeba-en-de" / "README.md"):
-        for index, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text("utf-8"), flags=re.DOTALL)):
-            blocks.append(pytest.param(block, id=f"{path.parent.name}-{index}"))
+    for path in (*DOCUMENTS, ROOT / "model_cards" / "lvnar-tatoeba-en-de" / "README.md"):
+        found = re.findall(r"```python\n(.*?)```\n(?:```text\n(.*?)```)?", path.read_text("utf-8"), flags=re.DOTALL)
+        name = "-".join(path.relative_to(ROOT).with_suffix("").parts)
+        blocks += [pytest.param(block, output, id=f"{name}-{i}") for i, (block, output) in enumerate(found)]
     return blocks
 
 
-@pytest.mark.parametrize("block", python_blocks())
-def test_python_in_the_documents_runs_as_written(block, tmp_path):
-    """A repository of the Hub is a folder here, put together as it would be published."""
+@pytest.mark.parametrize(("block", "output"), python_blocks())
+def test_python_in_the_documents_runs_as_written(block, output, tmp_path):
+    """What it prints is what stands below it, if anything does. A repository of the Hub is a folder here."""
     if "NAMESPACE/" in block:
         folder = assemble(ROOT / "model_cards" / report.SHIPPED, tmp_path / report.SHIPPED)
         block = block.replace(f"NAMESPACE/{report.SHIPPED}", str(folder))
-    assert run_script("-c", block).strip()
+    printed = run_script("-c", block)
+    assert printed.strip() and printed == (output or printed)
 
 
 def test_commands_in_the_documents_name_what_exists():
     """The scripts, recipes and make targets; training itself runs in test_training.py."""
-    text = (ROOT / "README.md").read_text("utf-8") + (ROOT / "training" / "README.md").read_text("utf-8")
-    named = set(re.findall(r"training/[\w/]+\.(?:py|yaml)", text))
-    assert len(named) >= 7 and all((ROOT / name).is_file() for name in named)
-    targets = set(re.findall(r"make ([a-z-]+)", text))
+    text = "".join(path.read_text("utf-8") for path in DOCUMENTS)
+    named = set(re.findall(r"(?:training|tests)/[\w/-]+\.(?:py|yaml|txt|md|en)\b", text))
+    assert len(named) >= 20 and not [name for name in named if not (ROOT / name).is_file()]
+    targets = {
+        target
+        for line in re.findall(r"^make (.*)|`make (.*?)`", text, re.M)
+        for target in re.findall(r"^[a-z-]+", "".join(line))
+    }
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    assert targets >= {"demo", "test"} and all(f"\n{target}:" in makefile for target in targets)
+    assert targets >= {"demo", "test", "quick", "lint"} and all(f"\n{target}:" in makefile for target in targets)
 
 
 def test_tables_and_cards_are_those_of_the_results():

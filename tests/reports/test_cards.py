@@ -107,7 +107,7 @@ def test_every_card_is_whole_and_the_hub_can_read_it(folder):
 
 
 def test_remote_code_is_pinned_by_revision_in_every_example():
-    documents = [ROOT / "README.md", ROOT / "training" / "README.md", *(folder / "README.md" for folder in CARDS)]
+    documents = [*(ROOT / "docs").glob("*.md"), *(folder / "README.md" for folder in (ROOT, ROOT / "training", *CARDS))]
     blocks = [
         block
         for document in documents

@@ -23,7 +23,7 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """Three digits that mean something."""
     if value is None:
         return "–"
@@ -61,14 +61,14 @@ def render_speed(result: dict[str, Any]) -> str:
         timed = system["model"]
         if "1" in sizes:
             latency = timed["latency_ms"]
-            row += [f"{_number(latency['mean'])} ({_number(latency['std'])})"]
-            row += [_number(latency["p50"]), _number(latency["p95"])]
+            row += [f"{format_number(latency['mean'])} ({format_number(latency['std'])})"]
+            row += [format_number(latency["p50"]), format_number(latency["p95"])]
             row.append(f"{timed['speed_up']:.1f}x" if "speed_up" in timed else "–")
-        row += [_number(timed["sentences_per_second"][size]["median"]) for size in sizes]
+        row += [format_number(timed["sentences_per_second"][size]["median"]) for size in sizes]
         libraries = _libraries(result, system)
         for size in sizes:
             peak = system["memory_mib"]["peak"][size]
-            row.append(_number(None if peak is None or libraries is None else peak - libraries))
+            row.append(format_number(None if peak is None or libraries is None else peak - libraries))
         rows.append(row)
     return _table(header, rows)
 
@@ -111,7 +111,7 @@ def render_spread(result: dict[str, Any]) -> str:
 
 
 def _range(value: float, lowest: float, highest: float) -> str:
-    return f"{_number(value)} [{_number(lowest)}, {_number(highest)}]"
+    return f"{format_number(value)} [{format_number(lowest)}, {format_number(highest)}]"
 
 
 def _repeats(ranges: Mapping[str, list[int]]) -> str:
@@ -168,7 +168,7 @@ def render_conditions(benchmark: dict[str, Any], mode: str) -> str:
         libraries = max(_libraries(result, system) or 0.0 for system in result["systems"].values())
         lines.append(
             "Peak memory: the most that is resident while a system translates at this batch size, less what Python and "
-            f"the libraries take before the model is loaded ({_number(libraries)} MiB, the same for all)."
+            f"the libraries take before the model is loaded ({format_number(libraries)} MiB, the same for all)."
         )
     else:
         lines.append("Peak memory: of torch's tensors on the GPU; CTranslate2's is not known (–).")
@@ -206,8 +206,8 @@ def render_brief(benchmark: dict[str, Any], mode: str) -> str:
     rows = []
     for name, system in result["systems"].items():
         timed = system["model"]
-        speeds = [_number(timed["sentences_per_second"][size]["median"]) for size in larger]
-        rows.append([name, _number(timed["latency_ms"]["mean"]), f"{timed['speed_up']:.1f}x", *speeds])
+        speeds = [format_number(timed["sentences_per_second"][size]["median"]) for size in larger]
+        rows.append([name, format_number(timed["latency_ms"]["mean"]), f"{timed['speed_up']:.1f}x", *speeds])
     named = ("torch", "transformers", "onnxruntime", "ctranslate2")
     libraries = ", ".join(f"{name} {versions[name]}" for name in named if name in versions)
     return (

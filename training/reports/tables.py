@@ -1,4 +1,4 @@
-"""The tables of README, cards and EXPERIMENTS.md, each made of the JSON in one folder of results.
+"""The tables of README, cards and docs/EXPERIMENTS.md, each made of the JSON in one folder of results.
 
 What is unusual: a table is a function of a folder, `model_cards/<model id>/results`; no number stands in its text.
 """
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from training.reports.speed_tables import render_brief, render_summary
+from training.reports.speed_tables import format_number, render_brief, render_summary
 
 
 def read_result(results: Path, name: str) -> dict[str, Any]:
@@ -130,6 +130,43 @@ def systems_table(results: Path) -> str:
         raise FileNotFoundError(f"There is neither teacher_test.json nor test.json in {results}.")
     return table(("model, parameters", "decoding", "BLEU", heading, "chrF"), rows) + (
         f"\n\n{_test_set(shown)}. {_signatures(shown['results'][0])}."
+    )
+
+
+def summary_table(results: Path) -> str:
+    """Quality beside speed in six rows: the teacher, three numbers of steps, int8, and the fastest baseline."""
+    benchmark, test = read_result(results, "benchmark"), read_result(results, "test")
+    mode = "trained" if "trained" in benchmark["modes"] else "random"
+    timed = benchmark["modes"][mode]
+    systems = timed["systems"]
+    latencies = {name: system["model"]["latency_ms"]["mean"] for name, system in systems.items()}
+    baseline = timed["baseline"]
+    num_beams = int(baseline.rpartition(" ")[2])
+    (searched,) = (row for row in read_result(results, "teacher_test")["results"] if row["num_beams"] == num_beams)
+    rows = [(f"autoregressive teacher ({baseline})", f"{searched['bleu']['score']:.1f}", baseline)]
+    for row in test["results"]:
+        steps = _steps(row["num_refinement_steps"])
+        rows.append((f"this model, {steps}", f"{row['bleu']['score']:.1f}", f"lvnar, eager, {steps}"))
+    quality = read_result(results, "engine_quality")["engines"]["onnx int8"]["results"]
+    (in_int8,) = (row for row in quality if row["num_refinement_steps"] == 1)
+    rows.append(
+        ("this model, 1 step, ONNX Runtime int8", f"{in_int8['bleu']['score']:.1f}", "lvnar, onnx int8, 1 step")
+    )
+    fastest = min((name for name in systems if systems[name]["family"] != "lvnar"), key=latencies.__getitem__)
+    has_bleu = "quality" in systems[fastest]
+    bleu = f"{systems[fastest]['quality']['bleu']['score']:.1f}" if has_bleu else "not trained"
+    rows.append((f"strongest baseline ({fastest})", bleu, fastest))
+    shown = [(what, score, format_number(latencies[name])) for what, score, name in rows]
+    sizes, speeds = {
+        "trained": ("", "these models on its sentences"),
+        "random": (
+            ", at the paper's sizes",
+            "models of the paper's sizes with random weights, at newstest2014's lengths",
+        ),
+    }[mode]
+    return table(("system", "BLEU", f"ms a sentence{sizes}"), shown) + (
+        f"\n\nBLEU: {_test_set(test)}, models of {test['num_parameters'] / 1e6:.1f} M parameters "
+        f"(`{searched['bleu']['signature']}`). Time: {speeds}, one sentence at a time, {machine_of(benchmark)}."
     )
 
 
@@ -361,6 +398,7 @@ def speed_trained_table(results: Path) -> str:
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
+    "summary": summary_table,
     "quality": quality_table,
     "length": length_table,
     "systems": systems_table,
