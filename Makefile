@@ -16,7 +16,12 @@ PACKAGES_OF = $$($(1)/python -c 'import sysconfig; print(sysconfig.get_path("pur
 LOADING_TESTS = -m pytest tests/model/test_loading.py -n 2 --dist worksteal
 ON_VERSION = LVNAR_TRANSFORMERS=$(1:transformers-%=%) OMP_NUM_THREADS=1 .environments/$(1)/bin/python $(LOADING_TESTS)
 
-.PHONY: help demo test matrix lint train-tools clean
+# Losses, reference, text, batches, recipes and documents: what needs neither a compiler nor a trained model.
+QUICK_TESTS = tests/model/test_config.py tests/model/test_losses.py tests/model/test_reference.py tests/model/test_ctc.py tests/model/test_generation.py \
+	tests/model/test_repetitions.py tests/model/test_text.py tests/data/test_batching.py tests/loop/test_schedules.py \
+	tests/loop/test_recipe.py tests/quality/test_spans.py tests/reports
+
+.PHONY: help demo test quick matrix lint train-tools clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -28,6 +33,9 @@ demo: $(VENV)/.demo  ## translate with the model that ships: 0 and 1 refinement 
 test: $(VENV)/.dev $(ENVIRONMENTS)  ## run the tests, on the oldest supported transformers too
 	LVNAR_ENVIRONMENTS=$(CURDIR)/.environments OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	$(call ON_VERSION,$(firstword $(VERSIONS)))
+
+quick: $(VENV)/.dev  ## run the fast tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(QUICK_TESTS)
 
 matrix: $(VENV)/.dev $(ENVIRONMENTS)  ## run the loading tests on each supported transformers
 	$(foreach version,$(VERSIONS),$(call ON_VERSION,$(version)) &&) OMP_NUM_THREADS=1 $(BIN)/python $(LOADING_TESTS)
