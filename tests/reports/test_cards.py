@@ -111,7 +111,7 @@ def test_remote_code_is_pinned_by_revision_in_every_example():
     blocks = [
         block
         for document in documents
-        for block in re.findall(r"```\w*\n(.*?)```", document.read_text("utf-8"), flags=re.DOTALL)
+        for block in re.findall(r"```(?:python|bash)\n(.*?)```", document.read_text("utf-8"), flags=re.DOTALL)
         if "trust_remote_code" in block
     ]
     assert blocks and all(f'"revision": "v{lvnar_hf.__version__}"' in block for block in blocks)
