@@ -27,7 +27,7 @@ _JOINED = "\u0590-\u1cff\u2190-\u21ff\u231a-\u23ff\u2600-\u27bf\u2934-\u2935\u2b
 _JOINERS = "[\u200c\u200d]+"
 INVISIBLE = (
     "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]+"
-    f"|(?<![{_JOINED}\u200c\u200d]){_JOINERS}|{_JOINERS}(?![{_JOINED}\u200c\u200d])"
+    f"|(?<![{_JOINED}\u200c\u200d]){_JOINERS}|(?<![\u200c\u200d]){_JOINERS}(?![{_JOINED}\u200c\u200d])"
 )
 _INVISIBLE = re.compile(INVISIBLE)
 # What ends a line; and the tab, which ends a cell of a table.
@@ -48,6 +48,11 @@ _EMOJI = (
     "|[\u00a9\u00ae\u203c\u2049\u2122\u2139\u2190-\u21ff\u2934\u2935\u3030\u303d\u3297\u3299]\ufe0f)"
     "[\ufe0e\ufe0f]?[\U0001f3fb-\U0001f3ff]?[\U000e0020-\U000e007f]*"
 )
+# A "<" that compares is followed by words too: without a value, an attribute has to be known.
+_ATTRIBUTES = (
+    r"""(?:\s+(?:[\w:@.*#-]{1,60}\s*=\s*(?:"[^"<>]{0,1000}"|'[^'<>]{0,1000}'|[^\s"'=<>`]{1,1000})"""
+    r"""|(?:disabled|checked|hidden|required|selected|readonly|multiple|controls|autoplay|loop|async|defer)\b)){0,50}"""
+)
 _PROTECTED = re.compile(
     rf"""
     (?P<span>
@@ -55,8 +60,15 @@ _PROTECTED = re.compile(
       | (?<![A-Za-z0-9+.-])(?:[A-Za-z][A-Za-z0-9+.-]{{1,20}}://|www\.|mailto:){_URL_REST}
       | (?<![A-Za-z0-9_.+-])[A-Za-z0-9_.+%-]{{1,64}}@[A-Za-z0-9-]{{1,63}}(?:\.[A-Za-z0-9-]{{1,63}}){{1,5}}
       | (?<![A-Za-z0-9_.@-])(?:[A-Za-z0-9][A-Za-z0-9-]{{0,62}}\.){{1,5}}
-        (?:com|org|net|edu|gov|int|io|dev|app|info|eu)(?![A-Za-z0-9-])(?:[/?\#]{_URL_REST})?    # a domain by itself
+        (?:com|org|net|edu|gov|int|io|dev|app|info|eu|de|fr|jp|ch|nl|pl|ru|cn|br|uk|co|ly)(?![A-Za-z0-9-])
+        (?:[/?\#]{_URL_REST})?                                                              # a domain by itself
       | \{{\{{[^{{}}]{{1,200}}\}}\}} | \{{%[^{{}}]{{1,200}}%\}} | [$%\#]?\{{[^{{}}\s]{{0,100}}\}}   # templates
+      | \{{\s*\w{{1,60}}\s*,\s*(?:plural|select|selectordinal|number|date|time)\b
+        (?:[^{{}}]|\{{(?:[^{{}}]|\{{[^{{}}]{{0,100}}\}}){{0,200}}\}}){{0,400}}\}}                       # ICU messages
+      | %[A-Za-z_]\w{{0,50}}% | (?<![\w$])\$[A-Za-z_]\w{{0,50}}                                # variables
+      | (?<!\S)--[A-Za-z][\w-]{{0,50}}(?:=\S{{1,100}})?                                       # options
+      | (?<![\w.~/])(?:\.{{0,2}}|~)(?:/[\w.+-]{{1,100}}){{2,20}}/?(?<![.,;:])                  # paths
+      | \b[A-Za-z]:\\[\w.+\\-]{{0,200}}(?<![.,;:])
       | %%
       | %\(\w{{1,50}}\)[-+0\#]*\d{{0,4}}(?:\.\d{{1,4}})?[sdiufFeEgGxXoc]
       | (?<![\d%])%(?:\d\$)?[-+0\#]*\d{{0,4}}(?:\.\d{{1,4}})?(?:hh?|ll?|z)?[sdiufFeEgGxXoc@](?![A-Za-z])
@@ -66,7 +78,7 @@ _PROTECTED = re.compile(
         </?(?:p|br|hr|div|li|[uod]l|d[td]|t[dhr]|table|h[1-6]|title|section|article|blockquote|option|label|button)
         (?![A-Za-z0-9-])[^<>]{{0,1000}}>
     ) | (?P<mark>
-        <!--[^\n]{{0,1000}}?--> | </?[A-Za-z][^<>]{{0,1000}}> | <%[^\n]{{0,200}}?%>
+        <!--[^\n]{{0,1000}}?--> | </?[A-Za-z][\w:.-]{{0,60}}{_ATTRIBUTES}\s*/?> | <%[^\n]{{0,200}}?%>
       | &(?:[A-Za-z][A-Za-z0-9]{{1,31}}|\#\d{{1,7}}|\#[xX][0-9A-Fa-f]{{1,6}});
       | (?<![\w:]):(?:[+-]1|[a-z0-9_+-]{{0,60}}[a-z][a-z0-9_+-]{{0,60}}):(?!\w)
       | (?<!\S)(?:[:;=][-^o']?[)(DPp|*/\\]+|<3+|\^_?\^)(?![^\s.,;:!?])                       # :-)
@@ -76,7 +88,9 @@ _PROTECTED = re.compile(
     re.VERBOSE,
 )
 # A text without any of these holds nothing that is protected.
-_SIGNS = re.compile("[`:;@{}%#<&=^\x00-\x08\x0e-\x1b\x7f\u00a9-\u00ae\u2000-\uffff\U00010000-\U0010ffff]|www|\\.[a-z]")
+_SIGNS = re.compile(
+    "[`:;@{}%#$/<&=^\x00-\x08\x0e-\x1b\x7f\u00a9-\u00ae\u2000-\uffff\U00010000-\U0010ffff]|www|--|\\.[a-z]"
+)
 
 # What stands at the edges of a sentence and is none of it.
 _CLOSERS = {
@@ -96,11 +110,14 @@ _ENUMERATOR = re.compile(r"\s*\(?\d{1,3}[.)]\s*")
 _CLAUSE_MARKS = tuple(
     map(
         re.compile,
-        (r"[.!?…]+[\"'”’»)]*\s+|[。！？।]+[」』）]*", r"[;:]\s+|[；：]", r"\s[–—-]+\s+|[–—]", r",\s+|[、，]"),
+        (
+            r"(?<![.!?…])[.!?…]+[\"'”’»)]*\s+|[。！？।]+[」』）]*",
+            *(r"[;:]\s+|[；：]", r"\s[–—-]+\s+|[–—]", r",\s+|[、，]"),
+        ),
     )
 )
 # The plain rule, without sentencex.
-_FULL_STOPS = re.compile(r"[.!?…]+[\"'”’»)\]]*\s+|[。！？]+[」』）]*\s*|[।؟։።]\s*")
+_FULL_STOPS = re.compile(r"(?<![.!?…])[.!?…]+[\"'”’»)\]]*\s+|[。！？]+[」』）]*\s*|[।؟։።]\s*")
 _ABBREVIATIONS = re.compile(
     r"(?:\b(?:[A-Za-z]|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|No|Nr|Hr|Fr|ca|bzw|usw|\w\.\w)|(?<=\s)\d{1,3})\.\s+$"
 )
@@ -166,26 +183,26 @@ class _Sentence:
 class _Plan:
     """A text taken apart: a literal, a sentence, a literal, ..., a literal."""
 
-    literals: list[str] = field(default_factory=lambda: [""])
+    literals: list[list[str]] = field(default_factory=lambda: [[]])
     sentences: list[_Sentence] = field(default_factory=list)
 
     def add_literal(self, text: str) -> None:
-        self.literals[-1] += text
+        self.literals[-1].append(text)
 
     def add_sentence(self, sentence: _Sentence) -> None:
         self.sentences.append(sentence)
-        self.literals.append("")
+        self.literals.append([])
 
     def join(self, translations: Sequence[str]) -> str:
         """The text with translations in place of its sentences."""
-        parts = [self.literals[0]]
+        parts = [*self.literals[0]]
         for index, translation in enumerate(translations):
             parts += [translation, self._joint(index, translations)]
         return "".join(parts)
 
     def _joint(self, index: int, translations: Sequence[str]) -> str:
         """What stands after a sentence; a space is won or lost where only one of the scripts puts spaces."""
-        joint = self.literals[index + 1]
+        joint = "".join(self.literals[index + 1])
         if joint not in ("", " ") or index + 1 == len(translations):
             return joint
         source = self.sentences[index].core[-1], self.sentences[index + 1].core[0]
