@@ -297,12 +297,11 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
 
     def __init__(self, config: LvnarConfig):
         super().__init__(config)
-        target_vocab_size = config.target_vocab_size or config.vocab_size
         self.source_embedding = LvnarEmbedding(config.vocab_size, config.hidden_size)
         if config.target_vocab_size is not None:
-            self.target_embedding = LvnarEmbedding(target_vocab_size, config.hidden_size)
+            self.target_embedding = LvnarEmbedding(config.decoder_vocab_size, config.hidden_size)
         if not config.tie_word_embeddings:
-            self.output_proj = LvnarOutputProjection(config.hidden_size, target_vocab_size)
+            self.output_proj = LvnarOutputProjection(config.hidden_size, config.decoder_vocab_size)
         self.embedding_dropout = nn.Dropout(config.dropout)
         self.prior = LvnarPrior(config)
         self.posterior = LvnarPosterior(config)
@@ -627,7 +626,7 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
                 f"max_position_embeddings={self.config.max_position_embeddings}."
             )
         target_mask = labels != IGNORED_LABEL
-        vocab_size = self.config.target_vocab_size or self.config.vocab_size
+        vocab_size = self.config.decoder_vocab_size
         _refuse_ids(labels.masked_fill(~target_mask, self.config.pad_token_id), vocab_size, "labels")
         if bool((labels == self.config.pad_token_id).any()):
             raise ValueError(

@@ -106,7 +106,7 @@ class _Translation(nn.Module):
     def __init__(self, model: LvnarForConditionalGeneration):
         super().__init__()
         self.model = model
-        not_padding = torch.zeros(model.config.target_vocab_size or model.config.vocab_size)
+        not_padding = torch.zeros(model.config.decoder_vocab_size)
         if model.config.alignment == "length":
             not_padding[model.config.pad_token_id] = float("-inf")
         self.register_buffer("not_padding", not_padding)
@@ -274,7 +274,7 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
         if isinstance(module, LvnarAttention):
             module.__class__ = _ExportedAttention
     config = model.config
-    graph = assemble(*_export_pieces(exported), config.pad_token_id, config.target_vocab_size or config.vocab_size)
+    graph = assemble(*_export_pieces(exported), config.pad_token_id, config.decoder_vocab_size)
     fingerprint = {FINGERPRINT: weights_fingerprint(model.state_dict())}
     onnx.helper.set_model_props(graph, fingerprint)
     onnx.checker.check_model(graph)

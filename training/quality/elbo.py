@@ -108,7 +108,7 @@ def _batch_bounds(
     is_ctc = config.alignment == "ctc"
     mask = model.cell_mask(attention_mask) if is_ctc else target_mask  # of the decoder's positions
     token_nlls, length_nlls = [], []
-    samples_at_once = max(1, LOGITS_AT_ONCE // (mask.numel() * (config.target_vocab_size or config.vocab_size)))
+    samples_at_once = max(1, LOGITS_AT_ONCE // (mask.numel() * config.decoder_vocab_size))
     for some in latents.split(samples_at_once, dim=1):
         rows = torch.arange(len(labels), device=labels.device).repeat_interleave(some.shape[1])
         repeated = source.select(rows)
