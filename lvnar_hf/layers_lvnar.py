@@ -130,13 +130,9 @@ class LvnarLayer(nn.Module):
         cross_keys: torch.Tensor | None = None,  # (batch, heads, key_length, head_dim)
         cross_values: torch.Tensor | None = None,
         cross_attention_mask: torch.Tensor | None = None,
-        part: str = "all",  # "self_attention" alone, or the "rest" after it: hooks act on `forward`
     ) -> torch.Tensor:
-        if part != "rest":
-            attended = self.self_attention(self.self_attention_norm(hidden_states), attention_mask)
-            hidden_states = hidden_states + self.dropout(attended)
-        if part == "self_attention":
-            return hidden_states
+        attended = self.self_attention(self.self_attention_norm(hidden_states), attention_mask)
+        hidden_states = hidden_states + self.dropout(attended)
         if cross_keys is not None and cross_values is not None:
             attended = self.cross_attention(
                 self.cross_attention_norm(hidden_states), cross_attention_mask, (cross_keys, cross_values)
@@ -171,25 +167,18 @@ class LvnarStack(nn.Module):
         """States (batch, cross_length, hidden_size) to each layer's keys and values of them."""
         return tuple(layer.cross_attention.project_keys_values(cross_states) for layer in self.layers)
 
-    def begin(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The self-attention of the first layer, which does not depend on what the stack attends to."""
-        (first, *_) = self.layers
-        return first(hidden_states, _key_mask(mask), part="self_attention")
-
     def forward(
         self,
         hidden_states: torch.Tensor,  # (batch, length, hidden_size)
         mask: torch.Tensor,
         cross_keys_values: Sequence[KeysValues] | None = None,  # of `project_cross_states`
         cross_mask: torch.Tensor | None = None,
-        has_begun: bool = False,  # the states are those that `begin` gave
     ) -> torch.Tensor:
         attention_mask = _key_mask(mask)
         cross_attention_mask = None if cross_mask is None else _key_mask(cross_mask)
         for index, layer in enumerate(self.layers):
             keys, values = (None, None) if cross_keys_values is None else cross_keys_values[index]
-            part = "rest" if has_begun and index == 0 else "all"
-            arguments = (hidden_states, attention_mask, keys, values, cross_attention_mask, part)
+            arguments = (hidden_states, attention_mask, keys, values, cross_attention_mask)
             if self.gradient_checkpointing and self.training:
                 hidden_states = self._gradient_checkpointing_func(layer.__call__, *arguments)
             else:

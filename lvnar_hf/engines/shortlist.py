@@ -11,7 +11,6 @@ the whole vocabulary. That is where the likeliest token tends to be one that is 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -76,7 +75,7 @@ class Shortlist:
         return file
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike, config: LvnarConfig, **where: Any) -> "Shortlist":
+    def from_pretrained(cls, name: str | os.PathLike, config: LvnarConfig, **where: object) -> "Shortlist":
         """From a model folder or a repository of the Hub.
 
         Args:
