@@ -17,6 +17,10 @@ from .configuration_lvnar import LvnarConfig
 # What queries attend to, each (batch, heads, key_length, head_dim).
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
+# Words of a projection in 16 bits that the CPU converts to float32 at once: to copy those of a large vocabulary, which
+# no cache holds, takes four times as long as their product with a sentence's states (EXPERIMENTS.md).
+_CONVERTED_ROWS = 2048
+
 
 def sinusoidal_positions(length: int, hidden_size: int, device: torch.device) -> torch.Tensor:
     """Position encodings of Vaswani et al. (2017, section 3.5), sines then cosines: (length, hidden_size) float32.
@@ -37,14 +41,11 @@ def vocabulary_logits(states: torch.Tensor, weight: torch.Tensor) -> torch.Tenso
     if torch.is_autocast_enabled(states.device.type):  # which decides on the number type
         return nn.functional.linear(states, weight)
     dtype = torch.float32 if states.dtype in (torch.float16, torch.bfloat16) else states.dtype
-    is_eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-    if is_eager and states.device.type == "cpu" and states[..., 0].numel() <= 64:
-        # The same product the other way round and in parts that fit the cache: faster where the states are few.
-        rows = states.flatten(0, -2).to(dtype)
-        columns = nn.functional.pad(rows, (0, 0, 0, -len(rows) % 8)).t()
-        logits = torch.cat([part.to(dtype) @ columns for part in weight.split(2048)])
-        return logits[:, : len(rows)].t().unflatten(0, states.shape[:-1])
-    return nn.functional.linear(states.to(dtype), weight.to(dtype))
+    states = states.to(dtype)
+    if weight.dtype != dtype and weight.device.type == "cpu" and not torch.compiler.is_compiling():
+        parts = weight.split(_CONVERTED_ROWS)
+        return torch.cat([nn.functional.linear(states, part.to(dtype)) for part in parts], dim=-1)
+    return nn.functional.linear(states, weight.to(dtype))
 
 
 class LvnarEmbedding(nn.Embedding):

@@ -37,6 +37,7 @@ TRAVELLING_MODULES = (
     "refinement_lvnar.py",
     "repetitions_lvnar.py",
     "segmentation_lvnar.py",
+    "sentences_lvnar.py",
     "text_lvnar.py",
     "tokenization_lvnar.py",
 )
