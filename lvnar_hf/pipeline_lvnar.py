@@ -85,7 +85,7 @@ class LvnarTranslationPipeline(Pipeline):
         num_target_ids = getattr(self.tokenizer, "target_vocab_size", num_ids)
         sides = {
             "source": (num_ids, config.vocab_size),
-            "target": (num_target_ids, config.target_vocab_size or config.vocab_size),
+            "target": (num_target_ids, config.decoder_vocab_size),
         }
         for side, (size, num_rows) in sides.items():
             if size > num_rows:

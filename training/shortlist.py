@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     model: Any = AutoModelForSeq2SeqLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(arguments.model)
     config = model.config
-    target_size = config.target_vocab_size or config.vocab_size
+    target_size = config.decoder_vocab_size
 
     train = load_pairs(data, "train")
     sources, targets = train["source"], train["target"]

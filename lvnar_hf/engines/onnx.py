@@ -13,7 +13,6 @@ With `shortlist=True` the vocabulary is cut for each sentence, see `lvnar_hf.eng
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -27,7 +26,6 @@ from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.fingerprints import KEY as FINGERPRINT
 from lvnar_hf.files.fingerprints import refuse_stale
 from lvnar_hf.generation_lvnar import DecodingOptions, LvnarGenerateOutput
-from lvnar_hf.modeling_lvnar import LvnarForConditionalGeneration
 
 # Source tokens, padding included, of the parts that a batch is translated in. In larger parts nothing is faster, and
 # what passes between the operations no longer fits the processor's cache: the logits alone are 4 bytes for each token
@@ -72,7 +70,6 @@ class LvnarOnnxModel(LvnarEngine):
 
     device = torch.device("cpu")
     dtype = torch.float32
-    check_source = LvnarForConditionalGeneration.check_source
 
     def __init__(
         self,
@@ -102,7 +99,7 @@ class LvnarOnnxModel(LvnarEngine):
                 "Make it again: python training/export.py --model FOLDER --overwrite"
             )
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """A copy, or what is pickled, opens the graph's file again."""
         arguments = (self.config, self.generation_config, self.file, self.num_threads, self.shortlist)
         return type(self), arguments
@@ -114,7 +111,7 @@ class LvnarOnnxModel(LvnarEngine):
         precision: str = "float32",
         num_threads: int | None = None,
         shortlist: bool = False,
-        **where: Any,
+        **where: object,
     ) -> "LvnarOnnxModel":
         """From a model folder or a repository of the Hub.
 

@@ -11,7 +11,6 @@ the whole vocabulary. That is where the likeliest token tends to be one that is 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +50,7 @@ class Shortlist:
         # In numpy: torch's threads, which wait for more work for a while, would take the cores from ONNX Runtime's.
         tokens = self.candidates.numpy()[input_ids.numpy()]  # (batch, source_length, k)
         tokens = np.where(attention_mask.numpy()[..., None] == 0, config.pad_token_id, tokens)
-        num_sentences, num_targets = len(tokens), config.target_vocab_size or config.vocab_size
+        num_sentences, num_targets = len(tokens), config.decoder_vocab_size
         is_tried = np.zeros((num_sentences, num_targets), dtype=bool)
         is_tried[:, self.frequent.numpy()] = True
         is_tried[np.arange(num_sentences)[:, None], tokens.reshape(num_sentences, -1)] = True
@@ -76,7 +75,7 @@ class Shortlist:
         return file
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike, config: LvnarConfig, **where: Any) -> "Shortlist":
+    def from_pretrained(cls, name: str | os.PathLike, config: LvnarConfig, **where: object) -> "Shortlist":
         """From a model folder or a repository of the Hub.
 
         Args:
@@ -113,7 +112,7 @@ class Shortlist:
                 )
         except SafetensorError as error:
             raise ValueError(f"{file} is no shortlist: {error}") from error
-        num_targets = config.target_vocab_size or config.vocab_size
+        num_targets = config.decoder_vocab_size
         is_sound = candidates.dtype == frequent.dtype == torch.int32 and min_confidence.dtype == torch.float32
         is_sound = is_sound and (candidates.dim(), frequent.dim(), min_confidence.dim()) == (2, 1, 0)
         tokens = torch.cat([candidates.flatten(), frequent])
