@@ -29,11 +29,11 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 import lvnar_hf  # noqa: F401  (registers model and tokenizer)
 from lvnar_hf.engines.shortlist import FILE, Shortlist
 from lvnar_hf.files.atomic import write_json
+from lvnar_hf.files.outputs import refuse_existing, refuse_missing_folder
+from lvnar_hf.jobs.environment import describe_machine, describe_versions
 from training.data.corpora import load_pairs
 from training.data.evaluation_sets import at_even_distances
-from training.outputs import refuse_existing, refuse_missing_folder
 from training.recipe import DataArguments, parse_recipe
-from training.reports.environment import describe_machine, describe_versions
 
 BATCH_SIZE = 32
 

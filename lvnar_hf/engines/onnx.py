@@ -6,7 +6,7 @@
     model = LvnarOnnxModel.from_pretrained("model_cards/lvnar-tatoeba-en-de", precision="int8")
     translator = pipeline("translation", model=model, tokenizer=AutoTokenizer.from_pretrained(...))
 
-The graph stands beside the weights, as `onnx/model.onnx` or `onnx/model_int8.onnx`; `training/export.py` writes both.
+The graph stands beside the weights, as `onnx/model.onnx` or `onnx/model_int8.onnx`; `lvnar export` writes both.
 With `shortlist=True` the vocabulary is cut for each sentence, see `lvnar_hf.engines.shortlist`.
 """
 
@@ -96,7 +96,7 @@ class LvnarOnnxModel(LvnarEngine):
         if sorted(inputs) != sorted(_INPUTS):
             raise ValueError(
                 f"{file} has the inputs {', '.join(inputs)}; a graph of this version has {', '.join(_INPUTS)}. "
-                "Make it again: python training/export.py --model FOLDER --overwrite"
+                "Make it again: lvnar export --model FOLDER --overwrite"
             )
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -132,15 +132,13 @@ class LvnarOnnxModel(LvnarEngine):
         folder, _, file = FILES[precision].rpartition("/")
         found = cached_file(str(name), file, subfolder=folder, _raise_exceptions_for_missing_entries=False, **where)
         if found is None:
-            raise FileNotFoundError(
-                f"{name} has no {FILES[precision]}. Make it: python training/export.py --model {name}"
-            )
+            raise FileNotFoundError(f"{name} has no {FILES[precision]}. Make it: lvnar export --model {name}")
         config = LvnarConfig.from_pretrained(name, **where)
         generation_config = GenerationConfig.from_pretrained(name, **where)
         tokens = Shortlist.from_pretrained(name, config, **where) if shortlist else None
         engine = cls(config, generation_config, Path(found), num_threads, tokens)
         made_from = engine.session.get_modelmeta().custom_metadata_map.get(FINGERPRINT)
-        refuse_stale(found, made_from, name, f"python training/export.py --model {name} --overwrite")
+        refuse_stale(found, made_from, name, f"lvnar export --model {name} --overwrite")
         return engine
 
     def _refine(

@@ -5,7 +5,7 @@ for the tokens that are likely translations of the source's, and for the most fr
 unreachable: a position where the best of the list has too small a share of the list's own probability is computed with
 the whole vocabulary. That is where the likeliest token tends to be one that is not in the list.
 
-`training/shortlist.py` makes the file, `shortlist.safetensors` in a model repository.
+`training/shortlist.py`, in a checkout of the project, makes the file, `shortlist.safetensors` in a model repository.
 """
 
 import os
@@ -23,6 +23,7 @@ from lvnar_hf.files.fingerprints import KEY as FINGERPRINT
 from lvnar_hf.files.fingerprints import folder_weights_fingerprint, refuse_stale
 
 FILE = "shortlist.safetensors"
+_HOW = "from the training text, in a checkout of lvnar-hf"
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,13 @@ class Shortlist:
         file = cached_file(str(name), FILE, _raise_exceptions_for_missing_entries=False, **where)
         if file is None:
             raise FileNotFoundError(
-                f"{name} has no {FILE}. Make it: python training/shortlist.py --config RECIPE --model {name}"
+                f"{name} has no {FILE}. Make it, {_HOW}: python training/shortlist.py --config RECIPE --model {name}"
             )
         shortlist = cls.load(file, config)
         with safe_open(file, "pt") as stored:
             made_from = (stored.metadata() or {}).get(FINGERPRINT)
-        refuse_stale(file, made_from, name, f"python training/shortlist.py --config RECIPE --model {name} --overwrite")
+        remedy = f"python training/shortlist.py --config RECIPE --model {name} --overwrite, {_HOW}"
+        refuse_stale(file, made_from, name, remedy)
         return shortlist
 
     @classmethod

@@ -87,7 +87,7 @@ def check_repository(folder: str | Path) -> None:
     check_file_names(list_files(folder))
     for name in REQUIRED_FILES:
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has no {name}; lvnar_hf.hub.assemble makes a whole repository.")
+            raise FileNotFoundError(f"{folder} has no {name}; `lvnar publish` makes a whole repository.")
     for name in TRAVELLING_MODULES:
         if (folder / name).read_bytes() != (PACKAGE_FOLDER / name).read_bytes():
             raise ValueError(f"{folder / name} differs from the module of this package: assemble the repository anew.")

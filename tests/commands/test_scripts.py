@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch.nn import functional
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from lvnar_hf.commands.app import app
 from lvnar_hf.ctc_lvnar import num_cells_needed
 from lvnar_hf.hub import assemble
 from training import average, report, time_step
@@ -89,11 +90,11 @@ def run_script(*command: str) -> str:
 
 
 def test_demo_translates_with_the_model_that_ships():
-    output = run_script("training/demo.py")
+    output = run_script("model_cards/demo.py")
     assert output.count("0 steps") == output.count("1 step ") == 7
     bleu = [float(score) for score in re.findall(r"BLEU ([\d.]+) \(nrefs:1\|case:mixed\|eff:no\|tok:13a", output)]
     assert len(bleu) == 2 and bleu[1] > bleu[0]
-    assert "Bahnhof" in run_script("training/demo.py", "Where is the station?")
+    assert "Bahnhof" in output
 
 
 def python_blocks() -> list:
@@ -118,6 +119,9 @@ def test_commands_in_the_documents_name_what_exists():
     text = (ROOT / "README.md").read_text("utf-8") + (ROOT / "training" / "README.md").read_text("utf-8")
     named = set(re.findall(r"training/[\w/]+\.(?:py|yaml)", text))
     assert len(named) >= 7 and all((ROOT / name).is_file() for name in named)
+    commands = set(re.findall(r"^(?:.*[|] )?lvnar ([a-z]+) ", text, re.M))
+    known = {command.callback.__name__ for command in app.registered_commands}
+    assert {"translate", "export", "publish"} <= commands <= known
     targets = set(re.findall(r"make ([a-z-]+)", text))
     makefile = (ROOT / "Makefile").read_text("utf-8")
     assert targets >= {"demo", "test"} and all(f"\n{target}:" in makefile for target in targets)

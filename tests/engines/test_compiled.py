@@ -7,7 +7,7 @@ from torch._inductor import cpp_builder
 from transformers import pipeline
 
 from lvnar_hf.engines.compiled import CPU_BUCKETS, CUDA_BUCKETS, Buckets, LvnarCompiledModel
-from training import line_translator
+from lvnar_hf.jobs import line_translator
 
 EVERY_LENGTH = [(1 + (7 * row) % 39, 1) for row in range(40)]
 BATCHES = [[(5, 1)], [(1, 1)], [(39, 1)], [(9, 1)] * 9, [(3, 1), (8, 1), (1, 1)], EVERY_LENGTH]

@@ -148,7 +148,7 @@ def test_it_refuses_what_pytorch_refuses(engine):
 
 
 def test_a_repository_without_a_graph_says_how_to_make_it(tiny_repository, repository, tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"no onnx/model_int8.onnx. Make it: python training/export.py --model"):
+    with pytest.raises(FileNotFoundError, match=r"no onnx/model_int8.onnx. Make it: lvnar export --model"):
         LvnarOnnxModel.from_pretrained(tiny_repository, precision="int8")
     with pytest.raises(ValueError, match="precision is 'int4'; it must be one of float32, int8"):
         LvnarOnnxModel.from_pretrained(repository, precision="int4")
