@@ -27,7 +27,7 @@ help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 demo: $(VENV)/.demo  ## translate with the model that ships: 0 and 1 refinement steps, times, BLEU
-	$(BIN)/python training/demo.py
+	$(BIN)/python model_cards/demo.py
 
 # A file's tests stay in one process, which makes its graphs and models once; tests/conftest.py has the files' order.
 test: $(VENV)/.dev $(ENVIRONMENTS)  ## run the tests, on the oldest supported transformers too

@@ -12,6 +12,8 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .configuration_lvnar import LvnarConfig
+    from .engines.compiled import LvnarCompiledModel
+    from .engines.onnx import LvnarOnnxModel
     from .generation_lvnar import LvnarGenerateOutput
     from .modeling_lvnar import LvnarForConditionalGeneration, LvnarOutput
     from .pipeline_lvnar import LvnarTranslationPipeline
@@ -19,9 +21,11 @@ if TYPE_CHECKING:
     from .tokenizer_training import train_tokenizer
 
 __all__ = [
+    "LvnarCompiledModel",
     "LvnarConfig",
     "LvnarForConditionalGeneration",
     "LvnarGenerateOutput",
+    "LvnarOnnxModel",
     "LvnarOutput",
     "LvnarTokenizer",
     "LvnarTranslationPipeline",
@@ -30,9 +34,11 @@ __all__ = [
 ]
 
 _MODULES = {
+    "LvnarCompiledModel": "engines.compiled",
     "LvnarConfig": "configuration_lvnar",
     "LvnarForConditionalGeneration": "modeling_lvnar",
     "LvnarGenerateOutput": "generation_lvnar",
+    "LvnarOnnxModel": "engines.onnx",
     "LvnarOutput": "modeling_lvnar",
     "LvnarTokenizer": "tokenization_lvnar",
     "LvnarTranslationPipeline": "pipeline_lvnar",

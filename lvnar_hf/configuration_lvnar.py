@@ -156,6 +156,11 @@ class LvnarConfig(PretrainedConfig):
         """The configuration as written to config.json, with the key that names the pipeline class."""
         return {**super().to_dict(), "custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES)}
 
+    @property
+    def decoder_vocab_size(self) -> int:
+        """Tokens that a translation may have: of the target vocabulary, or of the joint one."""
+        return self.vocab_size if self.target_vocab_size is None else self.target_vocab_size
+
     def check_languages(self, source_language: str | None, target_language: str | None) -> None:
         """Refuse a direction that is not the model's; None, and what the configuration does not know, is no direction.
 

@@ -7,7 +7,7 @@
 The sum is taken over the states l = ∅ y_1 ∅ y_2 … y_L ∅ of the forward algorithm, S = 2L + 1 of them, in log space,
 for all sentences and states of a batch at once; the loop is over cells. Blank is the padding id, which is no word.
 
-This module travels to the Hub with the model: it imports nothing but torch.
+This module travels to the Hub with the model: it imports nothing but torch and transformers.
 """
 
 import math
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch.nn.functional import pad
 
+from .length_lvnar import lengths_to_mask
 from .losses_lvnar import IGNORED_LABEL
 
 # The log-probability of what cannot be: finite, since the gradient of a sum of nothing but infinities is no number.
@@ -29,6 +30,12 @@ def num_ctc_cells(source_lengths: Lengths, upsampling_ratio: float) -> Lengths:
     if isinstance(source_lengths, torch.Tensor):
         return (source_lengths.double() * upsampling_ratio - 1e-6).ceil().long()  # type: ignore[return-value]
     return math.ceil(source_lengths * upsampling_ratio - 1e-6)
+
+
+def ctc_cell_mask(attention_mask: torch.Tensor, upsampling_ratio: float) -> torch.Tensor:
+    """The cells of each source: its mask (batch, source_length) to one of cells, (batch, T) int64."""
+    num_cells = num_ctc_cells(attention_mask.sum(-1), upsampling_ratio)
+    return lengths_to_mask(num_cells, num_ctc_cells(attention_mask.shape[1], upsampling_ratio))
 
 
 def num_cells_needed(labels: torch.Tensor) -> torch.Tensor:

@@ -1,25 +1,19 @@
-"""Deterministic inference with a delta posterior (Shu et al., 2020, Algorithm 1, Eq. 11 and 12).
+"""`generate`: its options, what it returns, and what it refuses. The work is that of Algorithm 1, `refinement_lvnar`.
 
-    μ_0 = E_p(z | x)[z]              y_0 = argmax p(y | x, μ_0)
-    μ_t = E_q(z | x, y_{t-1})[z]     y_t = argmax p(y | x, μ_t)     t = 1..T, stop when y_t = y_{t-1}
-
-The length is predicted anew from μ_t in every step. With alignment "ctc", y_t is what is left of the likeliest cells
-when equal neighbours are merged and blanks removed. There is no randomness anywhere. A sentence leaves the batch when
-its translation repeats itself.
+This module travels to the Hub with the model: it imports nothing but torch and transformers.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
 import torch
-from torch.nn.functional import pad
 from transformers import GenerationConfig
 from transformers.utils import ModelOutput
 
-from .ctc_lvnar import collapse, ctc_nll, pack_left
-from .losses_lvnar import IGNORED_LABEL, gaussian_log_density, token_nll
+from .configuration_lvnar import LvnarConfig
+from .ctc_lvnar import pack_left
+from .inputs_lvnar import check_inputs
 
 # Decoding defaults by alignment, as they stand in a new model's generation_config.json. Collapsed cells have no
 # repetitions but those that are meant.
@@ -66,6 +60,11 @@ class DecodingOptions:
     output_scores: bool | None = None
     num_target_ids: int | None = None  # of the vocabulary, where the embedding has spare rows after them
 
+    @property
+    def with_bounds(self) -> bool:
+        """Whether lower bounds are asked for."""
+        return bool(self.return_dict_in_generate and self.output_scores)
+
     def __post_init__(self) -> None:
         if isinstance(self.num_refinement_steps, Integral) and not isinstance(self.num_refinement_steps, bool):
             self.num_refinement_steps = int(self.num_refinement_steps)
@@ -103,11 +102,6 @@ class LvnarGenerateOutput(ModelOutput):
     sequences_before_removal: torch.Tensor | None = None
 
 
-def lengths_to_mask(lengths: torch.Tensor, max_length: int) -> torch.Tensor:
-    """Lengths (batch,) to a mask (batch, max_length), int64, 1 at valid positions."""
-    return (torch.arange(max_length, device=lengths.device) < lengths[:, None]).long()
-
-
 def without_repetitions(
     sequences: torch.Tensor,
     removal: bool | str,
@@ -143,79 +137,16 @@ def without_repetitions(
 
 
 class LvnarGenerationMixin:
-    """`generate` for a model that has these."""
+    """`generate`, for a model or an engine that refines a batch."""
 
-    config: Any
+    config: LvnarConfig
     generation_config: GenerationConfig
-    training: bool
-    check_source: Callable[..., torch.Tensor]
-    encode: Callable[..., Any]
-    begin_posterior: Callable[..., Any]
-    infer_posterior: Callable[..., tuple[torch.Tensor, torch.Tensor]]
-    predict_length: Callable[..., torch.Tensor]
-    cell_mask: Callable[..., torch.Tensor]
-    decode: Callable[..., torch.Tensor]
-    modules: Callable[..., Any]
 
-    def likeliest_lengths(
-        self, length_logits: torch.Tensor, attention_mask: torch.Tensor, max_length: int | torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """argmax p(l_y | z, x) over the lengths 1 to `max_length`, by default `max_position_embeddings`: (batch,).
-
-        Where the predictor has no such length, it is the one nearest to its classes. A tensor () is for graphs.
-        """
-        limit = self.config.max_position_embeddings
-        if not isinstance(max_length, torch.Tensor):
-            max_length = min(max_length or limit, limit)
-        num_classes = length_logits.shape[-1]
-        shortest = attention_mask.sum(-1) - self.config.max_length_offset  # the length of class 0, (batch,)
-        lengths = shortest[:, None] + torch.arange(num_classes, device=length_logits.device)
-        allowed = (lengths >= 1) & (lengths <= max_length)
-        best = length_logits.masked_fill(~allowed, float("-inf")).argmax(-1)
-        lengths = (shortest + best).clamp(min=1)
-        return torch.where(lengths > max_length, max_length, lengths)
-
-    def target_positions(
-        self, source: Any, latents: torch.Tensor, max_length: int | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The decoder's positions, (batch, longest): of the likeliest length, or all cells; and the length's logits."""
-        if self.config.alignment == "ctc":
-            return self.cell_mask(source.attention_mask), None
-        length_logits = self.predict_length(source, latents)
-        lengths = self.likeliest_lengths(length_logits, source.attention_mask, max_length)
-        return lengths_to_mask(lengths, int(lengths.max())), length_logits
-
-    def likeliest_targets(
-        self,
-        logits: torch.Tensor,
-        target_mask: torch.Tensor,
-        max_length: int | None = None,
-        num_target_ids: int | None = None,
-    ) -> torch.Tensor:
-        """argmax p(y | x, z, l_y), padded on the right; with alignment "ctc", the likeliest cells collapsed.
-
-        Padding is no word: it is left out, or it is blank. An empty translation becomes the end of the sentence.
-
-        Args:
-            logits: (batch, target_length, target_vocab_size); those of padding are overwritten, if it is not blank.
-            target_mask: (batch, target_length).
-            max_length: with "ctc", what goes beyond it is cut; by default `max_position_embeddings`.
-            num_target_ids: of the vocabulary; spare rows after them are no words. None: all rows are.
-
-        Returns:
-            (batch, target_length); with "ctc", (batch, longest translation).
-        """
-        pad_token_id = self.config.pad_token_id
-        logits = logits[..., :num_target_ids]
-        if self.config.alignment == "length":
-            logits[..., pad_token_id] = float("-inf")
-            return logits.argmax(-1).masked_fill(target_mask == 0, pad_token_id)
-        limit = self.config.max_position_embeddings
-        targets = collapse(logits.max(-1).indices, target_mask, pad_token_id)[:, : min(max_length or limit, limit)]
-        if targets.shape[1] == 0:
-            return targets.new_full((len(targets), 1), self.config.eos_token_id)
-        targets[:, 0].masked_fill_(targets[:, 0] == pad_token_id, self.config.eos_token_id)
-        return targets
+    def _refine(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: DecodingOptions
+    ) -> LvnarGenerateOutput:
+        """Algorithm 1 on ids and mask (batch, source_length); `sequences` is as the decoder gave it."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def generate(
@@ -264,99 +195,13 @@ class LvnarGenerationMixin:
             )
         if tokenizer is not None:
             options.num_target_ids = tokenizer.target_vocab_size
-        attention_mask = self.check_source(input_ids, attention_mask)
-        if any(module.training for module in self.modules()):
-            raise ValueError(
-                "The model, or a part of it, is in training mode, where dropout makes a translation random: call "
-                "model.eval() first, and model.train() afterwards. generate does not do it: other threads may use the "
-                "model."
-            )
+        attention_mask = check_inputs(self.config, input_ids, attention_mask)
         output = self._refine(input_ids, attention_mask, options)
         output.sequences_before_removal = output.sequences
         output.sequences = without_repetitions(
             output.sequences, options.remove_repetitions, self.config.pad_token_id, input_ids, tokenizer
         )
         return output if options.return_dict_in_generate else output.sequences
-
-    def _refine(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: DecodingOptions
-    ) -> LvnarGenerateOutput:
-        """Algorithm 1 on a batch; `sequences` is the last translation, as the decoder gave it."""
-        with_bounds = bool(options.return_dict_in_generate and options.output_scores)
-        limits = options.max_length, options.num_target_ids
-        source = self.encode(input_ids, attention_mask)
-        targets, lower_bounds = self._translate(source, source.prior_means, *limits, with_bounds)
-        targets_per_step, bounds_per_step = [targets], [lower_bounds]
-        num_steps_taken = input_ids.new_zeros(input_ids.shape[0])
-        active = torch.arange(input_ids.shape[0], device=input_ids.device)  # sentences that may still change
-        if options.num_refinement_steps > 1:
-            source = self.begin_posterior(source)
-        for _ in range(options.num_refinement_steps):
-            previous = targets[active]
-            latents, _ = self.infer_posterior(source, previous, (previous != self.config.pad_token_id).long())
-            refined, refined_bounds = self._translate(source, latents, *limits, with_bounds)
-            num_steps_taken[active] += 1
-            targets, refined, previous = self._pad_to_one_length(targets, refined, previous)
-            targets = targets.index_copy(0, active, refined)
-            targets_per_step.append(targets)
-            bounds_per_step.append(bounds_per_step[-1].index_copy(0, active, refined_bounds))
-            changed = (refined != previous).any(-1)
-            rows = changed.nonzero()[:, 0]
-            if rows.numel() == 0:
-                break
-            if rows.numel() < changed.numel():
-                rows = self._fill_batch(rows)
-                source, active = source.select(rows), active[rows]
-        longest = int((targets != self.config.pad_token_id).sum(-1).max())
-        return LvnarGenerateOutput(
-            sequences=targets[:, :longest],
-            num_steps_taken=num_steps_taken,
-            sequences_per_step=tuple(targets_per_step),
-            lower_bounds=torch.stack(bounds_per_step, dim=1) if with_bounds else None,
-        )
-
-    def _fill_batch(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows (sentences,) of a batch; an engine that takes batches of some sizes alone repeats some of them."""
-        return rows
-
-    def _translate(
-        self,
-        source: Any,
-        latents: torch.Tensor,
-        max_length: int | None,
-        num_target_ids: int | None,
-        with_bounds: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """argmax p(y | x, μ): ids (batch, longest), padded; lower bounds (batch,), 0 if not asked."""
-        target_mask, length_logits = self.target_positions(source, latents, max_length)
-        logits = self.decode(source, latents, target_mask)
-        if not with_bounds:
-            targets = self.likeliest_targets(logits, target_mask, max_length, num_target_ids)
-            return targets, target_mask.new_zeros(len(targets), dtype=torch.float32)
-        pad_token_id = self.config.pad_token_id
-        padding_logits = logits[..., pad_token_id].clone()
-        targets = self.likeliest_targets(logits, target_mask, max_length, num_target_ids)
-        logits[..., pad_token_id] = padding_logits
-        labels = targets.masked_fill(targets == pad_token_id, IGNORED_LABEL)
-        if length_logits is None:
-            nll, _ = ctc_nll(logits, labels, target_mask, pad_token_id)
-        else:
-            nll, _ = token_nll(logits, labels)
-            nll = nll - self._length_log_probs(length_logits, target_mask.sum(-1) - source.attention_mask.sum(-1))
-        log_densities = gaussian_log_density(latents, source.prior_means, source.prior_stds).sum(-1)
-        log_prior = log_densities.masked_fill(source.attention_mask == 0, 0.0).sum(-1)
-        return targets, -nll + log_prior
-
-    def _length_log_probs(self, length_logits: torch.Tensor, length_offsets: torch.Tensor) -> torch.Tensor:
-        """log p(l_y | z, x) of l_y - |x|, (batch,); -inf where the predictor has no such class."""
-        classes = length_offsets + self.config.max_length_offset
-        in_range = (classes >= 0) & (classes < length_logits.shape[-1])
-        log_probs = length_logits.float().log_softmax(-1).gather(-1, (classes * in_range)[:, None])[:, 0]
-        return log_probs.masked_fill(~in_range, float("-inf"))
-
-    def _pad_to_one_length(self, *sequences: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        longest = max(s.shape[1] for s in sequences)
-        return tuple(pad(s, (0, longest - s.shape[1]), value=self.config.pad_token_id) for s in sequences)
 
     def _decoding_options(
         self, generation_config: GenerationConfig | None, arguments: dict[str, Any]

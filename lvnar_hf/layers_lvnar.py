@@ -17,6 +17,10 @@ from .configuration_lvnar import LvnarConfig
 # What queries attend to, each (batch, heads, key_length, head_dim).
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
+# Words of a projection in 16 bits that the CPU converts to float32 at once: to copy those of a large vocabulary, which
+# no cache holds, takes four times as long as their product with a sentence's states (docs/EXPERIMENTS.md).
+_CONVERTED_ROWS = 2048
+
 
 def sinusoidal_positions(length: int, hidden_size: int, device: torch.device) -> torch.Tensor:
     """Position encodings of Vaswani et al. (2017, section 3.5), sines then cosines: (length, hidden_size) float32.
@@ -37,14 +41,11 @@ def vocabulary_logits(states: torch.Tensor, weight: torch.Tensor) -> torch.Tenso
     if torch.is_autocast_enabled(states.device.type):  # which decides on the number type
         return nn.functional.linear(states, weight)
     dtype = torch.float32 if states.dtype in (torch.float16, torch.bfloat16) else states.dtype
-    is_eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-    if is_eager and states.device.type == "cpu" and states[..., 0].numel() <= 64:
-        # The same product the other way round and in parts that fit the cache: faster where the states are few.
-        rows = states.flatten(0, -2).to(dtype)
-        columns = nn.functional.pad(rows, (0, 0, 0, -len(rows) % 8)).t()
-        logits = torch.cat([part.to(dtype) @ columns for part in weight.split(2048)])
-        return logits[:, : len(rows)].t().unflatten(0, states.shape[:-1])
-    return nn.functional.linear(states.to(dtype), weight.to(dtype))
+    states = states.to(dtype)
+    if weight.dtype != dtype and weight.device.type == "cpu" and not torch.compiler.is_compiling():
+        parts = weight.split(_CONVERTED_ROWS)
+        return torch.cat([nn.functional.linear(states, part.to(dtype)) for part in parts], dim=-1)
+    return nn.functional.linear(states, weight.to(dtype))
 
 
 class LvnarEmbedding(nn.Embedding):
@@ -130,13 +131,9 @@ class LvnarLayer(nn.Module):
         cross_keys: torch.Tensor | None = None,  # (batch, heads, key_length, head_dim)
         cross_values: torch.Tensor | None = None,
         cross_attention_mask: torch.Tensor | None = None,
-        part: str = "all",  # "self_attention" alone, or the "rest" after it: hooks act on `forward`
     ) -> torch.Tensor:
-        if part != "rest":
-            attended = self.self_attention(self.self_attention_norm(hidden_states), attention_mask)
-            hidden_states = hidden_states + self.dropout(attended)
-        if part == "self_attention":
-            return hidden_states
+        attended = self.self_attention(self.self_attention_norm(hidden_states), attention_mask)
+        hidden_states = hidden_states + self.dropout(attended)
         if cross_keys is not None and cross_values is not None:
             attended = self.cross_attention(
                 self.cross_attention_norm(hidden_states), cross_attention_mask, (cross_keys, cross_values)
@@ -171,25 +168,18 @@ class LvnarStack(nn.Module):
         """States (batch, cross_length, hidden_size) to each layer's keys and values of them."""
         return tuple(layer.cross_attention.project_keys_values(cross_states) for layer in self.layers)
 
-    def begin(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The self-attention of the first layer, which does not depend on what the stack attends to."""
-        (first, *_) = self.layers
-        return first(hidden_states, _key_mask(mask), part="self_attention")
-
     def forward(
         self,
         hidden_states: torch.Tensor,  # (batch, length, hidden_size)
         mask: torch.Tensor,
         cross_keys_values: Sequence[KeysValues] | None = None,  # of `project_cross_states`
         cross_mask: torch.Tensor | None = None,
-        has_begun: bool = False,  # the states are those that `begin` gave
     ) -> torch.Tensor:
         attention_mask = _key_mask(mask)
         cross_attention_mask = None if cross_mask is None else _key_mask(cross_mask)
         for index, layer in enumerate(self.layers):
             keys, values = (None, None) if cross_keys_values is None else cross_keys_values[index]
-            part = "rest" if has_begun and index == 0 else "all"
-            arguments = (hidden_states, attention_mask, keys, values, cross_attention_mask, part)
+            arguments = (hidden_states, attention_mask, keys, values, cross_attention_mask)
             if self.gradient_checkpointing and self.training:
                 hidden_states = self._gradient_checkpointing_func(layer.__call__, *arguments)
             else:

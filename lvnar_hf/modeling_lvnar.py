@@ -16,9 +16,8 @@ source and every target.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,14 +25,17 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_lvnar import LvnarConfig
-from .ctc_lvnar import bigram_loss, ctc_nll, glanced_cells, likeliest_alignment, num_cells_needed, num_ctc_cells
-from .generation_lvnar import GENERATION_DEFAULTS, LvnarGenerationMixin, lengths_to_mask
-from .layers_lvnar import KeysValues, LvnarEmbedding, LvnarOutputProjection, LvnarStack, sinusoidal_positions
+from .ctc_lvnar import bigram_loss, ctc_cell_mask, ctc_nll, glanced_cells, likeliest_alignment
+from .generation_lvnar import GENERATION_DEFAULTS, DecodingOptions, LvnarGenerateOutput, LvnarGenerationMixin
+from .inputs_lvnar import check_evaluation_mode, check_inputs
+from .layers_lvnar import LvnarEmbedding, LvnarOutputProjection, sinusoidal_positions
+from .length_lvnar import LvnarLengthPredictor, LvnarLengthTransform
 from .losses_lvnar import IGNORED_LABEL, budgeted_kl, gaussian_kl, length_nll, token_nll
+from .parts_lvnar import LvnarDecoder, LvnarGaussianHead, LvnarPosterior, LvnarPrior
 from .pipeline_lvnar import LvnarTranslationPipeline  # noqa: F401  (so that it is saved beside this module)
+from .refinement_lvnar import EncodedSource, likeliest_targets, refine, target_positions
 
 _FINITE_PIECE = 32_767  # values; torch divides work among threads from one more on
-MIN_STD = 1e-4  # of prior and posterior, so that no KL is infinite
 
 
 @dataclass
@@ -73,188 +75,6 @@ class LvnarOutput(ModelOutput):
     posterior_stds: torch.Tensor | None = None
     length_logits: torch.Tensor | None = None
     encoder_hidden_states: torch.Tensor | None = None
-
-
-class EncodedSource(NamedTuple):
-    """What is computed once for a source, whatever the number of latents, lengths and refinement steps.
-
-    Args:
-        attention_mask: (batch, source_length).
-        embeddings: (batch, source_length, hidden_size).
-        hidden_states: (batch, source_length, hidden_size), the states of the prior.
-        prior_means, prior_stds: (batch, source_length, latent_dim).
-        decoder_keys_values: of the states, for the cross-attention of each layer of the decoder.
-        carried_states: (batch, source_length, hidden_size), what the decoder carries to its positions beside the
-            latents; None unless `carries_source_states`.
-        posterior_states: (batch, source_length, hidden_size), the embeddings after the first self-attention of the
-            posterior, which does not see the target; None before `begin_posterior`.
-    """
-
-    attention_mask: torch.Tensor
-    embeddings: torch.Tensor
-    hidden_states: torch.Tensor
-    prior_means: torch.Tensor
-    prior_stds: torch.Tensor
-    decoder_keys_values: tuple[KeysValues, ...] = ()
-    carried_states: torch.Tensor | None = None
-    posterior_states: torch.Tensor | None = None
-
-    def select(self, rows: torch.Tensor) -> "EncodedSource":
-        """The sentences `rows` (indices or a boolean mask over the batch)."""
-        return EncodedSource(
-            attention_mask=self.attention_mask[rows],
-            embeddings=self.embeddings[rows],
-            hidden_states=self.hidden_states[rows],
-            prior_means=self.prior_means[rows],
-            prior_stds=self.prior_stds[rows],
-            decoder_keys_values=tuple((keys[rows], values[rows]) for keys, values in self.decoder_keys_values),
-            carried_states=None if self.carried_states is None else self.carried_states[rows],
-            posterior_states=None if self.posterior_states is None else self.posterior_states[rows],
-        )
-
-
-class LvnarGaussianHead(nn.Module):
-    """States to the mean and standard deviation of a diagonal Gaussian at each position, float32.
-
-    No `nn.Linear`, since it gives two tensors: what looks for linear layers (PEFT's "all-linear") must pass it by.
-    """
-
-    def __init__(self, config: LvnarConfig):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(2 * config.latent_dim, config.hidden_size))
-        self.bias = nn.Parameter(torch.empty(2 * config.latent_dim))
-
-    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        means, raw_stds = nn.functional.linear(hidden_states, self.weight, self.bias).float().chunk(2, dim=-1)
-        return means, nn.functional.softplus(raw_stds) + MIN_STD
-
-
-class LvnarPrior(nn.Module):
-    """p(z | x): encoder over the source, and the Gaussian at each of its positions."""
-
-    def __init__(self, config: LvnarConfig):
-        super().__init__()
-        self.encoder = LvnarStack(config, config.num_prior_layers)
-        self.gaussian_head = LvnarGaussianHead(config)
-
-    def forward(
-        self, source_embeddings: torch.Tensor, source_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Source states (batch, source_length, hidden_size), means and stds (batch, source_length, latent_dim)."""
-        hidden_states = self.encoder(source_embeddings, source_mask)
-        return hidden_states, *self.gaussian_head(hidden_states)
-
-
-class LvnarPosterior(nn.Module):
-    """q(z | x, y): encoder over the target, then layers that start from the source embeddings and attend to it."""
-
-    def __init__(self, config: LvnarConfig):
-        super().__init__()
-        self.target_encoder = LvnarStack(config, config.num_posterior_encoder_layers)
-        self.source_decoder = LvnarStack(config, config.num_posterior_decoder_layers, has_cross_attention=True)
-        self.gaussian_head = LvnarGaussianHead(config)
-
-    def forward(
-        self,
-        source_states: torch.Tensor,  # embeddings, or what `source_decoder.begin` made of them
-        source_mask: torch.Tensor,
-        target_embeddings: torch.Tensor,
-        target_mask: torch.Tensor,
-        has_begun: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Means and standard deviations, each (batch, source_length, latent_dim)."""
-        target_states = self.target_encoder(target_embeddings, target_mask)
-        keys_values = self.source_decoder.project_cross_states(target_states)
-        hidden_states = self.source_decoder(source_states, source_mask, keys_values, target_mask, has_begun)
-        return self.gaussian_head(hidden_states)
-
-
-class LvnarLengthPredictor(nn.Module):
-    """p(l_y | z, x): linear on pooled latents and pooled source states, softmax over l_y - |x|.
-
-    Deviation: the paper pools z alone. The authors' code also lets the predictor see the states of the prior, as here;
-    the bound stays valid, since p(l_y | z, x) conditions on nothing that the decoder does not.
-    """
-
-    def __init__(self, config: LvnarConfig):
-        super().__init__()
-        num_classes = 2 * config.max_length_offset + 1
-        self.proj = nn.Linear(config.latent_dim + config.hidden_size, num_classes)
-
-    def forward(self, latents: torch.Tensor, source_states: torch.Tensor, source_mask: torch.Tensor) -> torch.Tensor:
-        """(batch, 2 * max_length_offset + 1) logits."""
-        features = torch.cat([latents, source_states.float()], dim=-1)
-        weights = source_mask.float()[..., None]  # float32: 16 bits cannot count beyond 256
-        pooled = (features * weights).sum(1) / weights.sum(1)
-        return self.proj(pooled.to(source_states.dtype))
-
-
-class LvnarLengthTransform(nn.Module):
-    """Monotonic location-based attention that carries |x| latents to l_y positions (Eq. 6-8).
-
-    It is a weighted mean, so it commutes with the affine map into the hidden space and is applied before it, to
-    `latent_dim` numbers a position.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.log_sigma = nn.Parameter(torch.zeros(1))  # σ > 0 is the one trainable number (FSDP takes no scalars)
-
-    def forward(
-        self,
-        latents: torch.Tensor,  # (batch, source_length, latent_dim), or anything else that source positions have
-        source_mask: torch.Tensor,  # (batch, source_length)
-        target_lengths: torch.Tensor,  # (batch,)
-        max_target_length: int,
-    ) -> torch.Tensor:
-        """(batch, max_target_length, latent_dim) float32; positions after a sentence's target length are arbitrary."""
-        source_positions = torch.arange(1, latents.shape[1] + 1, device=latents.device)  # k, from 1
-        target_positions = torch.arange(1, max_target_length + 1, device=latents.device)  # j, from 1
-        ratios = source_mask.sum(-1).float() / target_lengths  # |x| / l_y, (batch,)
-        centres = ratios[:, None] * target_positions  # (batch, max_target_length)
-        distances = source_positions - centres[..., None]  # (batch, max_target_length, source_length)
-        scores = -0.5 * (distances * torch.exp(-self.log_sigma.float())).square()  # a_jk, σ = exp(log_sigma)
-        scores = scores.masked_fill(source_mask[:, None, :] == 0, float("-inf"))
-        with torch.autocast(latents.device.type, enabled=False):  # positions need more than 8 bits
-            return scores.softmax(-1) @ latents.float()
-
-
-class LvnarDecoder(nn.Module):
-    """p(y | x, z, l_y) up to the vocabulary projection: aligned latents, positions, layers over the target."""
-
-    def __init__(self, config: LvnarConfig):
-        super().__init__()
-        self.length_transform = LvnarLengthTransform()
-        self.latent_proj = nn.Linear(config.latent_dim, config.hidden_size)
-        if config.carries_source_states:
-            # As the latents, projected before they are carried: there are fewer source positions.
-            self.state_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
-        self.stack = LvnarStack(config, config.num_decoder_layers, has_cross_attention=True)
-
-    def forward(
-        self,
-        latents: torch.Tensor,  # (batch, source_length, latent_dim)
-        source_keys_values: Sequence[KeysValues],  # of the prior's states, a layer each
-        source_mask: torch.Tensor,
-        target_mask: torch.Tensor,  # (batch, target_length)
-        carried_states: torch.Tensor | None = None,  # (batch, source_length, hidden_size)
-        is_shown: torch.Tensor | None = None,  # (batch, target_length) bool, where the input is
-        shown_embeddings: torch.Tensor | None = None,  # this instead, (batch, target_length, hidden_size)
-    ) -> torch.Tensor:
-        """(batch, target_length, hidden_size)."""
-        positions_of = (source_mask, target_mask.sum(-1), target_mask.shape[1])
-        dtype = source_keys_values[0][0].dtype
-        hidden_states = self.latent_proj(self.length_transform(latents, *positions_of).to(dtype))
-        if carried_states is not None:
-            hidden_states = hidden_states + self.length_transform(carried_states, *positions_of).to(dtype)
-        if is_shown is not None and shown_embeddings is not None:
-            hidden_states = torch.where(is_shown[..., None], shown_embeddings.to(hidden_states.dtype), hidden_states)
-        positions = sinusoidal_positions(target_mask.shape[1], hidden_states.shape[-1], hidden_states.device)
-        # With a dimension for the batch: of two dimensions, torch's compiler would compile anew where the length
-        # happens to equal the batch size.
-        hidden_states = self.dropout(hidden_states + positions[None].to(hidden_states.dtype))
-        return self.stack(hidden_states, target_mask, source_keys_values, source_mask)
 
 
 class LvnarPreTrainedModel(PreTrainedModel):
@@ -297,12 +117,11 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
 
     def __init__(self, config: LvnarConfig):
         super().__init__(config)
-        target_vocab_size = config.target_vocab_size or config.vocab_size
         self.source_embedding = LvnarEmbedding(config.vocab_size, config.hidden_size)
         if config.target_vocab_size is not None:
-            self.target_embedding = LvnarEmbedding(target_vocab_size, config.hidden_size)
+            self.target_embedding = LvnarEmbedding(config.decoder_vocab_size, config.hidden_size)
         if not config.tie_word_embeddings:
-            self.output_proj = LvnarOutputProjection(config.hidden_size, target_vocab_size)
+            self.output_proj = LvnarOutputProjection(config.hidden_size, config.decoder_vocab_size)
         self.embedding_dropout = nn.Dropout(config.dropout)
         self.prior = LvnarPrior(config)
         self.posterior = LvnarPosterior(config)
@@ -368,7 +187,16 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
             )
         return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
-    # The four parts, as training and `generate` use them.
+    def _refine(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: DecodingOptions
+    ) -> LvnarGenerateOutput:
+        check_evaluation_mode(self)
+        return refine(self, input_ids, attention_mask, options)
+
+    # The four parts, as training and Algorithm 1 use them (`TranslationParts`), and what follows from them.
+
+    target_positions = target_positions
+    likeliest_targets = likeliest_targets
 
     def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> EncodedSource:
         """Prior over a source: ids and mask (batch, source_length) to all that later parts need of x."""
@@ -378,19 +206,12 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         carried = self.decoder.state_proj(hidden_states) if self.config.carries_source_states else None
         return EncodedSource(attention_mask, embeddings, hidden_states, prior_means, prior_stds, keys_values, carried)
 
-    def begin_posterior(self, source: EncodedSource) -> EncodedSource:
-        """The source with what the posterior computes whatever the target is: for several refinement steps."""
-        states = self.posterior.source_decoder.begin(source.embeddings, source.attention_mask)
-        return source._replace(posterior_states=states)
-
     def infer_posterior(
         self, source: EncodedSource, target_ids: torch.Tensor, target_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """q(z | x, y): means and standard deviations, each (batch, source_length, latent_dim)."""
         target_embeddings = self._embed(self._target_embedding, target_ids)
-        has_begun = source.posterior_states is not None
-        states = source.posterior_states if has_begun else source.embeddings
-        return self.posterior(states, source.attention_mask, target_embeddings, target_mask, has_begun)
+        return self.posterior(source.embeddings, source.attention_mask, target_embeddings, target_mask)
 
     def predict_length(self, source: EncodedSource, latents: torch.Tensor) -> torch.Tensor:
         """p(l_y | z, x): (batch, 2 * max_length_offset + 1) logits over l_y - |x|."""
@@ -429,11 +250,6 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         if self.config.tie_word_embeddings:
             return self._target_embedding(hidden_states, project=True)
         return self.output_proj(hidden_states)
-
-    def cell_mask(self, attention_mask: torch.Tensor) -> torch.Tensor:
-        """The cells of each source with alignment "ctc": (batch, source_length) to (batch, T), int64."""
-        num_cells = num_ctc_cells(attention_mask.sum(-1), self.config.upsampling_ratio)
-        return lengths_to_mask(num_cells, num_ctc_cells(attention_mask.shape[1], self.config.upsampling_ratio))
 
     @property
     def output_weight(self) -> torch.Tensor:
@@ -501,7 +317,7 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
                 "translate, call model.eval() first."
             )
         return_dict = return_dict if return_dict is not None else self.config.return_dict
-        attention_mask = self.check_source(input_ids, attention_mask)
+        attention_mask = check_inputs(self.config, input_ids, attention_mask, labels)
         source = self.encode(input_ids, attention_mask)
         if labels is None:
             target_mask, length_logits = self.target_positions(source, source.prior_means)
@@ -514,7 +330,6 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
             )
             return output if return_dict else output.to_tuple()
 
-        self.check_labels(labels, attention_mask)
         target_mask = (labels != IGNORED_LABEL).to(attention_mask.dtype)
         target_ids = labels.masked_fill(target_mask == 0, self.config.pad_token_id)
         posterior_means, posterior_stds = self.infer_posterior(source, target_ids, target_mask)
@@ -573,7 +388,7 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
 
         Which ones, a first pass decides, with the same z and the same dropout, and without gradient.
         """
-        cell_mask = self.cell_mask(source.attention_mask)
+        cell_mask = ctc_cell_mask(source.attention_mask, self.config.upsampling_ratio)
         if glancing_ratio == 0.0:
             return self.decode(source, latents, cell_mask), cell_mask
         random: Any = torch.cuda if latents.is_cuda else torch.random
@@ -589,71 +404,6 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         random.set_rng_state(state_after)
         return logits, cell_mask
 
-    # Input that the model cannot take is refused by name; one synchronisation with the device a check.
-
-    def check_source(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """Refuse a source the model cannot take; return its attention mask (batch, source_length), int64."""
-        if input_ids.dim() != 2 or 0 in input_ids.shape:
-            raise ValueError(
-                f"input_ids has the shape {tuple(input_ids.shape)}; it must be (batch, length), not empty."
-            )
-        if input_ids.shape[1] > self.config.max_position_embeddings:
-            raise ValueError(
-                f"The source has {input_ids.shape[1]} tokens; the model takes at most "
-                f"max_position_embeddings={self.config.max_position_embeddings}. Truncate or split it."
-            )
-        if attention_mask is None:
-            attention_mask = input_ids != self.config.pad_token_id
-        elif attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                f"attention_mask has the shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}; "
-                "they must be equal."
-            )
-        attention_mask = attention_mask.long()
-        _refuse_ids(input_ids, self.config.vocab_size, "input_ids")
-        _refuse_unless_right_padded(attention_mask, "attention_mask")
-        return attention_mask
-
-    def check_labels(self, labels: torch.Tensor, attention_mask: torch.Tensor) -> None:
-        """Refuse labels the model cannot be trained on."""
-        if labels.dim() != 2 or labels.shape[0] != attention_mask.shape[0] or labels.shape[1] == 0:
-            raise ValueError(
-                f"labels have the shape {tuple(labels.shape)}; they must be (batch, length), not empty, with the "
-                f"batch of input_ids, {attention_mask.shape[0]}."
-            )
-        if labels.shape[1] > self.config.max_position_embeddings:
-            raise ValueError(
-                f"The target has {labels.shape[1]} tokens; the model takes at most "
-                f"max_position_embeddings={self.config.max_position_embeddings}."
-            )
-        target_mask = labels != IGNORED_LABEL
-        vocab_size = self.config.target_vocab_size or self.config.vocab_size
-        _refuse_ids(labels.masked_fill(~target_mask, self.config.pad_token_id), vocab_size, "labels")
-        if bool((labels == self.config.pad_token_id).any()):
-            raise ValueError(
-                f"labels hold the padding id {self.config.pad_token_id}; padding must be {IGNORED_LABEL} there, as "
-                "transformers' DataCollatorForSeq2Seq makes it."
-            )
-        _refuse_unless_right_padded(target_mask.long(), "labels (valid where not -100)")
-        if self.config.alignment == "ctc":
-            needed = num_cells_needed(labels)
-            missing = needed - num_ctc_cells(attention_mask.sum(-1), self.config.upsampling_ratio)
-            if bool((missing > 0).any()):
-                row = int(missing.argmax())
-                raise ValueError(
-                    f"Sentence {row} of the batch needs {int(needed[row])} cells, its tokens and one between equal "
-                    f"neighbours; with upsampling_ratio={self.config.upsampling_ratio} its source has "
-                    f"{int(needed[row] - missing[row])}. Leave such pairs out of the data."
-                )
-            return
-        offsets = target_mask.sum(-1) - attention_mask.sum(-1)
-        widest = int(offsets.abs().max())
-        if widest > self.config.max_length_offset:
-            raise ValueError(
-                f"A target differs from its source by {widest} tokens; the length predictor covers at most "
-                f"max_length_offset={self.config.max_length_offset}. Leave such pairs out of the data."
-            )
-
 
 def is_finite(tensor: torch.Tensor) -> bool:
     """Whether all values are, found on the CPU without torch's threads: a process that has started them cannot fork.
@@ -664,22 +414,3 @@ def is_finite(tensor: torch.Tensor) -> bool:
         return bool(torch.isfinite(tensor).all())
     pieces = tensor.flatten().split(_FINITE_PIECE)
     return all(math.isfinite(float((piece * 0).float().sum())) for piece in pieces)
-
-
-def _refuse_ids(ids: torch.Tensor, vocab_size: int, name: str) -> None:
-    lowest, highest = torch.stack(torch.aminmax(ids)).tolist()
-    if lowest < 0 or highest >= vocab_size:
-        wrong = lowest if lowest < 0 else highest
-        raise ValueError(f"{name} holds the id {wrong}; the vocabulary has the ids 0 to {vocab_size - 1}.")
-
-
-def _refuse_unless_right_padded(mask: torch.Tensor, name: str) -> None:
-    starts_empty = mask[:, 0] == 0
-    has_gap = (mask[:, 1:] > mask[:, :-1]).any(-1)
-    any_empty, any_gap = torch.stack([starts_empty.any(), has_gap.any()]).tolist()
-    if any_empty or any_gap:
-        rows = (starts_empty | has_gap).nonzero().flatten().tolist()
-        raise ValueError(
-            f"{name}: sentence {rows[0]} of the batch has no valid token at its start, or padding before a valid "
-            "token. Every sentence needs a token, and padding goes to the right."
-        )

@@ -85,7 +85,7 @@ class LvnarTranslationPipeline(Pipeline):
         num_target_ids = getattr(self.tokenizer, "target_vocab_size", num_ids)
         sides = {
             "source": (num_ids, config.vocab_size),
-            "target": (num_target_ids, config.target_vocab_size or config.vocab_size),
+            "target": (num_target_ids, config.decoder_vocab_size),
         }
         for side, (size, num_rows) in sides.items():
             if size > num_rows:
@@ -231,7 +231,8 @@ class LvnarTranslationPipeline(Pipeline):
         else:
             task_parameters = (getattr(self.model.config, "task_specific_params", None) or {}).get(self.task, {})
             prefix = task_parameters.get("prefix") or getattr(self.model.config, "prefix", None) or ""  # T5
-            inputs = self.tokenizer(prefix + text, return_tensors="pt", **options)
+            # Not verbose: what is too long is refused or cut below.
+            inputs = self.tokenizer(prefix + text, return_tensors="pt", verbose=False, **options)
         inputs.pop("token_type_ids", None)
         if truncation and is_own and limit is not None:  # not by the tokenizer, whose truncation its callers share
             kept = [*range(limit - 1), -1]

@@ -5,11 +5,9 @@ sentences, and spans that must not change; what is no sentence goes back where i
 inside a sentence goes through the model as a placeholder, a control character; if the model does not give each of them
 back exactly once, the text between the spans is translated piece by piece.
 
-This module travels to the Hub with the model: it imports nothing but the standard library. `sentencex`, which finds the
-sentences, is imported when a `TextFormat` is made; without it a plain rule serves.
+This module travels to the Hub with the model: it imports nothing but the standard library.
 """
 
-import importlib
 import re
 import unicodedata
 import warnings
@@ -19,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .segmentation_lvnar import is_unspaced
+from .sentences_lvnar import BLOCK, MARK, MASKS, SENTENCE_MARKS, SPAN, SentenceSplitter, find_core, has_words
 from .tokenization_lvnar import PLACEHOLDERS
 
 # Characters of no width, as a regular expression: soft hyphen, zero-width space, marks of direction, word joiner,
@@ -27,18 +26,13 @@ _JOINED = "\u0590-\u1cff\u2190-\u21ff\u231a-\u23ff\u2600-\u27bf\u2934-\u2935\u2b
 _JOINERS = "[\u200c\u200d]+"
 INVISIBLE = (
     "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]+"
-    f"|(?<![{_JOINED}\u200c\u200d]){_JOINERS}|{_JOINERS}(?![{_JOINED}\u200c\u200d])"
+    f"|(?<![{_JOINED}\u200c\u200d]){_JOINERS}|(?<![\u200c\u200d]){_JOINERS}(?![{_JOINED}\u200c\u200d])"
 )
 _INVISIBLE = re.compile(INVISIBLE)
 # What ends a line; and the tab, which ends a cell of a table.
 _LINE_ENDS = re.compile("(\r\n|[\t\n\r\x0b\x0c\x1c-\x1f\x85\u2028\u2029])")
-_WHITE_SPACE = re.compile(r"\s")
 _FENCE, _FENCE_END = re.compile(r"\s*```[^`]*"), re.compile(r"\s*```\s*")
 
-# Stand in a line for what is protected: a span that may be a word of the sentence, a mark that is none, and a tag that
-# ends a sentence.
-_SPAN, _MARK, _BLOCK = "\x01", "\x02", "\x03"
-_MASKS = (_SPAN, _MARK, _BLOCK)
 _URL_REST = (
     r"""(?:[^\s<>"'`(){}\u3000-\u30ff\uff00-\uffef]|\([^\s<>()]{0,200}\)|\{[^\s{}]{0,100}\})*"""
     r"""(?:[^\s<>"'`(){}\[\].,;:!?…\u3000-\u30ff\uff00-\uffef]|\([^\s<>()]{0,200}\)|\{[^\s{}]{0,100}\})"""
@@ -48,6 +42,11 @@ _EMOJI = (
     "|[\u00a9\u00ae\u203c\u2049\u2122\u2139\u2190-\u21ff\u2934\u2935\u3030\u303d\u3297\u3299]\ufe0f)"
     "[\ufe0e\ufe0f]?[\U0001f3fb-\U0001f3ff]?[\U000e0020-\U000e007f]*"
 )
+# A "<" that compares is followed by words too: without a value, an attribute has to be known.
+_ATTRIBUTES = (
+    r"""(?:\s+(?:[\w:@.*#-]{1,60}\s*=\s*(?:"[^"<>]{0,1000}"|'[^'<>]{0,1000}'|[^\s"'=<>`]{1,1000})"""
+    r"""|(?:disabled|checked|hidden|required|selected|readonly|multiple|controls|autoplay|loop|async|defer)\b)){0,50}"""
+)
 _PROTECTED = re.compile(
     rf"""
     (?P<span>
@@ -55,8 +54,15 @@ _PROTECTED = re.compile(
       | (?<![A-Za-z0-9+.-])(?:[A-Za-z][A-Za-z0-9+.-]{{1,20}}://|www\.|mailto:){_URL_REST}
       | (?<![A-Za-z0-9_.+-])[A-Za-z0-9_.+%-]{{1,64}}@[A-Za-z0-9-]{{1,63}}(?:\.[A-Za-z0-9-]{{1,63}}){{1,5}}
       | (?<![A-Za-z0-9_.@-])(?:[A-Za-z0-9][A-Za-z0-9-]{{0,62}}\.){{1,5}}
-        (?:com|org|net|edu|gov|int|io|dev|app|info|eu)(?![A-Za-z0-9-])(?:[/?\#]{_URL_REST})?    # a domain by itself
+        (?:com|org|net|edu|gov|int|io|dev|app|info|eu|de|fr|jp|ch|nl|pl|ru|cn|br|uk|co|ly)(?![A-Za-z0-9-])
+        (?:[/?\#]{_URL_REST})?                                                              # a domain by itself
       | \{{\{{[^{{}}]{{1,200}}\}}\}} | \{{%[^{{}}]{{1,200}}%\}} | [$%\#]?\{{[^{{}}\s]{{0,100}}\}}   # templates
+      | \{{\s*\w{{1,60}}\s*,\s*(?:plural|select|selectordinal|number|date|time)\b
+        (?:[^{{}}]|\{{(?:[^{{}}]|\{{[^{{}}]{{0,100}}\}}){{0,200}}\}}){{0,400}}\}}                       # ICU messages
+      | %[A-Za-z_]\w{{0,50}}% | (?<![\w$])\$[A-Za-z_]\w{{0,50}}                                # variables
+      | (?<!\S)--[A-Za-z][\w-]{{0,50}}(?:=\S{{1,100}})?                                       # options
+      | (?<![\w.~/])(?:\.{{0,2}}|~)(?:/[\w.+-]{{1,100}}){{2,20}}/?(?<![.,;:])                  # paths
+      | \b[A-Za-z]:\\[\w.+\\-]{{0,200}}(?<![.,;:])
       | %%
       | %\(\w{{1,50}}\)[-+0\#]*\d{{0,4}}(?:\.\d{{1,4}})?[sdiufFeEgGxXoc]
       | (?<![\d%])%(?:\d\$)?[-+0\#]*\d{{0,4}}(?:\.\d{{1,4}})?(?:hh?|ll?|z)?[sdiufFeEgGxXoc@](?![A-Za-z])
@@ -66,7 +72,7 @@ _PROTECTED = re.compile(
         </?(?:p|br|hr|div|li|[uod]l|d[td]|t[dhr]|table|h[1-6]|title|section|article|blockquote|option|label|button)
         (?![A-Za-z0-9-])[^<>]{{0,1000}}>
     ) | (?P<mark>
-        <!--[^\n]{{0,1000}}?--> | </?[A-Za-z][^<>]{{0,1000}}> | <%[^\n]{{0,200}}?%>
+        <!--[^\n]{{0,1000}}?--> | </?[A-Za-z][\w:.-]{{0,60}}{_ATTRIBUTES}\s*/?> | <%[^\n]{{0,200}}?%>
       | &(?:[A-Za-z][A-Za-z0-9]{{1,31}}|\#\d{{1,7}}|\#[xX][0-9A-Fa-f]{{1,6}});
       | (?<![\w:]):(?:[+-]1|[a-z0-9_+-]{{0,60}}[a-z][a-z0-9_+-]{{0,60}}):(?!\w)
       | (?<!\S)(?:[:;=][-^o']?[)(DPp|*/\\]+|<3+|\^_?\^)(?![^\s.,;:!?])                       # :-)
@@ -76,36 +82,21 @@ _PROTECTED = re.compile(
     re.VERBOSE,
 )
 # A text without any of these holds nothing that is protected.
-_SIGNS = re.compile("[`:;@{}%#<&=^\x00-\x08\x0e-\x1b\x7f\u00a9-\u00ae\u2000-\uffff\U00010000-\U0010ffff]|www|\\.[a-z]")
+_SIGNS = re.compile(
+    "[`:;@{}%#$/<&=^\x00-\x08\x0e-\x1b\x7f\u00a9-\u00ae\u2000-\uffff\U00010000-\U0010ffff]|www|--|\\.[a-z]"
+)
 
-# What stands at the edges of a sentence and is none of it.
-_CLOSERS = {
-    **{'"': '"', "'": "'’", "“": "”", "”": "”", "„": "“”", "«": "»", "»": "«", "‹": "›", "›": "‹", "‘": "’", "‚": "‘’"},
-    **{"(": ")", "[": "]", "{": "}", "「": "」", "『": "』", "（": "）", "【": "】", "《": "》", "〈": "〉"},
-    **{"*": "*", "_": "_", "~": "~"},
-}
-_OPENERS: dict[str, str] = {}
-for _opener, _closers in _CLOSERS.items():
-    for _closer in _closers:
-        _OPENERS[_closer] = _OPENERS.get(_closer, "") + _opener
-_APOSTROPHES = "'’"
-_SENTENCE_MARKS = ".!?…,;:。！？、，；：؟؛،।॥։።"
-_LEADING = re.compile(r"\(?(?:\d{1,3}|[A-Za-z])\)\s+|\[[ xX]?\]\s+|\.{2,}\s*|[*~_]+\s+")
 _ENUMERATOR = re.compile(r"\s*\(?\d{1,3}[.)]\s*")
 # Where a sentence that is too long is parted, the best places first.
 _CLAUSE_MARKS = tuple(
     map(
         re.compile,
-        (r"[.!?…]+[\"'”’»)]*\s+|[。！？।]+[」』）]*", r"[;:]\s+|[；：]", r"\s[–—-]+\s+|[–—]", r",\s+|[、，]"),
+        (
+            r"(?<![.!?…])[.!?…]+[\"'”’»)]*\s+|[。！？।]+[」』）]*",
+            *(r"[;:]\s+|[；：]", r"\s[–—-]+\s+|[–—]", r",\s+|[、，]"),
+        ),
     )
 )
-# The plain rule, without sentencex.
-_FULL_STOPS = re.compile(r"[.!?…]+[\"'”’»)\]]*\s+|[。！？]+[」』）]*\s*|[।؟։።]\s*")
-_ABBREVIATIONS = re.compile(
-    r"(?:\b(?:[A-Za-z]|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|No|Nr|Hr|Fr|ca|bzw|usw|\w\.\w)|(?<=\s)\d{1,3})\.\s+$"
-)
-_JAPANESE_QUOTATION = re.compile("[\u3041-\u309f、。]")
-
 # Scripts by language, as `unicodedata.name` says them; languages that are not here are in Latin letters.
 _SCRIPTS = {
     **dict.fromkeys(("ru", "uk", "be", "bg", "mk", "kk", "ky", "mn", "tg"), ("CYRILLIC",)),
@@ -118,9 +109,7 @@ _SCRIPTS = {
     **{"ta": ("TAMIL",), "te": ("TELUGU",), "km": ("KHMER",), "lo": ("LAO",), "my": ("MYANMAR",), "am": ("ETHIOPIC",)},
 }
 _LETTERS_LOOKED_AT = 50
-_LONGEST_SEGMENTED = 10_000
 _MOST_CHARACTERS_A_TOKEN = 50
-_MOST_WRAPPERS = 8  # brackets and quotation marks that are looked at, on each side of a sentence
 
 
 def drop_invisible(text: str) -> str:
@@ -151,7 +140,7 @@ class _Sentence:
         translation = _LINE_ENDS.sub(" ", translation).strip()
         if self.is_capitals:
             translation = translation.upper()
-        if self.is_piece and translation.endswith(".") and self.core[-1] not in _SENTENCE_MARKS:
+        if self.is_piece and translation.endswith(".") and self.core[-1] not in SENTENCE_MARKS:
             translation = translation.rstrip(".")
         found = sorted(character for character in translation if character in PLACEHOLDERS)
         if not self.spans:
@@ -166,26 +155,26 @@ class _Sentence:
 class _Plan:
     """A text taken apart: a literal, a sentence, a literal, ..., a literal."""
 
-    literals: list[str] = field(default_factory=lambda: [""])
+    literals: list[list[str]] = field(default_factory=lambda: [[]])
     sentences: list[_Sentence] = field(default_factory=list)
 
     def add_literal(self, text: str) -> None:
-        self.literals[-1] += text
+        self.literals[-1].append(text)
 
     def add_sentence(self, sentence: _Sentence) -> None:
         self.sentences.append(sentence)
-        self.literals.append("")
+        self.literals.append([])
 
     def join(self, translations: Sequence[str]) -> str:
         """The text with translations in place of its sentences."""
-        parts = [self.literals[0]]
+        parts = [*self.literals[0]]
         for index, translation in enumerate(translations):
             parts += [translation, self._joint(index, translations)]
         return "".join(parts)
 
     def _joint(self, index: int, translations: Sequence[str]) -> str:
         """What stands after a sentence; a space is won or lost where only one of the scripts puts spaces."""
-        joint = self.literals[index + 1]
+        joint = "".join(self.literals[index + 1])
         if joint not in ("", " ") or index + 1 == len(translations):
             return joint
         source = self.sentences[index].core[-1], self.sentences[index + 1].core[0]
@@ -225,10 +214,7 @@ class TextFormat:
             {character, f"<0x{ord(character):02X}>"} & set(tokenizer.tokenize(character)) for character in PLACEHOLDERS
         )
         self._warned: set[str] = set()
-        try:
-            self._segment: Callable[[str, str], Any] | None = importlib.import_module("sentencex").segment
-        except ImportError:
-            self._segment = None
+        self._splitter = SentenceSplitter(self._language)
 
     def translate(
         self, texts: Sequence[str], translate_sentences: Callable[[list[str]], Sequence[Sequence[str]]]
@@ -275,7 +261,7 @@ class TextFormat:
 
     def _plan(self, text: str) -> _Plan:
         plan = _Plan()
-        if not _has_words(text):
+        if not has_words(text):
             plan.add_literal(text if text.strip() else "")
             return plan
         self._check_script(text)
@@ -286,7 +272,7 @@ class TextFormat:
             if closing and index > literal_until and _FENCE.fullmatch(part):  # code of several lines
                 place = bisect_right(closing, index)
                 literal_until = closing[place] if place < len(closing) else literal_until
-            if index % 2 or index <= literal_until or not _has_words(part):
+            if index % 2 or index <= literal_until or not has_words(part):
                 plan.add_literal(part)
             else:
                 self._add_line(plan, part)
@@ -297,81 +283,22 @@ class TextFormat:
 
         def mask(match: re.Match[str]) -> str:
             spans.append(match[0])
-            return {"span": _SPAN, "mark": _MARK, "block": _BLOCK}[str(match.lastgroup)]
+            return {"span": SPAN, "mark": MARK, "block": BLOCK}[str(match.lastgroup)]
 
         masked = drop_invisible(_PROTECTED.sub(mask, line) if _SIGNS.search(line) else line)
         remaining = iter(spans)
         is_capitals = _is_capitals(masked)
-        for part in re.split(f"({_BLOCK})", masked) if _BLOCK in masked else [masked]:
-            for piece in self._split_sentences(part):
+        for part in re.split(f"({BLOCK})", masked) if BLOCK in masked else [masked]:
+            for piece in self._splitter.split(part):
                 self._add_piece(plan, piece, remaining, is_capitals)
-
-    def _split_sentences(self, line: str) -> list[str]:
-        """The sentences of a line, each with the white space after it."""
-        # Sentencex panics at some other spaces; and a mark parts sentences: "<p>Yes.</p><p>No.</p>".
-        flat = _WHITE_SPACE.sub(" ", line).replace(_MARK, " ")
-        flat.encode()
-        pieces = self._segment_by_package(flat) or self._split_plainly(flat)
-        sentences: list[str] = []
-        position = 0
-        for piece in pieces:
-            last = sentences[-1][-1:] if sentences else " "
-            is_quotation = last in "」』" and _JAPANESE_QUOTATION.match(piece)  # 「はい。」と言った。
-            if is_quotation or not (last.isspace() or _has_words(piece)):
-                sentences[-1] += line[position : position + len(piece)]
-            else:
-                sentences.append(line[position : position + len(piece)])
-            position += len(piece)
-        return sentences
-
-    def _segment_by_package(self, line: str) -> list[str]:
-        """What sentencex makes of a line; nothing without it, and where it fails.
-
-        Its time grows with the square of a line's length, so a very long one is given to it in parts.
-        """
-        if self._segment is None:
-            return []
-        if len(line) > _LONGEST_SEGMENTED:
-            parts = [""]
-            for piece in self._split_plainly(line):
-                if parts[-1] and len(parts[-1]) + len(piece) > _LONGEST_SEGMENTED:
-                    parts.append("")
-                parts[-1] += piece
-            if len(parts) == 1:
-                return parts
-            return [s for p in parts for s in (self._segment_by_package(p) if len(p) <= _LONGEST_SEGMENTED else [p])]
-        try:
-            pieces = list(self._segment(self._language, line))
-        except BaseException as error:
-            if type(error).__name__ != "PanicException":  # it is no Exception
-                raise
-            return []
-        return pieces if "".join(pieces) == line else []
-
-    def _split_plainly(self, line: str) -> list[str]:
-        pieces, start = [], 0
-        for match in _FULL_STOPS.finditer(line):
-            following = line[match.end() : match.end() + 10].lstrip("\"'“‘«„([¿¡-–— ")[:1]
-            word = line[max(start, match.end() - 10) : match.end()]
-            if following and not following.islower() and not _ABBREVIATIONS.search(word):
-                pieces.append(line[start : match.end()])
-                start = match.end()
-        if pieces and self._segment is None:
-            self._warn_once(
-                "sentences",
-                "The text has several sentences, and they are found by a plain rule. For one that knows the languages "
-                "and their abbreviations: pip install 'lvnar-hf[text]', or without the package lvnar-hf: pip install "
-                "sentencex",
-            )
-        return [*pieces, line[start:]]
 
     def _add_piece(
         self, plan: _Plan, piece: str, spans: Iterator[str], is_capitals: bool, is_part: bool = False
     ) -> None:
         """Add a sentence with the marks around it; `spans` gives what its masks stand for, in order."""
-        start, end = (0, 0) if not is_part and _ENUMERATOR.fullmatch(piece) else _find_core(piece)
+        start, end = (0, 0) if not is_part and _ENUMERATOR.fullmatch(piece) else find_core(piece)
         core = piece[start:end]
-        if not _has_words(core):
+        if not has_words(core):
             plan.add_literal(_unmask(piece, spans))
             return
         plan.add_literal(_unmask(piece[:start], spans))
@@ -380,13 +307,13 @@ class TextFormat:
             self._add_piece(plan, core[cut:], spans, is_capitals)
         else:
             core = " ".join(core.split())
-            own = [next(spans) for character in core if character in _MASKS]
+            own = [next(spans) for character in core if character in MASKS]
             is_capitals = _is_capitals(core) or (is_capitals and core.isupper())
             if len(own) > (len(PLACEHOLDERS) if self._has_placeholders else 0):
                 self._add_pieces(plan, core, own, is_capitals)
             else:
                 placeholders = iter(PLACEHOLDERS)
-                text = "".join(next(placeholders) if character in _MASKS else character for character in core)
+                text = "".join(next(placeholders) if character in MASKS else character for character in core)
                 text = _lower(text, self._language) if is_capitals else text
                 plan.add_sentence(_Sentence(core, own, is_capitals, text, is_part))
         plan.add_literal(_unmask(piece[end:], spans))
@@ -394,7 +321,7 @@ class TextFormat:
     def _add_pieces(self, plan: _Plan, core: str, spans: list[str], is_capitals: bool) -> None:
         """Add a sentence as pieces around its spans."""
         remaining = iter(spans)
-        for piece in re.split(f"([{_SPAN}{_MARK}])", core):
+        for piece in re.split(f"([{SPAN}{MARK}])", core):
             self._add_piece(plan, piece, remaining, is_capitals, is_part=True)
 
     def _find_cut(self, core: str) -> int | None:
@@ -431,11 +358,6 @@ class TextFormat:
             warnings.warn(message, stacklevel=3)
 
 
-def _has_words(text: str) -> bool:
-    """Whether there is a letter or a digit; masks are none."""
-    return any(map(str.isalnum, text))
-
-
 def _is_capitals(text: str) -> bool:
     """Whether the text has at least two words, and all its letters are capitals."""
     return text.isupper() and sum(any(map(str.isalpha, word)) for word in text.split()) > 1
@@ -451,75 +373,4 @@ def _lower(text: str, language: str) -> str:
 
 
 def _unmask(text: str, spans: Iterator[str]) -> str:
-    return "".join(next(spans) if character in _MASKS else character for character in text)
-
-
-def _find_core(piece: str) -> tuple[int, int]:
-    """Start and end of the sentence itself, without the marks around it."""
-    start, end = 0, len(piece)
-    opened, num_closed = "", 0
-    while start < end:
-        character, following = piece[start], piece[start + 1 : start + 2]
-        if character.isspace() or character == _MARK:
-            start += 1
-        elif match := _LEADING.match(piece, start):
-            start = match.end()
-        elif character in _CLOSERS:
-            if len(opened) == _MOST_WRAPPERS or not _is_wrapped(piece, start):
-                break
-            opened += character
-            start += 1
-        elif _belongs_to_the_start(character, following):
-            break
-        else:
-            start += 1
-    while end > start:
-        character = piece[end - 1]
-        openers = _OPENERS.get(character, "")
-        if character.isspace() or character == _MARK:
-            end -= 1
-        elif opened and opened[-1] in openers:
-            opened = opened[:-1]
-            end -= 1
-        elif openers and character not in "*_~":
-            is_open = any(opener in piece[start : end - 1] for opener in openers)
-            if is_open or character in _APOSTROPHES or num_closed == _MOST_WRAPPERS:
-                break
-            end, num_closed = end - 1, num_closed + 1
-        elif character.isalnum() or character in _SENTENCE_MARKS or character == _SPAN:
-            break
-        elif unicodedata.category(character) in ("So", "Sk", "Cf", "Co", "Cn") and character not in "°™®©":
-            end -= 1
-        else:  # dashes, bars and arrows that stand by themselves
-            before = piece[start:end].rstrip(character)
-            is_apart = before[-1:].isspace() or before[-1:] == _MARK
-            if not is_apart or not (unicodedata.category(character) == "Pd" or character in "|/\\><=#*_~"):
-                break
-            end = start + len(before)
-    return start, end
-
-
-def _belongs_to_the_start(character: str, following: str) -> bool:
-    """Whether a character, neither space nor bracket nor quotation mark, is the first of a sentence."""
-    category = unicodedata.category(character)
-    if character.isalnum() or character == _SPAN or character in "¿¡" or category[0] == "M" or category == "Sc":
-        return True
-    if not (following.isalnum() or following == _SPAN):
-        return False
-    if category == "Pd":
-        return following.isdigit()
-    return category != "So" and character not in "…•·‣◦>|"
-
-
-def _is_wrapped(piece: str, start: int) -> bool:
-    """Whether the bracket or quotation mark at `start` is closed at the end of the piece, or in another one."""
-    character = piece[start]
-    first = len(piece) - len(piece[start:].lstrip(character)) if character in "*_~" else start + 1
-    for index in range(first, len(piece)):
-        if piece[index] in _CLOSERS[character]:
-            beside = piece[index - 1 : index], piece[index + 1 : index + 2]
-            if piece[index] in _APOSTROPHES and all(map(str.isalnum, beside)):
-                continue  # an apostrophe
-            rest = piece[index + 1 :]
-            return not any(c.isalnum() or c == _SPAN or c in _SENTENCE_MARKS for c in rest)
-    return character not in _APOSTROPHES and not piece[start + 1 : start + 2].isspace()
+    return "".join(next(spans) if character in MASKS else character for character in text)

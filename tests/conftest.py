@@ -59,7 +59,7 @@ def make_batch(config: LvnarConfig, lengths: list[tuple[int, int]], seed: int = 
     """Random sentences of the given (source, target) lengths, padded to a batch."""
     generator = torch.Generator().manual_seed(seed)
     source_length, target_length = (max(side) for side in zip(*lengths, strict=True))
-    target_vocab_size = config.target_vocab_size or config.vocab_size
+    target_vocab_size = config.decoder_vocab_size
     input_ids = torch.randint(3, config.vocab_size, (len(lengths), source_length), generator=generator)
     labels = torch.randint(3, target_vocab_size, (len(lengths), target_length), generator=generator)
     attention_mask = torch.zeros_like(input_ids)

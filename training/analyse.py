@@ -21,11 +21,11 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, HfArg
 
 import lvnar_hf  # noqa: F401  registers the model
 from lvnar_hf.files.atomic import write_json
+from lvnar_hf.files.outputs import refuse_existing, refuse_missing_folder
+from lvnar_hf.jobs.environment import describe_machine, describe_versions
 from training.data.evaluation_sets import TestSetArguments, load_test_set
-from training.outputs import refuse_existing, refuse_missing_folder
 from training.quality.oracles import oracle_scores
 from training.quality.refinement import analyse_refinement
-from training.reports.environment import describe_machine, describe_versions
 from training.reports.examples import choose_examples, describe_example, is_unspaced, render_html, render_markdown
 from training.reports.figures import plot_elbo_and_bleu, plot_stopping, save_figure
 

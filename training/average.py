@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser, PreTrainedModel
 
 import lvnar_hf  # noqa: F401  (registers the model)
-from training.outputs import refuse_existing
+from lvnar_hf.files.outputs import refuse_existing
 
 
 @dataclass

@@ -29,9 +29,9 @@ from transformers import HfArgumentParser
 
 from lvnar_hf import LvnarConfig
 from lvnar_hf.files.atomic import write_json
+from lvnar_hf.files.outputs import refuse_existing
+from lvnar_hf.jobs.environment import describe_machine, describe_versions
 from training.data.evaluation_sets import TestSetArguments, load_test_set
-from training.outputs import refuse_existing
-from training.reports.environment import describe_machine, describe_versions
 from training.reports.speed_tables import render_document
 from training.speed.forced_lengths import read_lengths
 from training.speed.modes import TimingArguments, run_random, run_trained

@@ -22,12 +22,12 @@ import transformers
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from lvnar_hf.files.atomic import write_json
+from lvnar_hf.jobs.environment import describe_machine
 from training.data.corpora import load_distillation_text, load_pairs
 from training.distillation.backends import SearchSettings, Teacher, choose_engine, load_teacher, make_engine
 from training.distillation.comparison import compare_engines
 from training.distillation.run import Distillation, settings_of
 from training.recipe import DataArguments, DistillationArguments, parse_recipe
-from training.reports.environment import describe_machine
 
 
 @dataclass

@@ -29,10 +29,10 @@ from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.engines.onnx_export import export_onnx
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.atomic import write_json
+from lvnar_hf.files.outputs import refuse_existing, refuse_missing_folder
+from lvnar_hf.jobs.environment import describe_machine, describe_versions
 from training.data.evaluation_sets import TestSetArguments, load_test_set
-from training.outputs import refuse_existing, refuse_missing_folder
 from training.quality.decoding import translate_texts
-from training.reports.environment import describe_machine, describe_versions
 from training.translation_quality.measures import corpus_scores
 
 REFERENCE = "eager, float32"

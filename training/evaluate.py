@@ -28,11 +28,11 @@ from transformers import (
 )
 
 import lvnar_hf  # noqa: F401  (registers model and tokenizer)
+from lvnar_hf.files.outputs import refuse_existing, refuse_missing_folder
+from lvnar_hf.jobs.environment import describe_machine, describe_versions
 from training.data.evaluation_sets import TestSet, TestSetArguments, load_test_set
-from training.outputs import refuse_existing, refuse_missing_folder
 from training.quality.decoding import refine_texts, repetition_removal, translate_texts
 from training.quality.elbo import can_be_scored, elbo_of_sequences
-from training.reports.environment import describe_machine, describe_versions
 from training.translation_quality.measures import bleu_by_length, corpus_scores, repeated_share, words
 
 REMOVALS: dict[str, bool | str] = {"words": True, "tokens": "tokens", "none": False}

@@ -29,11 +29,11 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 import lvnar_hf  # noqa: F401  (registers model and tokenizer)
 from lvnar_hf.engines.shortlist import FILE, Shortlist
 from lvnar_hf.files.atomic import write_json
+from lvnar_hf.files.outputs import refuse_existing, refuse_missing_folder
+from lvnar_hf.jobs.environment import describe_machine, describe_versions
 from training.data.corpora import load_pairs
 from training.data.evaluation_sets import at_even_distances
-from training.outputs import refuse_existing, refuse_missing_folder
 from training.recipe import DataArguments, parse_recipe
-from training.reports.environment import describe_machine, describe_versions
 
 BATCH_SIZE = 32
 
@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     model: Any = AutoModelForSeq2SeqLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(arguments.model)
     config = model.config
-    target_size = config.target_vocab_size or config.vocab_size
+    target_size = config.decoder_vocab_size
 
     train = load_pairs(data, "train")
     sources, targets = train["source"], train["target"]

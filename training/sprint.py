@@ -20,15 +20,16 @@ from typing import Any
 
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import training.command  # noqa: F401  (ends the script with one line where that is enough)
 
 import torch
 from transformers import HfArgumentParser
 
 from lvnar_hf.files.atomic import write_json
+from lvnar_hf.files.outputs import refuse_existing
+from lvnar_hf.jobs.environment import describe_machine, describe_versions
 from training import evaluate, teacher, tokenizer, train
 from training.average import write_average
-from training.outputs import refuse_existing
-from training.reports.environment import describe_machine, describe_versions
 
 PIECE_BYTES = 15_000_000
 STAGES = {"teacher": teacher.main, "student": train.main}

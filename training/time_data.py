@@ -24,11 +24,11 @@ if not __package__:  # run as a script: import from the repository, not from thi
     import training.command  # noqa: F401  (ends the script with one line where that is enough)
 
 from lvnar_hf import LvnarTokenizer
+from lvnar_hf.files.outputs import refuse_existing
+from lvnar_hf.jobs.environment import describe_processor
 from training.data.batching import TokenBudgetBatchSampler, TranslationCollator
 from training.data.encoding import load_pairs, pair_lengths, tokenize_pairs
-from training.outputs import refuse_existing
 from training.recipe import DataArguments, ModelArguments, OptimizationArguments, parse_recipe
-from training.reports.environment import describe_processor
 
 STARTED = time.perf_counter() - time.process_time()  # about when the process began, before its imports
 

@@ -27,10 +27,10 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser
 
 import lvnar_hf  # noqa: F401  (registers model and tokenizer)
 from lvnar_hf.files.atomic import write_json
+from lvnar_hf.files.outputs import refuse_existing, refuse_missing_folder
+from lvnar_hf.jobs.environment import describe_machine, describe_versions
 from training.data.evaluation_sets import TestSetArguments, load_test_set
-from training.outputs import refuse_existing, refuse_missing_folder
 from training.quality.elbo import can_be_scored, elbo_of_sequences, pad_rows
-from training.reports.environment import describe_machine, describe_versions
 
 BATCH_SIZES = (1, 64)
 

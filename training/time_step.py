@@ -30,12 +30,12 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from lvnar_hf import LvnarForConditionalGeneration
+from lvnar_hf.files.outputs import refuse_existing
+from lvnar_hf.jobs.environment import describe_processor
 from training.loop.cpu_operators import FastCpuTraining
 from training.loop.objectives import Batch, LvnarObjective
 from training.loop.schedules import settings_at
-from training.outputs import refuse_existing
 from training.recipe import ModelArguments, OptimizationArguments, parse_recipe
-from training.reports.environment import describe_processor
 
 OPERATORS: dict[str, Callable[[], AbstractContextManager]] = {"fast": FastCpuTraining, "torch": nullcontext}
 NUM_SPECIAL_IDS = 3

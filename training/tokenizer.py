@@ -17,8 +17,8 @@ if not __package__:  # run as a script: import from the repository, not from thi
     import training.command  # noqa: F401  (ends the script with one line where that is enough)
 
 from lvnar_hf import LvnarTokenizer, train_tokenizer
+from lvnar_hf.files.outputs import refuse_existing
 from training.data.corpora import load_pairs
-from training.outputs import refuse_existing
 from training.recipe import DataArguments, TokenizerArguments, parse_recipe
 
 COUNTED_PAIRS = 10_000

@@ -1,10 +1,6 @@
 """What the engines beside the PyTorch model share: that which a pipeline and a Trainer ask a model for."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
-from torch import nn
 
 from lvnar_hf.generation_lvnar import LvnarGenerationMixin
 
@@ -20,14 +16,10 @@ class LvnarEngine(LvnarGenerationMixin):
     training = False
     device: torch.device
 
-    def modules(self) -> Iterator[nn.Module]:
-        """None that could be in training mode."""
-        return iter(())
-
     def eval(self) -> "LvnarEngine":
         return self
 
-    def to(self, device: Any = None, **kwargs: Any) -> "LvnarEngine":
+    def to(self, device: torch.device | str | int | None = None, **kwargs: object) -> "LvnarEngine":
         """Itself.
 
         Raises:

@@ -17,15 +17,20 @@ import time
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import nn
 from torch.nn.functional import pad
 
+from lvnar_hf.ctc_lvnar import ctc_cell_mask
 from lvnar_hf.engines.base import LvnarEngine
 from lvnar_hf.generation_lvnar import DecodingOptions, LvnarGenerateOutput
-from lvnar_hf.modeling_lvnar import EncodedSource, LvnarForConditionalGeneration
+from lvnar_hf.inputs_lvnar import check_evaluation_mode
+from lvnar_hf.modeling_lvnar import LvnarForConditionalGeneration
+from lvnar_hf.refinement_lvnar import EncodedSource, refine
+
+Inputs = ParamSpec("Inputs")
+Result = TypeVar("Result")
 
 CAPTURE_CALLS = 3  # of a shape on CUDA: one to warm up, one to capture, one to replay
 
@@ -77,23 +82,18 @@ class LvnarCompiledModel(LvnarEngine):
     def __init__(self, model: LvnarForConditionalGeneration, buckets: Buckets | None = None):
         self.model, self.config, self.generation_config = model.eval(), model.config, model.generation_config
         self.device, self.dtype = model.device, model.dtype
-        self.check_source, self.cell_mask = model.check_source, model.cell_mask
         self.is_cpu = model.device.type == "cpu"
         self.buckets = buckets or (CPU_BUCKETS if self.is_cpu else CUDA_BUCKETS)
         if self.is_cpu:
             find_cpp_compiler()
+        self._compiled_encode = self._compile(self._encode)
+        self._compiled_infer_posterior = self._compile(model.infer_posterior)
+        self._compiled_predict_length = self._compile(model.predict_length)
+        self._compiled_decode = self._compile(model.decode)
+
+    def _compile(self, method: Callable[Inputs, Result]) -> Callable[Inputs, Result]:
         mode = None if self.is_cpu else "reduce-overhead"
-        parts: dict[str, Callable[..., Any]] = {
-            "encode": self._encode,
-            "begin_posterior": model.begin_posterior,
-            "infer_posterior": model.infer_posterior,
-            "predict_length": model.predict_length,
-            "decode": model.decode,
-        }
-        self._compiled = {
-            name: torch.compile(_with_own_code(part), dynamic=True, fullgraph=True, mode=mode)
-            for name, part in parts.items()
-        }
+        return torch.compile(_with_own_code(method), dynamic=True, fullgraph=True, mode=mode)
 
     @classmethod
     def from_pretrained(
@@ -147,14 +147,13 @@ class LvnarCompiledModel(LvnarEngine):
 
         def translate(latents: torch.Tensor) -> None:
             length_logits = None if is_ctc else self.predict_length(source, latents)
-            self.decode(source, latents, self.cell_mask(source.attention_mask) if is_ctc else target_mask)
+            cells = ctc_cell_mask(source.attention_mask, self.config.upsampling_ratio) if is_ctc else target_mask
+            self.decode(source, latents, cells)
             del length_logits  # not before
 
         with self._compiling():
             source = self.encode(*self._pad_lengths(ids, torch.ones_like(ids)))
             translate(source.prior_means)
-            if num_steps > 1:
-                source = self.begin_posterior(source)
             for _ in range(num_steps):
                 latents, _ = self.infer_posterior(source, targets, target_mask)
                 translate(latents)
@@ -174,26 +173,14 @@ class LvnarCompiledModel(LvnarEngine):
         with inductor_config.patch(freezing=self.is_cpu), shape_config.patch(use_duck_shape=False):
             yield
 
-    # Algorithm 1 on padded shapes: the class above this one calls these.
+    # Algorithm 1 on padded shapes, and its parts.
 
     def _refine(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: DecodingOptions
     ) -> LvnarGenerateOutput:
-        batch_size = input_ids.shape[0]
-        rows = self._fill_batch(torch.arange(batch_size, device=input_ids.device))
-        input_ids, attention_mask = self._pad_lengths(input_ids[rows], attention_mask[rows])
+        check_evaluation_mode(self.model)
         with self._compiling():
-            output: Any = super()._refine(input_ids, attention_mask, options)
-        return LvnarGenerateOutput(
-            sequences=output.sequences[:batch_size],
-            num_steps_taken=output.num_steps_taken[:batch_size],
-            sequences_per_step=tuple(sequences[:batch_size] for sequences in output.sequences_per_step),
-            lower_bounds=None if output.lower_bounds is None else output.lower_bounds[:batch_size],
-        )
-
-    def _fill_batch(self, rows: torch.Tensor) -> torch.Tensor:
-        missing = self.buckets.batch_size(len(rows)) - len(rows)
-        return torch.cat([rows, rows[:missing]]) if missing else rows
+            return refine(self, *self._pad_lengths(input_ids, attention_mask), options, self.buckets.batch_size)
 
     def _pad_lengths(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask (batch, length) with padding up to the length's bucket."""
@@ -207,42 +194,34 @@ class LvnarCompiledModel(LvnarEngine):
         return source._replace(decoder_keys_values=keys_values)
 
     def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> EncodedSource:
-        return self._compiled["encode"](input_ids, attention_mask)
-
-    def begin_posterior(self, source: EncodedSource) -> EncodedSource:
-        return self._compiled["begin_posterior"](source)
+        return self._compiled_encode(input_ids, attention_mask)
 
     def infer_posterior(
         self, source: EncodedSource, target_ids: torch.Tensor, target_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if source.posterior_states is None:  # so that there is one way to compile, not two
-            source = self.begin_posterior(source)
-        return self._compiled["infer_posterior"](source, *self._pad_lengths(target_ids, target_mask))
+        return self._compiled_infer_posterior(source, *self._pad_lengths(target_ids, target_mask))
 
     def predict_length(self, source: EncodedSource, latents: torch.Tensor) -> torch.Tensor:
-        return self._compiled["predict_length"](source._replace(posterior_states=None), latents)
+        return self._compiled_predict_length(source, latents)
 
     def decode(self, source: EncodedSource, latents: torch.Tensor, target_mask: torch.Tensor) -> torch.Tensor:
         length = target_mask.shape[1]
         target_mask = pad(target_mask, (0, self.buckets.length(length) - length))
-        return self._compiled["decode"](source._replace(posterior_states=None), latents, target_mask)[:, :length]
-
-    def modules(self) -> Iterator[nn.Module]:
-        """Those of the model."""
-        return self.model.modules()
+        return self._compiled_decode(source, latents, target_mask)[:, :length]
 
     def eval(self) -> "LvnarCompiledModel":
         self.model.eval()
         return self
 
 
-def _with_own_code(method: Any) -> Any:
+def _with_own_code(method: Callable[Inputs, Result]) -> Callable[Inputs, Result]:
     """The same method as an object that the compiler has not seen.
 
     What it has compiled it keeps with the code: another engine of this model would get what the first one froze, though
     the weights may have changed.
     """
-    function = method.__func__
+    assert isinstance(method, types.MethodType)
+    function: Any = method.__func__
     code = function.__code__.replace(co_name=f"{function.__name__}_compiled")
     own = types.FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
     return types.MethodType(own, method.__self__)

@@ -6,14 +6,13 @@
     model = LvnarOnnxModel.from_pretrained("model_cards/lvnar-tatoeba-en-de", precision="int8")
     translator = pipeline("translation", model=model, tokenizer=AutoTokenizer.from_pretrained(...))
 
-The graph stands beside the weights, as `onnx/model.onnx` or `onnx/model_int8.onnx`; `training/export.py` writes both.
+The graph stands beside the weights, as `onnx/model.onnx` or `onnx/model_int8.onnx`; `lvnar export` writes both.
 With `shortlist=True` the vocabulary is cut for each sentence, see `lvnar_hf.engines.shortlist`.
 """
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -27,7 +26,6 @@ from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.fingerprints import KEY as FINGERPRINT
 from lvnar_hf.files.fingerprints import refuse_stale
 from lvnar_hf.generation_lvnar import DecodingOptions, LvnarGenerateOutput
-from lvnar_hf.modeling_lvnar import LvnarForConditionalGeneration
 
 # Source tokens, padding included, of the parts that a batch is translated in. In larger parts nothing is faster, and
 # what passes between the operations no longer fits the processor's cache: the logits alone are 4 bytes for each token
@@ -72,7 +70,6 @@ class LvnarOnnxModel(LvnarEngine):
 
     device = torch.device("cpu")
     dtype = torch.float32
-    check_source = LvnarForConditionalGeneration.check_source
 
     def __init__(
         self,
@@ -99,10 +96,10 @@ class LvnarOnnxModel(LvnarEngine):
         if sorted(inputs) != sorted(_INPUTS):
             raise ValueError(
                 f"{file} has the inputs {', '.join(inputs)}; a graph of this version has {', '.join(_INPUTS)}. "
-                "Make it again: python training/export.py --model FOLDER --overwrite"
+                "Make it again: lvnar export --model FOLDER --overwrite"
             )
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """A copy, or what is pickled, opens the graph's file again."""
         arguments = (self.config, self.generation_config, self.file, self.num_threads, self.shortlist)
         return type(self), arguments
@@ -114,7 +111,7 @@ class LvnarOnnxModel(LvnarEngine):
         precision: str = "float32",
         num_threads: int | None = None,
         shortlist: bool = False,
-        **where: Any,
+        **where: object,
     ) -> "LvnarOnnxModel":
         """From a model folder or a repository of the Hub.
 
@@ -135,15 +132,13 @@ class LvnarOnnxModel(LvnarEngine):
         folder, _, file = FILES[precision].rpartition("/")
         found = cached_file(str(name), file, subfolder=folder, _raise_exceptions_for_missing_entries=False, **where)
         if found is None:
-            raise FileNotFoundError(
-                f"{name} has no {FILES[precision]}. Make it: python training/export.py --model {name}"
-            )
+            raise FileNotFoundError(f"{name} has no {FILES[precision]}. Make it: lvnar export --model {name}")
         config = LvnarConfig.from_pretrained(name, **where)
         generation_config = GenerationConfig.from_pretrained(name, **where)
         tokens = Shortlist.from_pretrained(name, config, **where) if shortlist else None
         engine = cls(config, generation_config, Path(found), num_threads, tokens)
         made_from = engine.session.get_modelmeta().custom_metadata_map.get(FINGERPRINT)
-        refuse_stale(found, made_from, name, f"python training/export.py --model {name} --overwrite")
+        refuse_stale(found, made_from, name, f"lvnar export --model {name} --overwrite")
         return engine
 
     def _refine(

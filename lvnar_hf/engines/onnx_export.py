@@ -1,42 +1,29 @@
-"""One ONNX graph for a whole translation, its refinement steps included.
+"""The export to ONNX: torch exports three pieces of the model, `onnx_graph` makes one graph of them.
 
-What is unusual: torch exports three pieces, the encoding of the source, the posterior, and what makes a translation of
-latents; here they are put together. The last two are the body of a loop, whose first round takes the prior's means for
-the posterior's, so that each product with a weight is there once. The loop ends when every sentence has repeated
-itself; those that have leave the batch. Its body reads the encoded source from outside. With alignment "ctc", the cells
-are collapsed in it. Batch, lengths and number of steps are dynamic:
-
-    input_ids, attention_mask   (batch, source_length) int64
-    num_refinement_steps        () int64
-    max_length                  () int64, from 1 to `max_position_embeddings`
-    candidates                  (batch, k) int64, target tokens that are tried first, `Shortlist.candidates_of`
-    min_confidence              () float32, log probability among the candidates from which the best of them is taken;
-                                more than 0 asks for the whole vocabulary
-    sequences                   (batch, longest translation) int64, padded, repetitions not removed
-    num_steps_taken             (batch,) int64
-    num_positions               (2,) int64, over all passes: positions of the decoder, and those of them for which the
-                                whole vocabulary was computed
+The pieces are the encoding of the source, the posterior, and what makes a translation of latents.
 """
 
 import copy
-import hashlib
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from lvnar_hf.ctc_lvnar import is_kept, move_left, num_ctc_cells
+from lvnar_hf.engines.onnx_graph import DOMAIN, OPSET, assemble, lay_out_for_products, move_weights_into_loop
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.fingerprints import KEY as FINGERPRINT
 from lvnar_hf.files.fingerprints import weights_fingerprint
-from lvnar_hf.generation_lvnar import lengths_to_mask
 from lvnar_hf.layers_lvnar import KeysValues, LvnarAttention
-from lvnar_hf.modeling_lvnar import EncodedSource, LvnarForConditionalGeneration
+from lvnar_hf.length_lvnar import lengths_to_mask, likeliest_lengths
+from lvnar_hf.modeling_lvnar import LvnarForConditionalGeneration
+from lvnar_hf.refinement_lvnar import EncodedSource
 
-OPSET = 20
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
 FILES = {"float32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}  # in a model repository, by precision
 
 
@@ -106,7 +93,7 @@ class _Translation(nn.Module):
     def __init__(self, model: LvnarForConditionalGeneration):
         super().__init__()
         self.model = model
-        not_padding = torch.zeros(model.config.target_vocab_size or model.config.vocab_size)
+        not_padding = torch.zeros(model.config.decoder_vocab_size)
         if model.config.alignment == "length":
             not_padding[model.config.pad_token_id] = float("-inf")
         self.register_buffer("not_padding", not_padding)
@@ -130,7 +117,7 @@ class _Translation(nn.Module):
             lengths = num_ctc_cells(attention_mask.sum(-1), config.upsampling_ratio)
         else:
             length_logits = self.model.predict_length(source, latents)
-            lengths = self.model.likeliest_lengths(length_logits, attention_mask, max_length)
+            lengths = likeliest_lengths(config, length_logits, attention_mask, max_length)
         longest: Any = lengths.max().clamp(min=2).item()  # torch.export takes a length of 1 for a special case
         torch._check(longest >= 2)
         most = config.max_position_embeddings
@@ -146,7 +133,7 @@ class _Translation(nn.Module):
         targets = candidates.gather(1, choice)
         is_unsure = ~(confidence >= min_confidence) & (mask == 1)
         targets = torch.onnx.ops.symbolic(
-            f"{_DOMAIN}::LikeliestWhereUnsure",
+            f"{DOMAIN}::LikeliestWhereUnsure",
             (targets, is_unsure, states, weight, self.not_padding),
             dtype=targets.dtype,
             shape=targets.shape,
@@ -188,63 +175,6 @@ def _encoded_source(
     return EncodedSource(attention_mask, embeddings, hidden_states, unused, unused, pairs, carried)
 
 
-_DOMAIN = "lvnar_hf"  # of an operation that `assemble` puts in; no graph has it in the end
-
-
-_PAD_LOGITS = """
-      pads = Constant <value_ints = [0, 0, 0, {num_missing}]> ()
-      lowest = Constant <value_float = -3.4e38> ()
-      logits = Pad (products_and_padding, pads, lowest)
-"""
-
-
-def _likeliest_where_unsure(vocab_size: int) -> str:
-    """The likeliest token of the whole vocabulary, at positions that are unsure; none is computed where none is.
-
-    In two stages, since ONNX Runtime's ArgMax is several times slower than its ReduceMax; the first one of equals. A
-    vocabulary that has no divisor for it is padded.
-    """
-    width = max(divisor for divisor in range(1, 257) if vocab_size % divisor == 0)
-    if width < 32 < vocab_size:
-        width = 256
-    num_missing = -vocab_size % width
-    return f"""
-<opset_import: ["" : {OPSET}], domain: "{_DOMAIN}">
-LikeliestWhereUnsure (targets, is_unsure, states, weight, not_padding) => (merged) {{
-  unsure_numbers = Cast <to = 7> (is_unsure)
-  num_unsure = ReduceSum <keepdims = 0> (unsure_numbers)
-  is_any = Cast <to = 9> (num_unsure)
-  merged = If (is_any) <
-    then_branch = whole () => (likeliest_merged) {{
-      positions = NonZero (is_unsure)
-      rows = Transpose <perm = [1, 0]> (positions)
-      unsure_states = GatherND (states, rows)
-      transposed = Transpose <perm = [1, 0]> (weight)
-      products = MatMul (unsure_states, transposed)
-      {"products_and_padding" if num_missing else "logits"} = Add (products, not_padding)
-      {_PAD_LOGITS.format(num_missing=num_missing) if num_missing else ""}
-      parts_shape = Constant <value_ints = [0, {-(-vocab_size // width)}, {width}]> ()
-      parts = Reshape (logits, parts_shape)
-      last = Constant <value_ints = [2]> ()
-      highest = ReduceMax <keepdims = 0> (parts, last)
-      best_part = ArgMax <axis = 1, keepdims = 1> (highest)
-      best_logits = GatherND <batch_dims = 1> (parts, best_part)
-      best_place = ArgMax <axis = 1, keepdims = 1> (best_logits)
-      part_width = Constant <value_int = {width}> ()
-      first_of_part = Mul (best_part, part_width)
-      likeliest = Add (first_of_part, best_place)
-      axis = Constant <value_ints = [1]> ()
-      likeliest_flat = Squeeze (likeliest, axis)
-      likeliest_merged = ScatterND (targets, rows, likeliest_flat)
-    }},
-    else_branch = nothing () => (as_it_was) {{
-      as_it_was = Identity (targets)
-    }}
-  >
-}}
-"""
-
-
 @torch.no_grad()
 def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dict[str, Path]:
     """Write `onnx/model.onnx`, float32, and `onnx/model_int8.onnx`, its weights and activations in 8 bits.
@@ -274,13 +204,13 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
         if isinstance(module, LvnarAttention):
             module.__class__ = _ExportedAttention
     config = model.config
-    graph = assemble(*_export_pieces(exported), config.pad_token_id, config.target_vocab_size or config.vocab_size)
+    graph = assemble(*_export_pieces(exported), config.pad_token_id, config.decoder_vocab_size)
     fingerprint = {FINGERPRINT: weights_fingerprint(model.state_dict())}
     onnx.helper.set_model_props(graph, fingerprint)
     onnx.checker.check_model(graph)
     files["float32"].parent.mkdir(parents=True, exist_ok=True)
     onnx.save(graph, str(files["float32"]))
-    _lay_out_for_products(graph.graph)
+    lay_out_for_products(graph.graph)
     quantize_dynamic(
         graph,
         files["int8"],
@@ -291,12 +221,12 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
     )
     quantised = onnx.load(str(files["int8"]))
     onnx.helper.set_model_props(quantised, fingerprint)
-    _move_weights_into_loop(quantised.graph)
+    move_weights_into_loop(quantised.graph)
     onnx.save(quantised, str(files["int8"]))
     return files
 
 
-def _export_pieces(model: LvnarForConditionalGeneration) -> tuple[Any, Any, Any]:
+def _export_pieces(model: LvnarForConditionalGeneration) -> "tuple[ModelProto, ModelProto, ModelProto]":
     """The three pieces as onnx.ModelProto; their inputs and outputs have the names that `assemble` joins them by."""
     config = model.config
     batch, num_candidates, source_length, target_length = (
@@ -315,7 +245,9 @@ def _export_pieces(model: LvnarForConditionalGeneration) -> tuple[Any, Any, Any]
     names += ["carried_states"] if config.carries_source_states else []
     of_source = {0: batch, 1: source_length}
 
-    def export(module: nn.Module, arguments: tuple, shapes: tuple, inputs: list[str], outputs: list[str]) -> Any:
+    def export(
+        module: nn.Module, arguments: tuple, shapes: tuple, inputs: list[str], outputs: list[str]
+    ) -> "ModelProto":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program: Any = torch.onnx.export(
@@ -354,200 +286,3 @@ def _export_pieces(model: LvnarForConditionalGeneration) -> tuple[Any, Any, Any]
         ["new_targets", "pass_positions"],
     )
     return source_piece, posterior_piece, translation_piece
-
-
-# What a round of the loop does around the exported pieces, which see only the sentences that have not stopped. In the
-# first one all targets are padding, so that no sentence is as it was.
-_AROUND_PASS = """
-body (int64 iteration, bool going, int64[b, l] targets, bool[b] active, int64[b] taken, int64[2] positions)
-  => (bool going_on, int64[b, m] merged, bool[b] still_active, int64[b] taken_now, int64[2] positions_now) {
-  positions_now = Add (positions, pass_positions)
-  axis = Constant <value_ints = [1]> ()
-  active_numbers = Cast <to = 7> (active)
-  active_positions = NonZero (active)
-  active_rows = Transpose (active_positions)
-  no_padding = Constant <value_ints = [0, 0, 0]> ()
-  padding = Constant <value_int = PADDING> ()
-  old_length = Shape <start = 1> (targets)
-  new_length = Shape <start = 1> (new_targets)
-  length = Max (old_length, new_length)
-  old_missing = Sub (length, old_length)
-  new_missing = Sub (length, new_length)
-  old_pads = Concat <axis = 0> (no_padding, old_missing)
-  new_pads = Concat <axis = 0> (no_padding, new_missing)
-  old = Pad (targets, old_pads, padding)
-  new = Pad (new_targets, new_pads, padding)
-  merged = ScatterND (old, active_rows, new)
-  equal = Equal (merged, old)
-  different = Not (equal)
-  different_numbers = Cast <to = 7> (different)
-  num_different = ReduceSum <keepdims = 0> (different_numbers, axis)
-  changed = Cast <to = 9> (num_different)
-  still_active = And (active, changed)
-  taken_now = Add (taken, active_numbers)
-  still_numbers = Cast <to = 7> (still_active)
-  num_still = ReduceSum <keepdims = 0> (still_numbers)
-  going_on = Cast <to = 9> (num_still)
-}
-"""
-
-# What stands before and after the loop.
-_AROUND_LOOP = """
-main (int64[b, s] input_ids, int64[b, s] attention_mask, int64 num_refinement_steps, int64 max_length,
-      int64[b, k] candidates, float min_confidence)
-  => (int64[b, t] sequences, int64[b] num_steps_taken, int64[2] num_positions) {
-  batch = Shape <start = 0, end = 1> (input_ids)
-  one = Constant <value_int = 1> ()
-  num_passes = Add (num_refinement_steps, one)
-  all_active = ConstantOfShape <value = bool[1] {1}> (batch)
-  before_the_first = ConstantOfShape <value = int64[1] {-1}> (batch)
-  one_column = Constant <value_ints = [1]> ()
-  first_shape = Concat <axis = 0> (batch, one_column)
-  first_targets = ConstantOfShape <value = int64[1] {PADDING}> (first_shape)
-  no_positions = Constant <value_ints = [0, 0]> ()
-  begin = Constant <value = bool {1}> ()
-  last_targets, last_active, num_steps_taken, num_positions =
-    Loop <body = placeholder () => () {}>
-      (num_passes, begin, first_targets, all_active, before_the_first, no_positions)
-  zeros = Constant <value_ints = [0]> ()
-  ones = Constant <value_ints = [1]> ()
-  pad_token_id = Constant <value_int = PADDING> ()
-  is_padding = Equal (last_targets, pad_token_id)
-  is_token = Not (is_padding)
-  tokens = Cast <to = 7> (is_token)
-  lengths = ReduceSum <keepdims = 0> (tokens, ones)
-  longest = ReduceMax <keepdims = 1> (lengths)
-  sequences = Slice (last_targets, zeros, longest, ones)
-}
-"""
-
-
-def assemble(source: Any, posterior: Any, translation: Any, pad_token_id: int, vocab_size: int) -> Any:
-    """The pieces and what is around them as one onnx.ModelProto; the vocabulary is that of the targets."""
-    import onnx
-    import onnx.inliner
-
-    make_node, make_value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
-    main, body = (
-        onnx.parser.parse_graph(text.replace("PADDING", str(pad_token_id))) for text in (_AROUND_LOOP, _AROUND_PASS)
-    )
-    weights: dict[bytes, Any] = {}  # by content: the pieces have the same ones, under other names
-    source_nodes = _take_over(source.graph, "source/", weights)
-    pieces = (posterior.graph, translation.graph)
-    inputs = {value.name for piece in pieces for value in piece.input}
-    used = {name for piece in pieces for part in _with_subgraphs(piece) for node in part.node for name in node.input}
-    of_sentences = sorted((inputs & used | {"prior_means"}) - {"latents", "max_length", "min_confidence"})
-    active = {name: f"active/{name}" for name in of_sentences}
-    select_nodes = [make_node("Compress", [name, "active"], [new_name], axis=0) for name, new_name in active.items()]
-    branches = {
-        "then_branch": [make_node("Identity", [active["prior_means"]], ["first_means"])],
-        "else_branch": _take_over(posterior.graph, "posterior/", weights, active),
-    }
-    graphs = {}
-    for name, nodes in branches.items():
-        output = make_value("first_means" if name == "then_branch" else "posterior_means", onnx.TensorProto.FLOAT, None)
-        graphs[name] = onnx.helper.make_graph(nodes, name, [], [output])
-    means_nodes = [
-        make_node("Constant", [], ["no_round"], value_int=0),
-        make_node("Equal", ["iteration", "no_round"], ["is_first"]),
-        make_node("If", ["is_first"], ["latents"], **graphs),
-    ]
-    translation_nodes = _take_over(translation.graph, "translation/", weights, active)
-    body_nodes = [*select_nodes, *means_nodes, *translation_nodes, *body.node]
-    del body.node[:]
-    body.node.extend(body_nodes)
-    (loop,) = (node for node in main.node if node.op_type == "Loop")
-    loop.attribute[0].g.CopyFrom(body)
-    main_nodes = [*source_nodes, *main.node]
-    del main.node[:]
-    main.node.extend(main_nodes)
-    main.initializer.extend(weights.values())
-    main.name = "lvnar"
-    versions = {"": OPSET, "com.microsoft": 1, _DOMAIN: 1}
-    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in versions.items()]
-    function = onnx.parser.parse_function(_likeliest_where_unsure(vocab_size))
-    model = onnx.helper.make_model(main, opset_imports=opsets, functions=[function], producer_name="lvnar_hf")
-    model.ir_version = source.ir_version
-    model = onnx.inliner.inline_local_functions(model)
-    del model.opset_import[2:]
-    return model
-
-
-def _lay_out_for_products(graph: Any) -> None:
-    """Give the tied output projection a transposed copy of the embedding: only stored matrices are quantised.
-
-    Products are said to be float32, which the quantiser cannot infer behind operations that ONNX does not define.
-    """
-    from onnx import TensorProto, helper, numpy_helper
-
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    copies: dict[str, str] = {}
-    for part in _with_subgraphs(graph):
-        nodes = [node for node in part.node if node.op_type == "Transpose" and node.input[0] in weights]
-        new_names = {}
-        for node in nodes:
-            (name,) = node.input
-            if name not in copies:
-                copies[name] = f"{name}/transposed"
-                matrix = numpy_helper.to_array(weights[name]).T.copy()
-                graph.initializer.append(numpy_helper.from_array(matrix, copies[name]))
-            new_names[node.output[0]] = copies[name]
-            part.node.remove(node)
-        for node in part.node:
-            node.input[:] = [new_names.get(name, name) for name in node.input]
-            if node.op_type == "MatMul":
-                part.value_info.append(helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None))
-
-
-def _move_weights_into_loop(graph: Any) -> None:
-    """Give the loop's body the weights that are used there alone.
-
-    ONNX Runtime lays weights out for its products when it loads them, if they are not more than one graph further out.
-    It then has them twice: for the float32 graph, whose products gain less, that is too much.
-    """
-    (loop,) = (node for node in graph.node if node.op_type == "Loop")
-    body = loop.attribute[0].g
-    used_inside = {name for part in _with_subgraphs(body) for node in part.node for name in node.input}
-    used_outside = {name for node in graph.node for name in node.input}
-    moved = [tensor for tensor in graph.initializer if tensor.name in used_inside - used_outside]
-    body.initializer.extend(moved)
-    for tensor in moved:
-        graph.initializer.remove(tensor)
-
-
-def _with_subgraphs(graph: Any) -> Iterator[Any]:
-    """The graph, the bodies of its loops and the branches of its conditions, to any depth."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _with_subgraphs(attribute.g)
-
-
-def _take_over(graph: Any, prefix: str, weights: dict[bytes, Any], inputs: dict[str, str] | None = None) -> list[Any]:
-    """The nodes of a piece, with names of their own; its weights go to `weights`, those that are there already by name.
-
-    What the exporter notes of each node, files of this machine among it, is left behind.
-
-    Args:
-        inputs: other names for inputs of the piece.
-    """
-    names: dict[str, str] = {value.name: value.name for value in (*graph.input, *graph.output)} | (inputs or {})
-    for tensor in graph.initializer:
-        content = hashlib.sha256(f"{tensor.data_type} {list(tensor.dims)}".encode() + tensor.raw_data).digest()
-        if content not in weights:
-            weights[content] = type(tensor)()
-            weights[content].CopyFrom(tensor)
-            del weights[content].metadata_props[:]
-            weights[content].name = prefix + tensor.name
-        names[tensor.name] = weights[content].name
-    nodes = []
-    for node in graph.node:
-        copy = type(node)()
-        copy.CopyFrom(node)
-        del copy.metadata_props[:]
-        copy.doc_string, copy.name = "", prefix + node.name
-        copy.input[:] = [names.get(name, prefix + name) if name else "" for name in node.input]
-        copy.output[:] = [names.get(name, prefix + name) if name else "" for name in node.output]
-        nodes.append(copy)
-    return nodes

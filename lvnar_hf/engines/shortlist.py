@@ -5,13 +5,12 @@ for the tokens that are likely translations of the source's, and for the most fr
 unreachable: a position where the best of the list has too small a share of the list's own probability is computed with
 the whole vocabulary. That is where the likeliest token tends to be one that is not in the list.
 
-`training/shortlist.py` makes the file, `shortlist.safetensors` in a model repository.
+`training/shortlist.py`, in a checkout of the project, makes the file, `shortlist.safetensors` in a model repository.
 """
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from lvnar_hf.files.fingerprints import KEY as FINGERPRINT
 from lvnar_hf.files.fingerprints import folder_weights_fingerprint, refuse_stale
 
 FILE = "shortlist.safetensors"
+_HOW = "from the training text, in a checkout of lvnar-hf"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Shortlist:
         # In numpy: torch's threads, which wait for more work for a while, would take the cores from ONNX Runtime's.
         tokens = self.candidates.numpy()[input_ids.numpy()]  # (batch, source_length, k)
         tokens = np.where(attention_mask.numpy()[..., None] == 0, config.pad_token_id, tokens)
-        num_sentences, num_targets = len(tokens), config.target_vocab_size or config.vocab_size
+        num_sentences, num_targets = len(tokens), config.decoder_vocab_size
         is_tried = np.zeros((num_sentences, num_targets), dtype=bool)
         is_tried[:, self.frequent.numpy()] = True
         is_tried[np.arange(num_sentences)[:, None], tokens.reshape(num_sentences, -1)] = True
@@ -76,7 +76,7 @@ class Shortlist:
         return file
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike, config: LvnarConfig, **where: Any) -> "Shortlist":
+    def from_pretrained(cls, name: str | os.PathLike, config: LvnarConfig, **where: object) -> "Shortlist":
         """From a model folder or a repository of the Hub.
 
         Args:
@@ -91,12 +91,13 @@ class Shortlist:
         file = cached_file(str(name), FILE, _raise_exceptions_for_missing_entries=False, **where)
         if file is None:
             raise FileNotFoundError(
-                f"{name} has no {FILE}. Make it: python training/shortlist.py --config RECIPE --model {name}"
+                f"{name} has no {FILE}. Make it, {_HOW}: python training/shortlist.py --config RECIPE --model {name}"
             )
         shortlist = cls.load(file, config)
         with safe_open(file, "pt") as stored:
             made_from = (stored.metadata() or {}).get(FINGERPRINT)
-        refuse_stale(file, made_from, name, f"python training/shortlist.py --config RECIPE --model {name} --overwrite")
+        remedy = f"python training/shortlist.py --config RECIPE --model {name} --overwrite, {_HOW}"
+        refuse_stale(file, made_from, name, remedy)
         return shortlist
 
     @classmethod
@@ -113,7 +114,7 @@ class Shortlist:
                 )
         except SafetensorError as error:
             raise ValueError(f"{file} is no shortlist: {error}") from error
-        num_targets = config.target_vocab_size or config.vocab_size
+        num_targets = config.decoder_vocab_size
         is_sound = candidates.dtype == frequent.dtype == torch.int32 and min_confidence.dtype == torch.float32
         is_sound = is_sound and (candidates.dim(), frequent.dim(), min_confidence.dim()) == (2, 1, 0)
         tokens = torch.cat([candidates.flatten(), frequent])

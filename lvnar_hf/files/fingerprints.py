@@ -1,4 +1,4 @@
-"""A fingerprint of weights: whether an ONNX graph or a shortlist was made from those beside it."""
+"""Fingerprints: of a model folder; of weights, whether an ONNX graph or a shortlist was made from those beside it."""
 
 import hashlib
 import os
@@ -9,8 +9,19 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from lvnar_hf.files.atomic import hash_file
+
 KEY = "weights_fingerprint"  # in the metadata of what was made
 _SAMPLED = 64  # values of a tensor; training changes them all
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """SHA-256 over names and contents of a model folder's weights, configuration and tokenizer, as 64 hex digits."""
+    total = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".bin", ".json", ".model", ".spm", ".txt") and file.is_file():
+            total.update(f"{file.name} {hash_file(file)}\n".encode())
+    return total.hexdigest()
 
 
 def weights_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -1,11 +1,16 @@
-"""Reading line-aligned text: one sentence a line, UTF-8, plain or gzip."""
+"""Line-aligned text: one sentence a line, UTF-8, plain or gzip."""
 
 import codecs
 import gzip
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any, BinaryIO
+
+_GZIP_START = b"\x1f\x8b"
 
 
 def read_lines(path: str | Path) -> Iterator[str]:
@@ -64,3 +69,28 @@ def check_parallel(source_files: Sequence[str], target_files: Sequence[str]) -> 
     if not num_source_lines:
         raise ValueError(f"There is not a line in {list(source_files)} and {list(target_files)}.")
     return num_source_lines
+
+
+def one_line(text: str) -> str:
+    r"""The text with a space for each "\r\n", "\n" and "\r"; U+2028 and the like stay, as they end no line here."""
+    return text.replace("\r\n", " ").replace("\n", " ").replace("\r", " ")
+
+
+def spool(stream: Any) -> BinaryIO:
+    """Copy standard input's bytes, plain or gzip, to a file without a name, which is gone when it is closed.
+
+    Args:
+        stream: buffered.
+
+    Raises:
+        ValueError: it begins as gzip and is no whole gzip file.
+    """
+    file: Any = tempfile.TemporaryFile()  # noqa: SIM115  (the caller keeps it open)
+    if stream.peek(2)[:2] == _GZIP_START:
+        stream = gzip.open(stream)  # noqa: SIM115
+    try:
+        shutil.copyfileobj(stream, file)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"Standard input is not a whole gzip file: {error}") from error
+    file.flush()
+    return file

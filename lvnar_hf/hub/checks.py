@@ -27,12 +27,17 @@ TRAVELLING_MODULES = (
     "configuration_lvnar.py",
     "ctc_lvnar.py",
     "generation_lvnar.py",
+    "inputs_lvnar.py",
     "layers_lvnar.py",
+    "length_lvnar.py",
     "losses_lvnar.py",
     "modeling_lvnar.py",
+    "parts_lvnar.py",
     "pipeline_lvnar.py",
+    "refinement_lvnar.py",
     "repetitions_lvnar.py",
     "segmentation_lvnar.py",
+    "sentences_lvnar.py",
     "text_lvnar.py",
     "tokenization_lvnar.py",
 )
@@ -82,7 +87,7 @@ def check_repository(folder: str | Path) -> None:
     check_file_names(list_files(folder))
     for name in REQUIRED_FILES:
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has no {name}; lvnar_hf.hub.assemble makes a whole repository.")
+            raise FileNotFoundError(f"{folder} has no {name}; `lvnar publish` makes a whole repository.")
     for name in TRAVELLING_MODULES:
         if (folder / name).read_bytes() != (PACKAGE_FOLDER / name).read_bytes():
             raise ValueError(f"{folder / name} differs from the module of this package: assemble the repository anew.")

@@ -1,8 +1,9 @@
-"""What every command does at its edges: --help, wrong names, missing packages, Ctrl-C, pipes, outputs."""
+"""What every command does at its edges: --help, wrong names, missing packages, Ctrl-C, pipes, outputs; and `lvnar`."""
 
 import copy
 import gzip
 import importlib
+import io
 import json
 import os
 import pickle
@@ -15,18 +16,24 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, make_model, tiny_config
-from transformers import AutoTokenizer, pipeline
+from safetensors import safe_open
+from transformers import pipeline
 
 from lvnar_hf import hub
+from lvnar_hf.commands.app import app
+from lvnar_hf.commands.errors import explain
+from lvnar_hf.commands.export import export
+from lvnar_hf.commands.translate import translate
 from lvnar_hf.engines.onnx import LvnarOnnxModel
-from lvnar_hf.engines.onnx_export import export_onnx
+from lvnar_hf.engines.onnx_export import FILES, export_onnx
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.fingerprints import StaleError, folder_weights_fingerprint, weights_fingerprint
-from training import demo, evaluate, publish, translate
-from training.command import explain
-from training.line_translator import load_translator
+from lvnar_hf.files.outputs import refuse_existing, refuse_missing_folder
+from lvnar_hf.files.text import spool
+from lvnar_hf.jobs.line_translator import load_translator
+from training import evaluate
+from training.command import GO_ON
 from training.loop import run as runs
-from training.outputs import refuse_existing, refuse_missing_folder
 from training.translation_quality.measures import corpus_scores
 
 SCRIPTS = sorted(path.name for path in (ROOT / "training").glob("*.py") if "__main__" in path.read_text("utf-8"))
@@ -45,38 +52,155 @@ def test_a_script_shows_its_help_and_loads_what_explains_its_end():
         [sys.executable, "training/evaluate.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0 and "--num_bootstrap" in result.stdout and "95 %" in result.stdout
-    assert len(SCRIPTS) >= 17
+    assert len(SCRIPTS) >= 13
     for script in SCRIPTS:
         assert "import training.command" in (ROOT / "training" / script).read_text("utf-8"), script
 
 
 @pytest.mark.parametrize(
-    ("error", "script", "line"),
+    ("error", "command", "line"),
     [
         (ModuleNotFoundError("x", name="accelerate"), "train.py", "pip install 'lvnar-hf[train]'"),
         (ModuleNotFoundError("x", name="matplotlib.pyplot"), "analyse.py", "pip install 'lvnar-hf[eval]'"),
         (KeyboardInterrupt(), "train.py", "the same command with --resume"),
-        (KeyboardInterrupt(), "translate.py", "the same command again"),
+        (KeyboardInterrupt(), "lvnar translate", "the same command again"),
     ],
 )
-def test_how_a_script_ends(error, script, line):
-    assert line in explain(type(error), error, script) and "\n" not in explain(type(error), error, script)
+def test_how_a_command_ends(error, command, line):
+    explained = explain(error, command, *filter(None, [GO_ON.get(command)]))
+    assert line in explained and "\n" not in explained
 
 
 def test_what_needs_its_traceback_keeps_it():
-    assert explain(ValueError, ValueError("x"), "train.py") is None
-    assert explain(ModuleNotFoundError, ModuleNotFoundError("x", name="own_module"), "train.py") is None
+    assert explain(ValueError("x"), "train.py") is None
+    assert explain(ModuleNotFoundError("x", name="own_module"), "train.py") is None
 
 
 def test_a_missing_package_is_named_by_the_command_itself(tmp_path):
-    """By a process that cannot import accelerate."""
-    (tmp_path / "accelerate.py").write_text("raise ModuleNotFoundError('none', name='accelerate')")
+    """By a process that cannot import sacrebleu."""
+    (tmp_path / "sacrebleu").mkdir()
+    (tmp_path / "sacrebleu" / "__init__.py").write_text("raise ModuleNotFoundError('none', name='sacrebleu')")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    command = [sys.executable, "training/translate.py", "--help"]
+    command = [sys.executable, "training/evaluate.py", "--help"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 1
-    line = "translate.py needs accelerate, which is not installed: pip install 'lvnar-hf[train]'"
+    line = "evaluate.py needs sacrebleu, which is not installed: pip install 'lvnar-hf[train]'"
     assert result.stderr.strip().endswith(line)
+
+
+# lvnar
+
+
+def run_lvnar(*arguments: str, **options) -> subprocess.CompletedProcess:
+    """`python -m lvnar_hf`, in a process of its own."""
+    options = {"text": True, "stdin": subprocess.DEVNULL, **options}
+    if "input" in options:
+        options.pop("stdin")
+    command = [sys.executable, "-m", "lvnar_hf", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300, **options)
+
+
+@pytest.mark.parametrize("command", ["", *(command.callback.__name__ for command in app.registered_commands)])
+def test_help_is_shown_without_what_takes_seconds(command):
+    """A second on a quiet machine; here, what would take the seconds is not imported."""
+    code = (
+        "import sys; from lvnar_hf.commands.app import app\n"
+        "try: app(sys.argv[1:], prog_name='lvnar')\n"
+        "finally: print({'torch', 'transformers', 'huggingface_hub', 'numpy'} & sys.modules.keys())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, *command.split(), "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0 and f"Usage: lvnar {command}" in result.stdout
+    assert result.stdout.endswith("set()\n"), result.stdout
+
+
+def test_one_argument_is_a_file_or_a_text_and_two_are_files(tiny_repository, tmp_path, monkeypatch, capfd):
+    model, file = str(tiny_repository), tmp_path / "in.txt"
+    file.write_text("Tom laughed.\nWhere is the station?\n")
+    how = {"num_workers": 1, "device": "cpu"}
+    translator = pipeline("translation", model=model, device="cpu")
+    first, second = (translator(text)[0]["translation_text"] for text in ("Tom laughed.", "Where is the station?"))
+    assert translate(model, "Tom laughed.", **how) is None
+    assert capfd.readouterr().out == first + "\n"
+    translate(model, str(file), str(tmp_path / "out.txt"), **how)
+    assert (tmp_path / "out.txt").read_text() == f"{first}\n{second}\n"
+    assert json.loads(capfd.readouterr().out)["sentences"] == 2
+    for arguments in ([str(file)], [str(file), "-"], [None], ["-"], ["-", "-"]):
+        with file.open() as standard_input:
+            monkeypatch.setattr(sys, "stdin", standard_input)
+            result = translate(model, *arguments, **how)
+        printed = capfd.readouterr()
+        assert printed.out == f"{first}\n{second}\n" and json.loads(printed.err.split("\n")[-2]) == result
+    translate(model, "Tom laughed.\n\n- Where is the station?", **how)
+    assert capfd.readouterr().out == f"{first}\n\n- {second}\n"
+    with pytest.raises(FileNotFoundError, match="no text file Tom laughed"):
+        translate(model, "Tom laughed.", str(tmp_path / "other"), **how)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="name an output file"):
+        translate(model, str(file), **how)
+
+
+def test_lvnar_ends_with_one_line(tiny_repository, tmp_path, capsys, monkeypatch):
+    model = ["--model", str(tiny_repository)]
+    line = f"lvnar translate: {tiny_repository} has no onnx/model.onnx. Make it: lvnar export {' '.join(model)}\n"
+    with pytest.raises(SystemExit, match="1"):
+        app(["translate", *model, "--engine", "onnx", "a text"])
+    assert capsys.readouterr().err == line
+    with pytest.raises(FileNotFoundError, match="Make it"):
+        app(["--debug", "translate", *model, "--engine", "onnx", "a text"])
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lvnar_hf.jobs.file_translation.translate_text", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        app(["translate", *model, "a text"])
+    assert capsys.readouterr().err == "Stopped. To go on, give the same command again.\n"
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    with pytest.raises(SystemExit, match="2"):
+        app(["translate", *model])
+    assert "nothing to translate" in capsys.readouterr().err
+
+
+def test_info_says_what_is_there(exported, tmp_path, capsys, monkeypatch):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    app(["info", str(folder)], standalone_mode=False)
+    told = dict(line.split("  ", 1) for line in capsys.readouterr().out.strip().split("\n"))
+    told = {name: value.strip() for name, value in told.items()}
+    assert told["alignment"] == "length" and told["vocabulary"] == "500, joint" and told["refinement steps"] == "1"
+    with safe_open(folder / "model.safetensors", "pt") as stored:
+        count = sum(stored.get_tensor(name).numel() for name in stored.keys())  # noqa: SIM118
+    assert told["parameters"] == f"{count:,} in F32"
+    assert told["onnx/model.onnx"] == f"{(folder / 'onnx' / 'model.onnx').stat().st_size:,} bytes"
+    engines = ["engine torch", "engine onnx", "engine onnx-int8", "engine onnx-int8-shortlist", "shortlist"]
+    assert all(told[name] == "ready" for name in engines)
+    make_model(tiny_config(vocab_size=500), seed=1).save_pretrained(folder)
+    app(["info", str(folder)], standalone_mode=False)
+    stale = capsys.readouterr().out
+    assert stale.count("not ready") == 4 and stale.count("was made from other weights") == 4
+    assert f"lvnar export --model {folder} --overwrite" in stale
+    (folder / "model.safetensors").unlink()
+    app(["info", str(folder)], standalone_mode=False)
+    told = capsys.readouterr().out
+    assert "parameters" not in told and re.search(r"engine torch +not ready: .* has no model.safetensors", told)
+    with pytest.raises(SystemExit, match="1"):
+        app(["info", "no/such/model"])
+    monkeypatch.setattr("lvnar_hf.hub.description.snapshot_download", {"user/name": str(exported)}.__getitem__)
+    app(["info", "user/name"], standalone_mode=False)
+    assert capsys.readouterr().out.startswith("model  ")
+
+
+def test_export_compares_with_pytorch(tiny_repository, tmp_path, capsys):
+    result = export(str(tiny_repository), str(tmp_path / "out"))
+    assert json.loads(capsys.readouterr().out) == result
+    assert result["float32"]["different_sentences"] == 0 and result["num_sentences"] == 256
+    for precision, file in FILES.items():
+        assert result[precision]["bytes"] == (tmp_path / "out" / file).stat().st_size
+    with pytest.raises(FileExistsError, match="--output-folder, or give --overwrite"):
+        export(str(tiny_repository), str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="is no folder: give --output-folder"):
+        export("user/name")
 
 
 @pytest.mark.parametrize("name", ["./runs/x", "/no/such", "a/b/c", "tests/nothing", "~/model", "../model"])
@@ -115,7 +239,7 @@ def test_a_graph_and_a_shortlist_of_other_weights_are_refused(exported, tmp_path
     other.save_pretrained(folder)
     assert folder_weights_fingerprint(folder) == weights_fingerprint(other.state_dict())
     for precision in ("float32", "int8"):
-        with pytest.raises(StaleError, match=r"model(_int8)?\.onnx was made from other weights.*export\.py"):
+        with pytest.raises(StaleError, match=r"model(_int8)?\.onnx was made from other weights.*lvnar export"):
             LvnarOnnxModel.from_pretrained(folder, precision)
     with pytest.warns(UserWarning, match="PyTorch translates instead"):
         assert load_translator(str(folder), "auto").engine == "torch"
@@ -145,14 +269,9 @@ def test_a_numpy_number_of_steps(tiny_model):
 
 def test_translate_from_a_gzip_pipe_to_standard_output(tiny_repository):
     texts = ["Tom laughed.", "", "Where is the station?"]
-    command = ["training/translate.py", "--model", str(tiny_repository), "--input_file", "-", "--output_file", "-"]
-    result = subprocess.run(
-        [sys.executable, *command, "--num_workers", "1"],
-        cwd=ROOT,
-        input=gzip.compress("".join(text + "\n" for text in texts).encode()),
-        capture_output=True,
-        timeout=300,
-    )
+    content = gzip.compress("".join(text + "\n" for text in texts).encode())
+    model = ["--model", tiny_repository, "--num-workers", 1]
+    result = run_lvnar("translate", *model, input=content, text=False)
     assert result.returncode == 0, result.stderr.decode()[-2000:]
     translator = pipeline("translation", model=str(tiny_repository))
     expected = [translator(text)[0]["translation_text"].replace("\n", " ").replace("\r", " ") for text in texts]
@@ -160,23 +279,17 @@ def test_translate_from_a_gzip_pipe_to_standard_output(tiny_repository):
     assert json.loads(result.stderr.decode().strip().split("\n")[-1])["sentences"] == 3
 
 
-def test_a_broken_gzip_pipe_is_refused(monkeypatch):
+def test_a_broken_gzip_pipe_is_refused():
     broken = gzip.compress(b"some text\n" * 1000)[:40]
-    with open(os.pipe()[0], "rb") as unused, monkeypatch.context() as patch:
-        import io
-
-        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(broken))))
-        with pytest.raises(ValueError, match="not a whole gzip file"):
-            translate.spool_standard_input()
-        assert unused
+    with pytest.raises(ValueError, match="not a whole gzip file"):
+        spool(io.BufferedReader(io.BytesIO(broken)))
 
 
-def test_the_demo_speaks_ascii_where_it_must():
+def test_a_translation_is_shown_in_ascii_where_it_must():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "training/demo.py", "The boys are tall.", "Five young girls."]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300)
-    assert result.returncode == 0 and result.stdout.decode("ascii").count("1 step") == 2, result.stderr[-2000:]
-    assert demo.MODEL.is_dir()
+    shipped = ROOT / "model_cards" / "lvnar-tatoeba-en-de"
+    result = run_lvnar("translate", "--model", shipped, "Five young girls.", env=environment, text=False)
+    assert result.returncode == 0 and b"M\\xe4dchen" in result.stdout, result.stderr[-2000:]
 
 
 def test_several_references_each():
@@ -215,9 +328,10 @@ def test_options_of_another_kind_of_model_are_refused(tiny_repository, tmp_path)
         evaluate.main([*arguments, "--source_language", "xx", "--target_language", "de"])
 
 
-def test_publish_refuses_a_bad_id(tiny_repository):
-    with pytest.raises(SystemExit, match="--repo_id must be user/name"):
-        publish.main(["--model", str(tiny_repository), "--repo_id", "bad id/x/y"])
+def test_publish_refuses_a_bad_id(tiny_repository, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        app(["publish", "--model", str(tiny_repository), "--repo-id", "bad id/x/y"])
+    assert "--repo-id must be user/name" in capsys.readouterr().err
 
 
 def test_the_published_card_names_the_repository(tmp_path):
@@ -233,13 +347,13 @@ def test_the_published_card_names_the_repository(tmp_path):
 
 def test_a_run_that_has_taken_no_step_is_no_run(tmp_path, monkeypatch):
     """A failed start is no obstacle to the next one; what another program has put there is."""
-    from training.recipe import DataArguments, ModelArguments, OptimizationArguments
+    from training.recipe import AugmentationArguments, DataArguments, ModelArguments, OptimizationArguments
 
     data = DataArguments(tokenizer_folder=str(tmp_path / "none"))
     arguments = OptimizationArguments(output_folder=str(tmp_path / "run"))
 
     def start() -> None:
-        runs.run_training(data, ModelArguments(), arguments, lambda tokenizer: None)
+        runs.run_training(data, AugmentationArguments(), ModelArguments(), arguments, lambda tokenizer: None)
 
     for _ in range(2):
         with pytest.raises((OSError, ValueError), match="none"):  # there is no tokenizer
@@ -263,7 +377,7 @@ def test_a_run_that_has_taken_no_step_is_no_run(tmp_path, monkeypatch):
         start()
 
 
-def test_a_wheel_is_enough_to_verify_and_publish(tiny_repository, tmp_path):
+def test_a_wheel_is_enough_to_translate_verify_and_publish(tiny_repository, tmp_path):
     """Installed from a wheel, in a process that does not see the project's folder."""
     source = tmp_path / "source"
     source.mkdir()
@@ -281,18 +395,19 @@ def test_a_wheel_is_enough_to_verify_and_publish(tiny_repository, tmp_path):
         assert result.returncode == 0, result.stderr[-2000:]
     folder = shutil.copytree(tiny_repository, tmp_path / "model")
     (folder / "README.md").write_text("---\npipeline_tag: translation\n---\n")
-    code = (
-        "import sys; from lvnar_hf import hub; assert hub.__file__.startswith(sys.argv[3]), hub.__file__\n"
-        "print(hub.verify(hub.assemble(sys.argv[1], sys.argv[2])))"
-    )
-    arguments = [str(folder), str(tmp_path / "out"), str(site)]
-    result = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(site)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert len(AutoTokenizer.from_pretrained(folder)) == 500
+    rooms = {path.parent.relative_to(ROOT) for path in (ROOT / "lvnar_hf").rglob("*.py")}
+    assert all((site / room / "__init__.py").is_file() for room in rooms) and (site / "lvnar_hf" / "py.typed").is_file()
+
+    def run(*arguments: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(site)}
+        command = [sys.executable, str(site / "bin" / "lvnar"), *map(str, arguments)]
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+        assert result.returncode == 0, result.stderr[-3000:]
+        return result.stdout
+
+    assert "translate" in run("--help")
+    (translation,) = pipeline("translation", model=str(folder), device="cpu")("Tom laughed.")
+    assert run("translate", "--model", folder, "Tom laughed.") == translation["translation_text"] + "\n"
+    published = run("publish", "--model", folder, "--repo-id", "user/tiny", "--output-folder", tmp_path / "out")
+    assert "dry run: verified" in published
+    assert "verified" in run("verify", tmp_path / "out")

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch.nn import functional
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from lvnar_hf.commands.app import app
 from lvnar_hf.ctc_lvnar import num_cells_needed
 from lvnar_hf.hub import assemble
 from training import average, report, time_step
@@ -89,11 +90,11 @@ def run_script(*command: str) -> str:
 
 
 def test_demo_translates_with_the_model_that_ships():
-    output = run_script("training/demo.py")
+    output = run_script("model_cards/demo.py")
     assert output.count("0 steps") == output.count("1 step ") == 7
     bleu = [float(score) for score in re.findall(r"BLEU ([\d.]+) \(nrefs:1\|case:mixed\|eff:no\|tok:13a", output)]
     assert len(bleu) == 2 and bleu[1] > bleu[0]
-    assert "Bahnhof" in run_script("training/demo.py", "Where is the station?")
+    assert "Bahnhof" in output
 
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "training" / "README.md"]
@@ -123,6 +124,9 @@ def test_commands_in_the_documents_name_what_exists():
     text = "".join(path.read_text("utf-8") for path in DOCUMENTS)
     named = set(re.findall(r"(?:training|tests)/[\w/-]+\.(?:py|yaml|txt|md|en)\b", text))
     assert len(named) >= 20 and not [name for name in named if not (ROOT / name).is_file()]
+    commands = set(re.findall(r"^(?:.*[|] )?lvnar ([a-z]+) ", text, re.M))
+    known = {command.callback.__name__ for command in app.registered_commands}
+    assert {"translate", "export", "info", "publish"} <= commands <= known
     targets = {
         target
         for line in re.findall(r"^make (.*)|`make (.*?)`", text, re.M)

@@ -17,11 +17,10 @@ from transformers import AutoModelForSeq2SeqLM, pipeline
 
 from lvnar_hf.engines.onnx_export import FILES, export_onnx
 from lvnar_hf.engines.shortlist import Shortlist
+from lvnar_hf.files.text import one_line
+from lvnar_hf.jobs.file_translation import FileTranslation, translate_file
+from lvnar_hf.jobs.line_translator import MAX_CHARACTERS, TranslatedLines, load_translator
 from tests.distillation.test_distil import launch, run_killed  # noqa: F401  (a fixture)
-from training import translate
-from training.distillation.degeneration import one_line
-from training.file_translation import FileTranslation
-from training.line_translator import MAX_CHARACTERS, TranslatedLines, load_translator
 
 HOSTILE = [
     "",
@@ -53,9 +52,9 @@ def source(tmp_path_factory, sample_texts) -> Path:
     return file
 
 
-def flags(model: Path, source: Path | str, output: Path, **changes) -> list[str]:
-    values = {"model": model, "input_file": source, "output_file": output, "shard_size": 8, "max_batch_tokens": 100}
-    return [text for name, value in {**values, **changes}.items() for text in (f"--{name}", str(value))]
+def options(model: Path, source: Path | str, output: Path, **changes) -> dict:
+    sizes = {"shard_size": 8, "max_batch_tokens": 100}
+    return {"model": str(model), "input_file": source, "output_file": output, "device": "cpu", **sizes, **changes}
 
 
 def lines(file: Path) -> list[str]:
@@ -67,7 +66,7 @@ def unbroken(tiny_repository, source, tmp_path_factory) -> Path:
     """The output of a run that was never stopped, one process."""
     output = tmp_path_factory.mktemp("unbroken") / "text.de"
     os.environ["ACCELERATE_USE_CPU"] = "true"
-    translate.main(flags(tiny_repository, source, output, num_workers=1))
+    translate_file(**options(tiny_repository, source, output, num_workers=1))
     return output
 
 
@@ -92,14 +91,14 @@ def test_gzip_standard_input_and_no_last_line_end(tiny_repository, source, unbro
     content = source.read_bytes().removesuffix(b"\n").removesuffix(b"\r")
     with gzip.open(tmp_path / "text.en.gz", "wb") as file:
         file.write(content)
-    translate.main(flags(tiny_repository, tmp_path / "text.en.gz", tmp_path / "gzip", num_workers=1))
+    translate_file(**options(tiny_repository, tmp_path / "text.en.gz", tmp_path / "gzip", num_workers=1))
     assert (tmp_path / "gzip").read_bytes() == unbroken.read_bytes()
     with source.open() as file:
         monkeypatch.setattr(sys, "stdin", file)
-        translate.main(flags(tiny_repository, "-", tmp_path / "stdin", num_workers=1))
+        translate_file(**options(tiny_repository, "-", tmp_path / "stdin", num_workers=1))
     assert (tmp_path / "stdin").read_bytes() == unbroken.read_bytes()
     (tmp_path / "empty").touch()
-    result = translate.main(flags(tiny_repository, tmp_path / "empty", tmp_path / "nothing"))
+    result = translate_file(**options(tiny_repository, tmp_path / "empty", tmp_path / "nothing"))
     assert (tmp_path / "nothing").read_bytes() == b"" and result["sentences"] == 0
 
 
@@ -114,17 +113,17 @@ def test_workers_give_the_same(tiny_repository, source, unbroken, tmp_path, monk
         translate_shards(run, engine)
 
     monkeypatch.setattr(FileTranslation, "translate", wait_for_a_worker)
-    result = translate.main(flags(tiny_repository, source, tmp_path / "out", num_workers=2))
+    result = translate_file(**options(tiny_repository, source, tmp_path / "out", num_workers=2))
     assert (tmp_path / "out").read_bytes() == unbroken.read_bytes() and result["num_processes"] == 2
 
 
 def test_steps_are_counted(tiny_repository, source, tmp_path):
-    result = translate.main(flags(tiny_repository, source, tmp_path / "out", num_workers=1, num_refinement_steps=4))
+    result = translate_file(**options(tiny_repository, source, tmp_path / "out", num_workers=1, num_refinement_steps=4))
     assert result["num_refinement_steps"] == 4 and 1 < result["mean_steps_taken"] < 4
 
 
 def test_lines_go_to_the_model_as_they_are_if_asked(tiny_repository, source, tmp_path):
-    result = translate.main(flags(tiny_repository, source, tmp_path / "out", num_workers=1, preserve_format=False))
+    result = translate_file(**options(tiny_repository, source, tmp_path / "out", num_workers=1, preserve_format=False))
     translator = pipeline("translation", model=str(tiny_repository), device="cpu", preserve_format=False)
     expected = [translator(line.removesuffix("\r"), truncation=True)[0]["translation_text"] for line in lines(source)]
     assert lines(tmp_path / "out") == list(map(one_line, expected)) and result["mean_steps_taken"] == 1
@@ -133,10 +132,10 @@ def test_lines_go_to_the_model_as_they_are_if_asked(tiny_repository, source, tmp
 def test_engines(tiny_repository, source, unbroken, tmp_path):
     repository = shutil.copytree(tiny_repository, tmp_path / "repository")
     with pytest.raises(FileNotFoundError, match=r"no onnx/model\.onnx\. Make it"):
-        translate.main(flags(repository, source, tmp_path / "out", engine="onnx"))
+        translate_file(**options(repository, source, tmp_path / "out", engine="onnx"))
     assert load_translator(str(repository), "auto").engine == "torch"
     export_onnx(AutoModelForSeq2SeqLM.from_pretrained(repository, dtype=torch.float32).eval(), repository)
-    translate.main(flags(repository, source, tmp_path / "out", engine="onnx", num_workers=1))
+    translate_file(**options(repository, source, tmp_path / "out", engine="onnx", num_workers=1))
     assert (tmp_path / "out").read_bytes() == unbroken.read_bytes()
     translator = load_translator(str(repository), "auto")
     assert translator.engine == "onnx-int8"
@@ -157,30 +156,30 @@ def test_engines(tiny_repository, source, unbroken, tmp_path):
 def test_what_is_wrong_is_refused(tiny_repository, source, tmp_path):
     output = tmp_path / "out"
     with pytest.raises(ValueError, match="engine is 'fast'; it must be one of auto, torch, compiled, onnx, onnx-int8"):
-        translate.main(flags(tiny_repository, source, output, engine="fast"))
+        translate_file(**options(tiny_repository, source, output, engine="fast"))
     for name in ("max_batch_tokens", "shard_size", "num_workers"):
         with pytest.raises(ValueError, match=f"{name} is 0; it must be at least 1"):
-            translate.main(flags(tiny_repository, source, output, **{name: 0}))
+            translate_file(**options(tiny_repository, source, output, **{name: 0}))
     with pytest.raises(FileNotFoundError, match="no text file"):
-        translate.main(flags(tiny_repository, tmp_path / "nothing", output))
+        translate_file(**options(tiny_repository, tmp_path / "nothing", output))
     with pytest.raises(ValueError, match="is the input"):
-        translate.main(flags(tiny_repository, source, source))
+        translate_file(**options(tiny_repository, source, source))
     with pytest.raises(ValueError, match=r"leave \.gz out"):
-        translate.main(flags(tiny_repository, source, tmp_path / "out.gz"))
+        translate_file(**options(tiny_repository, source, tmp_path / "out.gz"))
     (tmp_path / "latin").write_bytes(b"good\nb\xe9d\n")
     with pytest.raises(ValueError, match=r"latin, line 2: not valid UTF-8"):
-        translate.main(flags(tiny_repository, tmp_path / "latin", output))
+        translate_file(**options(tiny_repository, tmp_path / "latin", output))
     assert not list(tmp_path.glob("out*")), "nothing is begun that could not be done"
     output.write_text("mine\n")
-    with pytest.raises(FileExistsError, match="--output_file, or give --overwrite"):
-        translate.main(flags(tiny_repository, source, output))
+    with pytest.raises(FileExistsError, match="output file, or give --overwrite"):
+        translate_file(**options(tiny_repository, source, output))
     assert output.read_text() == "mine\n"
 
 
 def test_other_settings_are_refused_with_the_difference(tiny_repository, source, tmp_path, run_killed):  # noqa: F811
     output, other = tmp_path / "out", shutil.copytree(tiny_repository, tmp_path / "other")
-    argv = flags(tiny_repository, source, output, num_workers=1)
-    assert run_killed(argv, 5, "after", "translate") == -signal.SIGKILL
+    given = options(tiny_repository, source, output, num_workers=1)
+    assert run_killed(given, 5, "after") == -signal.SIGKILL
     shards = list((tmp_path / "out.unfinished").glob("shard-*.jsonl"))
     assert len(shards) == 2
     model = AutoModelForSeq2SeqLM.from_pretrained(other)
@@ -189,21 +188,16 @@ def test_other_settings_are_refused_with_the_difference(tiny_repository, source,
     model.save_pretrained(other)
     (tmp_path / "more.en").write_bytes(source.read_bytes() + b"one more\n")
     for changes, difference in (
-        ({"model": other}, "model_fingerprint: '[0-9a-f]{64}' then, '[0-9a-f]{64}' now"),
+        ({"model": str(other)}, "model_fingerprint: '[0-9a-f]{64}' then, '[0-9a-f]{64}' now"),
         ({"num_refinement_steps": 3}, "num_refinement_steps: 1 then, 3 now"),
         ({"shard_size": 9}, "shard_size: 8 then, 9 now"),
         ({"input_file": tmp_path / "more.en"}, "input_lines: 90 then, 91 now; input_sha256: '"),
     ):
-        with pytest.raises(ValueError, match=rf"with other settings: {difference}.*--output_file, or --overwrite"):
-            translate.main(changed(argv, changes))
+        with pytest.raises(ValueError, match=rf"with other settings: {difference}.*output file, or --overwrite"):
+            translate_file(**{**given, **changes})
     assert all(shard.exists() for shard in shards)
-    result = translate.main([*changed(argv, {"num_refinement_steps": 3}), "--overwrite"])
+    result = translate_file(**{**given, "num_refinement_steps": 3, "overwrite": True})
     assert result["num_refinement_steps"] == 3 and len(lines(output)) == 90
-
-
-def changed(argv: list[str], changes: dict) -> list[str]:
-    """The flags with others in the place of some; the last of a flag holds."""
-    return [*argv, *(text for name, value in changes.items() for text in (f"--{name}", str(value)))]
 
 
 # killed
@@ -223,30 +217,32 @@ MOMENTS = [
 
 
 def test_killed_before_and_after_every_rename(tiny_repository, source, unbroken, tmp_path, run_killed):  # noqa: F811
-    argv = flags(tiny_repository, source, tmp_path / "out", num_workers=1)
+    given = options(tiny_repository, source, tmp_path / "out", num_workers=1)
     for moment in MOMENTS:
-        assert run_killed(argv, *moment, "translate") == -signal.SIGKILL
+        assert run_killed(given, *moment) == -signal.SIGKILL
     assert (tmp_path / "out").read_bytes() == unbroken.read_bytes() and (tmp_path / "out.unfinished").exists()
     for _ in range(2):
-        result = translate.main(argv)
+        result = translate_file(**given)
         assert (tmp_path / "out").read_bytes() == unbroken.read_bytes() and result["sentences"] == 90
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.translation.json"]
     assert result["processes_of_all_runs"] == 4, "several processes had a share in it"
 
 
 def test_two_processes_killed_and_continued(tiny_repository, source, unbroken, tmp_path, run_killed):  # noqa: F811
-    argv = flags(tiny_repository, source, tmp_path / "out")
+    given = options(tiny_repository, source, tmp_path / "out")
     killed = tmp_path / "killed.py"
     paths = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "support")]
-    killed.write_text(f"import sys\nsys.path[:0] = {paths}\nfrom test_distil import run_until\n")
+    killed.write_text(f"import sys\nsys.path[:0] = {paths}\nfrom tests.distillation.test_distil import run_until\n")
     with killed.open("a") as file:
-        file.write("run_until(sys.argv[1:], 5, 'after', 'translate')\n")
-    launched = launch(killed, argv)
+        file.write("import json; run_until(json.loads(sys.argv[1]), 5, 'after')\n")
+    launched = launch(str(killed), json.dumps(given, default=str))
     assert launched.returncode != 0 and "SIGKILL" in launched.stderr, launched.stderr[-3000:]
     shards = list((tmp_path / "out.unfinished").glob("shard-*.jsonl"))
     assert 1 <= len(shards) < 12 and not (tmp_path / "out").exists()
-    assert run_killed(changed(argv, {"num_workers": 1}), 1, "after", "translate") == -signal.SIGKILL
-    launched = launch(ROOT / "training" / "translate.py", argv)
+    assert run_killed({**given, "num_workers": 1}, 1, "after") == -signal.SIGKILL
+    sizes = ["--device", "cpu", "--shard-size", "8", "--max-batch-tokens", "100"]
+    files = [str(source), str(tmp_path / "out")]
+    launched = launch("-m", "lvnar_hf", "translate", "--model", str(tiny_repository), *sizes, *files)
     assert launched.returncode == 0, launched.stderr[-3000:]
     assert (tmp_path / "out").read_bytes() == unbroken.read_bytes()
     result = json.loads(launched.stdout.strip().split("\n")[-1])
@@ -259,7 +255,7 @@ MEMORY_CODE = """
 import re, sys
 from pathlib import Path
 from tests.commands.test_translate import Echo
-from training.file_translation import FileTranslation
+from lvnar_hf.jobs.file_translation import FileTranslation
 Path("/proc/self/clear_refs").write_text("5")  # the peak is what it is now, without that of the imports
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 before = peak()
@@ -282,7 +278,8 @@ class Echo:
 def test_memory_does_not_grow_with_the_file(tmp_path):
     file, output = tmp_path / "long", tmp_path / "out"
     file.write_text("".join(f"line {number} of many, each short\n" for number in range(200_000)))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    folders = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "support")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
     command = [sys.executable, "-c", MEMORY_CODE, str(file), str(output)]
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True).stdout
     assert output.read_bytes() == file.read_bytes()

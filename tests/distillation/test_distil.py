@@ -16,18 +16,17 @@ import torch
 from conftest import ROOT
 
 from lvnar_hf import train_tokenizer
+from lvnar_hf.decoding import make_batches
 from lvnar_hf.files import atomic as atomic_files
+from lvnar_hf.files.text import one_line
+from lvnar_hf.jobs import shards
+from lvnar_hf.jobs.file_translation import translate_file
 from tests.distillation.test_teacher_engines import make_teacher_model
-from training import distil, shards, translate
+from training import distil
 from training.data.corpora import TextPairs
 from training.distillation import backends as teacher_engines
-from training.distillation.backends import (
-    CTranslate2Engine,
-    SearchSettings,
-    TeacherOutput,
-    make_batches,
-)
-from training.distillation.degeneration import is_loop, most_repeats, one_line
+from training.distillation.backends import CTranslate2Engine, SearchSettings, TeacherOutput
+from training.distillation.degeneration import is_loop, most_repeats
 from training.distillation.run import Distillation, make_plan
 
 SETTINGS = {"on_degenerate": "reference", "shard_size": 4, "num_beams": 2}
@@ -506,8 +505,8 @@ def test_the_engines_are_compared_on_the_same_sentences(workplace, tmp_path):
 # killed
 
 
-def run_until(argv: list[str], renames: int, when: str, command: str = "distil") -> None:
-    """A command, in a process of its own that kills itself before or after so many files got their names."""
+def run_until(given: list[str] | dict, renames: int, when: str) -> None:
+    """Distil, or, with options, translate a file; die before or after so many files got their names."""
     os.environ |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
     replace, seen = os.replace, 0
@@ -522,7 +521,10 @@ def run_until(argv: list[str], renames: int, when: str, command: str = "distil")
             os.kill(os.getpid(), signal.SIGKILL)
 
     os.replace = counted
-    {"distil": distil, "translate": translate}[command].main(argv)
+    if isinstance(given, dict):
+        translate_file(**given)
+    else:
+        distil.main(given)
 
 
 # One process after another, from nothing to a result: plan, run.json, six shards, three texts, distillation.json.
@@ -545,7 +547,7 @@ def run_killed(monkeypatch) -> Callable[..., int | None]:
     """`run_until` in a process that is forked from one with all modules imported; its exit code."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "support")]))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_distil"])
+    context.set_forkserver_preload(["tests.distillation.test_distil"])
 
     def run(*arguments) -> int | None:
         process = context.Process(target=run_until, args=arguments)
@@ -568,11 +570,11 @@ def test_killed_before_and_after_every_rename(workplace, tmp_path, unbroken, run
     assert result["processes_of_all_runs"] == 4, "several processes had a share in it"
 
 
-def launch(script: Path, argv: list[str]) -> subprocess.CompletedProcess:
-    """A script on two CPU processes."""
+def launch(*command: str) -> subprocess.CompletedProcess:
+    """A script, or a module after "-m", on two CPU processes."""
     launcher = [str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu", "--num_machines", "1"]
     launcher += ["--num_processes", "2", "--main_process_port", "0"]
-    return subprocess.run([*launcher, str(script), *argv], capture_output=True, text=True, timeout=200)
+    return subprocess.run([*launcher, *command], capture_output=True, text=True, timeout=200)
 
 
 def test_killed_and_continued_with_another_number_of_processes(workplace, tmp_path, sample_texts, run_killed):
@@ -594,15 +596,15 @@ def test_killed_and_continued_with_another_number_of_processes(workplace, tmp_pa
     # The first of the two to have brought four files to their names kills itself; the launcher ends the other.
     killed = tmp_path / "killed.py"
     paths = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "support")]
-    killed.write_text(f"import sys\nsys.path[:0] = {paths}\nfrom test_distil import run_until\n")
+    killed.write_text(f"import sys\nsys.path[:0] = {paths}\nfrom tests.distillation.test_distil import run_until\n")
     with killed.open("a") as file:
         file.write("run_until(sys.argv[1:], 4, 'after')\n")
-    launched = launch(killed, argv)
+    launched = launch(str(killed), *argv)
     assert launched.returncode != 0 and "SIGKILL" in launched.stderr, launched.stderr[-3000:]
     shards = list((tmp_path / "out" / "unfinished").glob("shard-*.jsonl"))
     assert 2 <= len(shards) <= 8 and not (tmp_path / "out" / "distillation.json").exists()
     assert run_killed(argv, 3, "after") == -signal.SIGKILL
-    launched = launch(ROOT / "training" / "distil.py", argv)
+    launched = launch(str(ROOT / "training" / "distil.py"), *argv)
     assert launched.returncode == 0, launched.stderr[-3000:]
     assert read(tmp_path / "out") == read(tmp_path / "unbroken")
     result = json.loads((tmp_path / "out" / "distillation.json").read_text())

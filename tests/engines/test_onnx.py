@@ -9,8 +9,10 @@ import torch
 from conftest import ROOT, collapsed, make_batch, make_ctc_model, tokens_of
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
+from lvnar_hf.ctc_lvnar import ctc_cell_mask
 from lvnar_hf.engines.onnx import LvnarOnnxModel
-from lvnar_hf.engines.onnx_export import FILES, _with_subgraphs
+from lvnar_hf.engines.onnx_export import FILES
+from lvnar_hf.engines.onnx_graph import with_subgraphs
 from training import export
 from training.quality.decoding import translate_texts
 from training.translation_quality.measures import corpus_scores
@@ -92,7 +94,7 @@ def test_cells_are_collapsed_in_the_graph(folder, model, engine):
     """Against the definition; blanks, repetitions and sentences of nothing but blanks are among the cells."""
     batch = make_batch(model.config, LENGTHS + [(1, 1)] * 20)
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "num_refinement_steps": 0}
-    cell_mask = model.cell_mask(batch["attention_mask"])
+    cell_mask = ctc_cell_mask(batch["attention_mask"], model.config.upsampling_ratio)
     with torch.no_grad():
         source = model.encode(batch["input_ids"], batch["attention_mask"])
         cells = model.decode(source, source.prior_means, cell_mask).argmax(-1)
@@ -146,7 +148,7 @@ def test_it_refuses_what_pytorch_refuses(engine):
 
 
 def test_a_repository_without_a_graph_says_how_to_make_it(tiny_repository, repository, tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"no onnx/model_int8.onnx. Make it: python training/export.py --model"):
+    with pytest.raises(FileNotFoundError, match=r"no onnx/model_int8.onnx. Make it: lvnar export --model"):
         LvnarOnnxModel.from_pretrained(tiny_repository, precision="int8")
     with pytest.raises(ValueError, match="precision is 'int4'; it must be one of float32, int8"):
         LvnarOnnxModel.from_pretrained(repository, precision="int4")
@@ -205,14 +207,14 @@ def test_the_graph_has_one_copy_of_each_weight_and_no_traces_of_this_machine(fol
     # Attention is one operation; a round computes of the sentences that have not stopped, and of no others.
     config = model.config
     num_attentions = {"loop": 0, "rest": sum(node.op_type == "MultiHeadAttention" for node in graph.node)}
-    for part in _with_subgraphs(body):
+    for part in with_subgraphs(body):
         num_attentions["loop"] += sum(node.op_type == "MultiHeadAttention" for node in part.node)
     num_layers = 2 * (config.num_posterior_decoder_layers + config.num_decoder_layers)
     assert num_attentions["loop"] == config.num_posterior_encoder_layers + num_layers
     assert num_attentions["rest"] == config.num_prior_layers
     of_alignment = "carried_states" if is_ctc else "hidden_states"
     for name in ("attention_mask", "embeddings", of_alignment, "prior_means", "candidates", "decoder_keys_0"):
-        users = {node.op_type for part in _with_subgraphs(body) for node in part.node if name in node.input}
+        users = {node.op_type for part in with_subgraphs(body) for node in part.node if name in node.input}
         assert users == {"Compress"}, name
     assert is_ctc is not any("hidden_states" in node.input for node in body.node)
     for trace in (b"/work", b"site-packages", b"lvnar_hf/", b".py"):

@@ -30,7 +30,7 @@ WORST = torch.tensor(float("-inf"))
 
 def random_shortlist(min_confidence: float, num_candidates: int = 2, config=CONFIG) -> Shortlist:
     generator = torch.Generator().manual_seed(3)
-    size, num_targets = (config.vocab_size, num_candidates), config.target_vocab_size or config.vocab_size
+    size, num_targets = (config.vocab_size, num_candidates), config.decoder_vocab_size
     candidates = torch.randint(3, num_targets, size, generator=generator).int()
     return Shortlist(candidates, torch.tensor([3, 4], dtype=torch.int32), torch.tensor(min_confidence))
 

@@ -22,9 +22,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, pipeline
 
 from lvnar_hf import LvnarConfig, LvnarTokenizer, __version__, hub, train_tokenizer
+from lvnar_hf.commands.app import app
+from lvnar_hf.commands.publish import publish
 from lvnar_hf.engines.onnx_export import FILES, export_onnx
 from lvnar_hf.engines.shortlist import FILE as SHORTLIST_FILE
 from lvnar_hf.engines.shortlist import Shortlist
+from lvnar_hf.hub import verification
 from lvnar_hf.hub.checks import (
     PACKAGE_FOLDER,
     TRAVELLING_MODULES,
@@ -32,7 +35,6 @@ from lvnar_hf.hub.checks import (
     check_repository,
     list_files,
 )
-from training import publish
 
 REPO_ID = "user/tiny-lvnar"
 TAG = f"v{__version__}"
@@ -80,7 +82,7 @@ def without_processes(monkeypatch) -> list:
         verified.append((str(model), revision))
         return [""] * len(texts)
 
-    monkeypatch.setattr(hub, "_compare", compare)
+    monkeypatch.setattr(verification, "_compare", compare)
     return verified
 
 
@@ -191,7 +193,7 @@ def test_graphs_are_published_and_refused_if_they_are_cut_or_of_other_weights(
     export_onnx(model, folder)
     Shortlist(torch.ones(500, 2).int(), torch.tensor([5, 6]).int(), torch.tensor(-0.5)).save(folder)
     output = tmp_path / "output"
-    publish.main(["--model", str(folder), "--repo_id", REPO_ID, "--output_folder", str(output)])
+    publish(str(folder), REPO_ID, str(output))
     shown = capsys.readouterr().out
     for name in (*FILES.values(), SHORTLIST_FILE):
         assert (output / name).read_bytes() == (folder / name).read_bytes() and f" {name}\n" in shown
@@ -420,9 +422,8 @@ def test_spoilt_files_are_refused_or_sound(repository, name):
 def test_publish_shows_then_sends_then_verifies(model_folder, remote, tmp_path, capfd, caplog):
     """The whole way, with the clean processes."""
     caplog.set_level(logging.DEBUG)
-    api = HfApi(endpoint=remote.url)
-    arguments = ["--model", str(model_folder), "--repo_id", REPO_ID, "--texts", "Tom laughed.", "--private", "true"]
-    publish.main([*arguments, "--push"], api)
+    arguments = ["--model", str(model_folder), "--repo-id", REPO_ID, "--text", "Tom laughed.", "--private"]
+    app(["publish", *arguments, "--push"], standalone_mode=False)
     output = capfd.readouterr()
     stored = remote.repositories[REPO_ID]
     assembled = hub.assemble(model_folder, tmp_path / "assembled")
@@ -437,20 +438,21 @@ def test_publish_shows_then_sends_then_verifies(model_folder, remote, tmp_path, 
 
 
 def test_a_dry_run_asks_nothing_of_the_network(model_folder, remote, without_processes, capsys, tmp_path):
-    arguments = ["--model", str(model_folder), "--repo_id", REPO_ID, "--output_folder", str(tmp_path / "kept")]
-    publish.main(arguments, HfApi(endpoint=remote.url))
+    arguments = [str(model_folder), REPO_ID, str(tmp_path / "kept")]
+    publish(*arguments)
     assert remote.requests == [] and "nothing sent" in capsys.readouterr().out
     assert without_processes == [(str(tmp_path / "kept"), None)]
     with pytest.raises(FileExistsError):
-        publish.main(arguments)
-    with pytest.raises(ValueError, match="--token"):
-        publish.main([*arguments, "--overwrite", "--token", TOKEN])
+        publish(*arguments)
+    with pytest.raises(SystemExit):
+        app(["publish", "--model", str(model_folder), "--repo-id", REPO_ID, "--token", TOKEN])
+    assert "No such option: --token" in capsys.readouterr().err and remote.requests == []
 
 
 def test_the_command_in_the_documents_is_a_dry_run(without_processes, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    (command,) = re.findall(r"^lvnar publish (.*)$", (ROOT / "docs" / "USAGE.md").read_text("utf-8"), re.M)
-    publish.main(shlex.split(command.replace("--repo-id", "--repo_id")))
+    (command,) = re.findall(r"^lvnar (publish .*)$", (ROOT / "docs" / "USAGE.md").read_text("utf-8"), re.M)
+    app(shlex.split(command), standalone_mode=False)
     assert "dry run: verified, nothing sent" in capsys.readouterr().out and len(without_processes) == 1
 
 

@@ -14,6 +14,8 @@ def test_defaults_are_the_papers_sizes_for_wmt14():
     assert (config.num_posterior_encoder_layers, config.num_posterior_decoder_layers) == (3, 3)
     assert (config.latent_dim, config.max_length_offset, config.vocab_size) == (8, 50, 32000)
     assert config.target_vocab_size is None and config.is_encoder_decoder
+    assert (config.decoder_vocab_size, LvnarConfig(target_vocab_size=45).decoder_vocab_size) == (config.vocab_size, 45)
+    assert "decoder_vocab_size" not in config.to_dict()
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ from lvnar_hf import LvnarForConditionalGeneration
 from lvnar_hf.ctc_lvnar import (
     bigram_loss,
     collapse,
+    ctc_cell_mask,
     ctc_nll,
     glanced_cells,
     likeliest_alignment,
     num_cells_needed,
     num_ctc_cells,
 )
-from lvnar_hf.generation_lvnar import lengths_to_mask
+from lvnar_hf.length_lvnar import lengths_to_mask
 from lvnar_hf.losses_lvnar import IGNORED_LABEL
 
 # Seven sentences of one batch: repeats, a single token, one that fills its cells to the last, one cell too many.
@@ -268,7 +269,9 @@ def test_the_loss_of_bigrams_is_mixed_in(model):
     assert half == pytest.approx((plain + whole) / 2, rel=1e-5) and whole < plain
     output = loss()
     lengths = (batch["labels"] != IGNORED_LABEL).sum(-1)
-    losses = bigram_loss(output.logits, batch["labels"], model.cell_mask(batch["attention_mask"]), 0)
+    losses = bigram_loss(
+        output.logits, batch["labels"], ctc_cell_mask(batch["attention_mask"], model.config.upsampling_ratio), 0
+    )
     assert whole == pytest.approx(float((losses * lengths + output.budgeted_kl).sum() / lengths.sum()), rel=1e-5)
     model.eval()
     assert model(**batch, bigram_weight=1.0).loss == model(**batch).loss
@@ -312,6 +315,18 @@ def test_nothing_but_blanks_becomes_the_end_of_the_sentence(model):
     assert model.likeliest_targets(logits, mask).tolist() == [[1], [1]]
     logits[0, 1, 8] = 2.0
     assert model.likeliest_targets(logits, mask).tolist() == [[8], [1]]
+
+
+@pytest.mark.parametrize("pad_token_id", [0, 7, 59])
+def test_the_logits_of_padding_are_passed_over_and_left(pad_token_id):
+    model = make_model(tiny_config(pad_token_id=pad_token_id))
+    logits = torch.randn(3, 4, 60, generator=torch.Generator().manual_seed(0))
+    logits[:2, :, pad_token_id] = 9.0
+    before, mask = logits.clone(), lengths_to_mask(torch.tensor([4, 2, 3]), 4)
+    ids = [i for i in range(60) if i != pad_token_id]
+    expected = torch.tensor([[max(ids, key=scores.__getitem__) for scores in row] for row in logits.tolist()])
+    assert torch.equal(model.likeliest_targets(logits, mask), expected.masked_fill(mask == 0, pad_token_id))
+    assert torch.equal(logits, before)
 
 
 def test_a_translation_is_cut_at_max_length():

@@ -7,6 +7,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
+from lvnar_hf.length_lvnar import LvnarLengthTransform
 from lvnar_hf.losses_lvnar import (
     budgeted_kl,
     gaussian_kl,
@@ -15,7 +16,6 @@ from lvnar_hf.losses_lvnar import (
     length_nll,
     token_nll,
 )
-from lvnar_hf.modeling_lvnar import LvnarLengthTransform
 
 HALF_TYPES = [torch.bfloat16, torch.float16]
 

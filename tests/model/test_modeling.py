@@ -12,6 +12,7 @@ from conftest import make_batch, make_model, other_versions, run_with_transforme
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from lvnar_hf import LvnarForConditionalGeneration
+from lvnar_hf.inputs_lvnar import check_inputs
 
 LENGTHS = [(7, 9), (3, 4), (10, 6), (1, 1)]
 PARTS = ("token_nll", "kl", "budgeted_kl", "length_nll", "elbo", "length_accuracy")
@@ -179,6 +180,7 @@ def test_save_and_load_give_identical_logits(tmp_path, dtype, changes):
 GOLDEN_CODE = """
 import sys, torch
 from lvnar_hf import LvnarForConditionalGeneration
+from lvnar_hf.inputs_lvnar import check_inputs
 model = LvnarForConditionalGeneration.from_pretrained(sys.argv[1], dtype=getattr(torch, sys.argv[2])).eval()
 batch = torch.load(sys.argv[3], weights_only=True)
 with torch.no_grad():
@@ -251,6 +253,22 @@ def test_input_the_model_cannot_take_is_refused_by_name(tiny_model, case):
     with pytest.raises(ValueError) as error:
         tiny_model(**batch)
     assert named in str(error.value)
+
+
+@pytest.mark.parametrize("changes", [{}, {"alignment": "ctc"}], ids=["length", "ctc"])
+def test_input_is_checked_with_one_look_at_the_device(changes, monkeypatch):
+    config = tiny_config(**changes)
+    batch, looks = make_batch(config, LENGTHS), []
+
+    def counted(name, original):
+        return lambda *arguments: looks.append(name) or original(*arguments)
+
+    for name in ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, name, counted(name, getattr(torch.Tensor, name)))
+    check_inputs(config, batch["input_ids"], None)
+    assert looks == ["tolist"]
+    check_inputs(config, **batch)
+    assert looks == ["tolist"] * 2
 
 
 def test_resizing_a_joint_vocabulary_keeps_the_model_working(tiny_model):

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from lvnar_hf import LvnarConfig, LvnarForConditionalGeneration
 from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS, LvnarGenerationMixin
 from lvnar_hf.losses_lvnar import kl_budget_at
-from lvnar_hf.modeling_lvnar import EncodedSource
+from lvnar_hf.refinement_lvnar import EncodedSource, refine
 
 # Of different lengths, the longest source with the shortest target; the last two differ by max_length_offset = 3.
 SOURCES = [[5, 3, 9, 9, 4, 1], [7, 12, 11, 1], [4, 5, 6, 7, 8, 9, 1], [10, 2, 8, 3, 1]]
@@ -319,21 +319,15 @@ class TableModel(LvnarGenerationMixin):
         self.tables, self.posterior = tables, posterior
         self.config = LvnarConfig(vocab_size=100, max_length_offset=2, max_position_embeddings=8)
         self.generation_config = GenerationConfig(**GENERATION_DEFAULTS["length"])
-        self.training = False
+        self.padded_batch_size = int
         self.inferred: list[list[tuple[int, ...]]] = []  # what the posterior was asked, a list for each call
 
-    def modules(self) -> list["TableModel"]:
-        return [self]
-
-    def check_source(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        return (input_ids != PAD).long() if attention_mask is None else attention_mask
+    def _refine(self, *arguments):
+        return refine(self, *arguments, self.padded_batch_size)
 
     def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> EncodedSource:
         means = self._latents(input_ids[:, 0].tolist(), attention_mask)
         return EncodedSource(attention_mask, means, means, means, torch.full_like(means, 2.0))
-
-    def begin_posterior(self, source: EncodedSource) -> EncodedSource:
-        return source
 
     def infer_posterior(
         self, source: EncodedSource, target_ids: torch.Tensor, target_mask: torch.Tensor
@@ -364,7 +358,7 @@ class TableModel(LvnarGenerationMixin):
         return [self.tables[int(number)] for number in latents[:, 0, 0]]
 
 
-def refine(model: TableModel, *sources: list[int], **options):
+def refined(model: TableModel, *sources: list[int], **options):
     options = {"remove_repetitions": False, "return_dict_in_generate": True, "output_scores": True, **options}
     return model.generate(padded(list(sources), PAD), **options)
 
@@ -380,7 +374,7 @@ def test_stops_when_the_translation_repeats_itself():
         {10: says(A, EOS), 11: says(B, EOS), 12: says(B, EOS)},
         {(A, EOS): 11, (B, EOS): 12},
     )
-    output = refine(model, [10, EOS], num_refinement_steps=5)
+    output = refined(model, [10, EOS], num_refinement_steps=5)
     assert output.num_steps_taken.tolist() == [2]
     assert steps_of(output) == [[A, EOS], [B, EOS], [B, EOS]]
     assert output.sequences.tolist() == [[B, EOS]]
@@ -389,7 +383,7 @@ def test_stops_when_the_translation_repeats_itself():
 
 def test_the_first_step_may_change_nothing():
     model = TableModel({10: says(A, EOS)}, {(A, EOS): 10})
-    output = refine(model, [10, EOS], num_refinement_steps=5)
+    output = refined(model, [10, EOS], num_refinement_steps=5)
     assert output.num_steps_taken.tolist() == [1]
     assert steps_of(output) == [[A, EOS], [A, EOS]]
 
@@ -397,7 +391,7 @@ def test_the_first_step_may_change_nothing():
 def test_no_refinement():
     """T = 0: the posterior is not asked."""
     model = TableModel({10: says(A, EOS)}, {})
-    output = refine(model, [10, EOS], num_refinement_steps=0)
+    output = refined(model, [10, EOS], num_refinement_steps=0)
     assert output.num_steps_taken.tolist() == [0]
     assert steps_of(output) == [[A, EOS]]
     assert output.sequences.tolist() == [[A, EOS]]
@@ -410,7 +404,7 @@ def test_length_is_predicted_anew_in_every_step():
         {10: says(A, B), 11: says(A, B, B, EOS), 12: says(A), 13: says(A, B, EOS)},
         {(A, B): 11, (A, B, B, EOS): 12, (A,): 13, (A, B, EOS): 13},
     )
-    output = refine(model, [10, EOS], num_refinement_steps=9)
+    output = refined(model, [10, EOS], num_refinement_steps=9)
     assert steps_of(output) == [[A, B], [A, B, B, EOS], [A], [A, B, EOS], [A, B, EOS]]
     assert output.num_steps_taken.tolist() == [4]
 
@@ -418,7 +412,7 @@ def test_length_is_predicted_anew_in_every_step():
 def test_oscillation_runs_to_the_last_step():
     """A, B, A, B, ...: equal to the one before the last, but never to the last."""
     model = TableModel({10: says(A, EOS), 11: says(B, EOS)}, {(A, EOS): 11, (B, EOS): 10})
-    output = refine(model, [10, EOS], num_refinement_steps=5)
+    output = refined(model, [10, EOS], num_refinement_steps=5)
     assert output.num_steps_taken.tolist() == [5]
     assert steps_of(output) == [[A, EOS], [B, EOS]] * 3
     assert output.sequences.tolist() == [[B, EOS]]
@@ -447,7 +441,7 @@ def test_a_sentence_leaves_the_batch_while_others_go_on():
     }
     model = TableModel(tables, posterior)
     sources = [20, A, EOS], [30, EOS], [40, EOS]
-    output = refine(model, *sources, num_refinement_steps=7)
+    output = refined(model, *sources, num_refinement_steps=7)
     assert output.num_steps_taken.tolist() == [2, 1, 4]
     assert model.inferred == [
         [(A, B, EOS), (EOS,), (A, EOS)],
@@ -461,12 +455,26 @@ def test_a_sentence_leaves_the_batch_while_others_go_on():
     assert [unpadded(row) for row in output.sequences] == [[B, B, EOS], [EOS], [C, A, EOS]]
 
     for i, source in enumerate(sources):  # alone as in the batch
-        alone = refine(TableModel(tables, posterior), source, num_refinement_steps=7)
+        alone = refined(TableModel(tables, posterior), source, num_refinement_steps=7)
         taken = int(alone.num_steps_taken)
         assert taken == output.num_steps_taken[i]
         assert steps_of(alone) == steps_of(output, i)[: taken + 1]
         torch.testing.assert_close(alone.lower_bounds[0], output.lower_bounds[i, : taken + 1])
         assert (output.lower_bounds[i, taken:] == output.lower_bounds[i, taken]).all()
+
+
+def test_sentences_that_fill_a_batch_leave_it():
+    """Three sentences in batches of 4, 2 and 1: a copy of the first fills the first batch, and is never counted."""
+    tables = {20: says(A, EOS), 21: says(B, EOS), 30: says(B, B), 40: says(EOS), 41: says(C, EOS), 42: says(C)}
+    posterior = {(A, EOS): 21, (B, EOS): 21, (B, B): 30, (EOS,): 41, (C, EOS): 42, (C,): 42}
+    models = [TableModel(tables, posterior) for _ in range(2)]
+    models[1].padded_batch_size = lambda size: 1 << (size - 1).bit_length()
+    expected, output = (refined(model, [20, EOS], [30, EOS], [40, EOS], num_refinement_steps=7) for model in models)
+    assert [len(targets) for targets in models[0].inferred] == [3, 2, 1]
+    assert [len(targets) for targets in models[1].inferred] == [4, 2, 1]
+    assert models[1].inferred[0] == [(A, EOS), (B, B), (EOS,), (A, EOS)]
+    assert output.num_steps_taken.tolist() == [2, 1, 3] and torch.equal(output.sequences, expected.sequences)
+    assert torch.equal(output.lower_bounds, expected.lower_bounds)
 
 
 def test_repetitions_are_removed_from_the_final_output_only():
@@ -475,10 +483,10 @@ def test_repetitions_are_removed_from_the_final_output_only():
         {10: says(A, A, A, EOS), 11: says(A, A, B, B), 12: says(B, A, A, B)},
         {(A, A, A, EOS): 11, (A, A, B, B): 12},
     )
-    output = refine(model, [10, EOS], num_refinement_steps=2, remove_repetitions="tokens")
+    output = refined(model, [10, EOS], num_refinement_steps=2, remove_repetitions="tokens")
     assert steps_of(output) == [[A, A, A, EOS], [A, A, B, B], [B, A, A, B]]
     assert output.sequences.tolist() == [[B, A, B]]
-    assert refine(model, [10, EOS], num_refinement_steps=2).sequences.tolist() == [[B, A, A, B]]
+    assert refined(model, [10, EOS], num_refinement_steps=2).sequences.tolist() == [[B, A, A, B]]
 
 
 def test_translations_that_differ_in_repetitions_alone_are_different():
@@ -487,7 +495,7 @@ def test_translations_that_differ_in_repetitions_alone_are_different():
         {10: says(A, A, B), 11: says(A, B, B), 12: says(B, B, B)},
         {(A, A, B): 11, (A, B, B): 12, (B, B, B): 12},
     )
-    output = refine(model, [10, EOS], num_refinement_steps=9, remove_repetitions="tokens")
+    output = refined(model, [10, EOS], num_refinement_steps=9, remove_repetitions="tokens")
     assert output.num_steps_taken.tolist() == [3]
     assert output.sequences.tolist() == [[B]]
 
@@ -504,7 +512,7 @@ def test_lower_bounds_on_paper():
         },
         {(A, EOS): 11, (B, B, EOS): 11},
     )
-    output = refine(model, [10, EOS], num_refinement_steps=1)
+    output = refined(model, [10, EOS], num_refinement_steps=1)
     assert steps_of(output) == [[A, EOS], [B, B, EOS]]
     at_prior_mean = -2 * math.log(2) - math.log(2 * math.pi)
     expected = [
@@ -517,7 +525,7 @@ def test_lower_bounds_on_paper():
 def test_padding_is_no_word():
     """It is the likeliest of all at the first position; A is taken, and has the probability that the model gives it."""
     model = TableModel({10: Table({-1: 1.0}, [{PAD: 0.6, A: 0.3, B: 0.1}])}, {})
-    output = refine(model, [10, EOS], num_refinement_steps=0)
+    output = refined(model, [10, EOS], num_refinement_steps=0)
     assert output.sequences.tolist() == [[A]]
     prior = -2 * math.log(2) - math.log(2 * math.pi)
     assert output.lower_bounds[0].tolist() == pytest.approx([math.log(0.3) + prior])
@@ -526,7 +534,7 @@ def test_padding_is_no_word():
 def test_lower_bound_of_a_shortened_translation():
     """Eq. 12 is about l_t, the length that y_t has: 2 (0.3), not the likeliest, 3 (0.6), which `max_length` forbids."""
     model = TableModel({10: Table({-1: 0.1, 0: 0.3, 1: 0.6}, [{A: 0.7, B: 0.3}, {EOS: 0.9, B: 0.1}, {EOS: 1.0}])}, {})
-    output = refine(model, [10, EOS], num_refinement_steps=0, max_length=2)
+    output = refined(model, [10, EOS], num_refinement_steps=0, max_length=2)
     assert output.sequences.tolist() == [[A, EOS]]
     prior = -2 * math.log(2) - math.log(2 * math.pi)
     assert output.lower_bounds[0].tolist() == pytest.approx([math.log(0.3 * 0.7 * 0.9) + prior])

@@ -85,7 +85,7 @@ def test_all_numbers_come_through(tokenizer):
     [
         ("Tom ist immer immer da.", "Tom ist immer da."),
         ("Es ist mir egal egal, was du denkst.", "Es ist mir egal, was du denkst."),
-        ("So so so schnell.", "So so schnell."),  # a word is compared as it is written
+        ("So so so schnell.", "So so schnell."),  # a word is compared as it is written: "Spinnen spinnen Netze."
         ("das das das das Haus", "das das Haus"),
         ("Ich mag den Kaiserschmarrn Kaiserschmarrn.", "Ich mag den Kaiserschmarrn."),
         ("„Hallo Hallo“", "„Hallo“"),

@@ -14,6 +14,7 @@ from matplotlib.image import imread
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from lvnar_hf import train_tokenizer
+from lvnar_hf.ctc_lvnar import ctc_cell_mask
 from training import analyse
 from training.data.evaluation_sets import at_even_distances
 from training.quality import refinement as analysis
@@ -375,7 +376,7 @@ def test_oracles_of_a_ctc_model_cannot_be_told_a_length(tiny_ctc_repository, sam
     with torch.no_grad():
         source = model.encode(batch["input_ids"], batch["attention_mask"])
         latents, _ = model.infer_posterior(source, targets["input_ids"], targets["attention_mask"])
-        mask = model.cell_mask(batch["attention_mask"])
+        mask = ctc_cell_mask(batch["attention_mask"], model.config.upsampling_ratio)
         translations["latents"] = model.likeliest_targets(model.decode(source, latents, mask), mask)
     for given, sequences in translations.items():
         texts = tokenizer.batch_decode(sequences, skip_special_tokens=True)

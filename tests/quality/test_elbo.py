@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from conftest import SAMPLE, make_batch, make_model, tiny_config
 from reference_lvnar import ReferenceLvnar, gaussian_log_density
 
+from lvnar_hf.ctc_lvnar import ctc_cell_mask
 from training import time_elbo
 from training.quality import elbo as elbo_module
 from training.quality.elbo import ELBO_PARTS, can_be_scored, elbo_of_sequences
@@ -70,7 +71,7 @@ def test_bounds_with_ctc_are_those_of_torchs_own_loss(upsampling_ratio):
         for eps in elbo_module._noise([source_ids], num_samples, 3, means)[0]:
             z = means + stds * eps
             with torch.no_grad():
-                logits = model.decode(source, z, model.cell_mask(torch.ones_like(ids)))
+                logits = model.decode(source, z, ctc_cell_mask(torch.ones_like(ids), model.config.upsampling_ratio))
             num_cells = math.ceil(upsampling_ratio * len(source_ids))
             assert logits.shape[1] == num_cells
             log_probs = logits.double().log_softmax(-1).transpose(0, 1)

@@ -13,7 +13,6 @@ Where the engines differ, with the same settings:
 """
 
 import copy
-import hashlib
 import importlib.metadata
 import importlib.util
 import tempfile
@@ -33,7 +32,8 @@ from transformers import (
 )
 
 import lvnar_hf  # noqa: F401  (registers the tokenizer)
-from lvnar_hf.files.atomic import hash_file
+from lvnar_hf.decoding import make_batches
+from lvnar_hf.files.fingerprints import folder_fingerprint
 
 ENGINES = ("auto", "ctranslate2", "transformers")
 # Model types whose translations the tests compare between the engines.
@@ -152,31 +152,9 @@ def load_teacher(name: str, revision: str | None = None) -> Teacher:
     return Teacher(name, model, tokenizer, fingerprint)
 
 
-def folder_fingerprint(folder: Path) -> str:
-    """SHA-256 over names and contents of a model folder's weights, configuration and tokenizer, as 64 hex digits."""
-    total = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".safetensors", ".bin", ".json", ".model", ".spm", ".txt") and file.is_file():
-            total.update(f"{file.name} {hash_file(file)}\n".encode())
-    return total.hexdigest()
-
-
 def end_ids(config: GenerationConfig) -> set[int]:
     """The ids that end a translation."""
     return set(config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id])
-
-
-def make_batches(lengths: Sequence[int], max_tokens: int) -> list[range]:
-    """Consecutive sentences whose padded tokens do not exceed `max_tokens`; a longer sentence is a batch of its own."""
-    batches, start, longest = [], 0, 0
-    for index, length in enumerate(lengths):
-        longest = max(longest, length)
-        if index > start and longest * (index + 1 - start) > max_tokens:
-            batches.append(range(start, index))
-            start, longest = index, length
-    if lengths:
-        batches.append(range(start, len(lengths)))
-    return batches
 
 
 class TransformersEngine:

@@ -33,8 +33,3 @@ def is_loop(translation: Sequence[int], source: Sequence[int], reference: Sequen
     if repeats < FEWEST_REPEATS:
         return False
     return repeats > 2 * max(most_repeats(source), most_repeats(reference))
-
-
-def one_line(text: str) -> str:
-    r"""The text with a space for each "\r\n", "\n" and "\r"; U+2028 and the like stay, as they end no line here."""
-    return text.replace("\r\n", " ").replace("\n", " ").replace("\r", " ")

@@ -3,7 +3,7 @@
 What is unusual: a source line is translated once, however often the text repeats it, and the first pair that has it
 stands for all. Text without a translation is a pair without a target.
 
-A run may be killed at any moment and continued by any number of processes (`training/shards.py`).
+A run may be killed at any moment and continued by any number of processes (`lvnar_hf/jobs/shards.py`).
 """
 
 import contextlib
@@ -25,12 +25,12 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from lvnar_hf.files.atomic import appearing, hash_file, map_file, read_json, write_json
-from lvnar_hf.files.text import read_lines
+from lvnar_hf.files.outputs import refuse_existing
+from lvnar_hf.files.text import one_line, read_lines
+from lvnar_hf.jobs.shards import ShardedRun, busy_seconds
 from training.data.corpora import TextPairs
 from training.distillation.backends import TeacherEngine, TeacherOutput
-from training.distillation.degeneration import HANDLINGS, KINDS, is_loop, one_line
-from training.outputs import refuse_existing
-from training.shards import ShardedRun, busy_seconds
+from training.distillation.degeneration import HANDLINGS, KINDS, is_loop
 
 SOURCE_FILE, TARGET_FILE = "train.source.txt", "train.target.txt"
 DEGENERATE_FILE, RESULT_FILE = "degenerate.jsonl", "distillation.json"

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from training.outputs import refuse_existing
+from lvnar_hf.files.outputs import refuse_existing
 
 _WRITTEN = ("log.jsonl", "run.json", "checkpoints", "best", "states", "tensorboard")  # by a run
 

@@ -19,7 +19,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from lvnar_hf.ctc_lvnar import ctc_nll, num_cells_needed, num_ctc_cells
+from lvnar_hf.ctc_lvnar import ctc_cell_mask, ctc_nll, num_cells_needed, num_ctc_cells
+from lvnar_hf.inputs_lvnar import check_inputs
 from lvnar_hf.losses_lvnar import IGNORED_LABEL, gaussian_kl, gaussian_log_density, length_nll, token_nll
 
 ELBO_PARTS = ("elbo", "token_nll", "kl", "length_nll")  # the last one with alignment "length" alone
@@ -91,8 +92,7 @@ def _batch_bounds(
     config, pad_token_id = model.config, model.config.pad_token_id
     input_ids = pad_rows(source_ids, pad_token_id).to(model.device)
     labels = pad_rows(target_ids, IGNORED_LABEL).to(model.device)
-    attention_mask = model.check_source(input_ids, None)
-    model.check_labels(labels, attention_mask)
+    attention_mask = check_inputs(config, input_ids, None, labels)
     target_mask = (labels != IGNORED_LABEL).long()
     offsets = target_mask.sum(-1) - attention_mask.sum(-1)
 
@@ -106,9 +106,10 @@ def _batch_bounds(
     log_ratios = (log_ratios.sum(-1) * attention_mask[:, None]).sum(-1).double()  # (batch, samples)
 
     is_ctc = config.alignment == "ctc"
-    mask = model.cell_mask(attention_mask) if is_ctc else target_mask  # of the decoder's positions
+    # Of the decoder's positions.
+    mask = ctc_cell_mask(attention_mask, config.upsampling_ratio) if is_ctc else target_mask
     token_nlls, length_nlls = [], []
-    samples_at_once = max(1, LOGITS_AT_ONCE // (mask.numel() * (config.target_vocab_size or config.vocab_size)))
+    samples_at_once = max(1, LOGITS_AT_ONCE // (mask.numel() * config.decoder_vocab_size))
     for some in latents.split(samples_at_once, dim=1):
         rows = torch.arange(len(labels), device=labels.device).repeat_interleave(some.shape[1])
         repeated = source.select(rows)

@@ -22,6 +22,7 @@ API: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("configuration_lvnar", ("LvnarConfig",)),
         ("modeling_lvnar", ("LvnarForConditionalGeneration", "LvnarOutput")),
         ("generation_lvnar", ("LvnarGenerateOutput",)),
+        ("refinement_lvnar", ("refine", "TranslationParts", "EncodedSource")),
         ("tokenization_lvnar", ("LvnarTokenizer",)),
         ("tokenizer_training", ("train_tokenizer",)),
         ("pipeline_lvnar", ("LvnarTranslationPipeline",)),

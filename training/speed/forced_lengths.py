@@ -233,7 +233,7 @@ def make_random_shortlist(
             otherwise in each pass and in 8 bits. The share that a run had is in its results.
     """
     config = model.config
-    num_targets = config.target_vocab_size or config.vocab_size
+    num_targets = config.decoder_vocab_size
     generator = torch.Generator().manual_seed(seed)
     source_lengths = (code.levels() - code.offsets()).clamp(min=1)
     pairs = torch.stack([code.levels(), code.offsets()], dim=1)

@@ -1,17 +1,9 @@
-"""`make demo`: translate English into German with the model that ships, with and without refinement.
+"""`make demo`: translate English into German with the model that ships, with and without refinement."""
 
-python training/demo.py [sentence ...]
-"""
-
-import argparse
 import io
 import sys
 import time
 from pathlib import Path
-
-if not __package__:  # run as a script: import from the repository, not from this folder
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import training.command  # noqa: F401  (ends the script with one line where that is enough)
 
 import torch
 from sacrebleu.metrics import BLEU
@@ -19,7 +11,6 @@ from transformers import pipeline
 from transformers.utils import logging
 
 import lvnar_hf  # noqa: F401  (brings `pipeline("translation")` back)
-from training.outputs import refuse_missing_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "model_cards" / "lvnar-tatoeba-en-de"
@@ -35,23 +26,18 @@ SENTENCES = [
 ]
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Translate the sentences given, or some everyday ones and the sample, whose BLEU is then printed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default=str(MODEL), help="model folder or Hub id")
-    parser.add_argument("sentences", nargs="*")
-    arguments = parser.parse_args(argv)
-    sentences = arguments.sentences
+def main() -> None:
+    """Translate some everyday sentences, and the sample, whose BLEU is then printed."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know umlauts
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    translator = pipeline("translation", model=refuse_missing_folder(arguments.model), device="cpu")
+    translator = pipeline("translation", model=str(MODEL), device="cpu")
     translator("Warm up.")
     size = f"{translator.model.num_parameters() / 1e6:.1f} M parameters, {translator.model.dtype}"
-    print(f"{Path(arguments.model).name}: {size}, CPU, {torch.get_num_threads()} threads.")
+    print(f"{MODEL.name}: {size}, CPU, {torch.get_num_threads()} threads.")
     print("Time: one sentence at a time, tokenizer included.\n")
-    for sentence in sentences or SENTENCES:
+    for sentence in SENTENCES:
         print(sentence)
         for num_steps in (0, 1):
             start = time.perf_counter()
@@ -59,8 +45,6 @@ def main(argv: list[str] | None = None) -> None:
             milliseconds = (time.perf_counter() - start) * 1000
             steps = "1 step " if num_steps == 1 else "0 steps"
             print(f"  {steps} {milliseconds:6.1f} ms  {result['translation_text']}")
-    if sentences:
-        return
     sources, references = (
         (SAMPLE / f"test.{language}").read_text(encoding="utf-8").rstrip("\n").split("\n") for language in ("en", "de")
     )

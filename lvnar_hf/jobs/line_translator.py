@@ -11,17 +11,16 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerBase
 
 import lvnar_hf  # noqa: F401  (registers the model)
+from lvnar_hf.decoding import make_batches
+from lvnar_hf.engines import ENGINES, ONNX_ENGINES
 from lvnar_hf.engines.compiled import LvnarCompiledModel
 from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.files.atomic import hash_file
-from lvnar_hf.files.fingerprints import StaleError
+from lvnar_hf.files.fingerprints import StaleError, folder_fingerprint
+from lvnar_hf.files.outputs import refuse_missing_folder
 from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS
 from lvnar_hf.text_lvnar import TextFormat
-from training.distillation.backends import folder_fingerprint, make_batches
-from training.outputs import refuse_missing_folder
 
-ENGINES = ("auto", "torch", "compiled", "onnx", "onnx-int8", "onnx-int8-shortlist")
-PRECISIONS = {"onnx": "float32", "onnx-int8": "int8", "onnx-int8-shortlist": "int8"}
 # Of a line, so many characters are looked at: more than fit any model, and few enough to tokenize in a second.
 MAX_CHARACTERS = 100_000
 
@@ -168,7 +167,7 @@ def load_translator(
     if max_batch_tokens < 1:
         raise ValueError(f"max_batch_tokens is {max_batch_tokens}; it must be at least 1.")
     is_cpu = torch.device(device).type == "cpu"
-    if engine in PRECISIONS and not is_cpu:
+    if engine in ONNX_ENGINES and not is_cpu:
         raise ValueError(f"The engine {engine} runs on the CPU, not on {device}: choose torch or auto.")
     model: Any = None
     if engine == "auto":
@@ -180,9 +179,8 @@ def load_translator(
                 warnings.warn(f"{error} PyTorch translates instead.", stacklevel=2)
             except (ImportError, OSError):  # no onnxruntime, or no graph
                 pass
-    elif engine in PRECISIONS:
-        has_shortlist = engine.endswith("shortlist")
-        model = LvnarOnnxModel.from_pretrained(name, precision=PRECISIONS[engine], shortlist=has_shortlist)
+    elif engine in ONNX_ENGINES:
+        model = LvnarOnnxModel.from_pretrained(name, **ONNX_ENGINES[engine])
     elif engine == "compiled":
         model = LvnarCompiledModel.from_pretrained(name, device=device)
     if model is None:
@@ -191,7 +189,7 @@ def load_translator(
         default = GENERATION_DEFAULTS[model.config.alignment]["num_refinement_steps"]
         num_refinement_steps = getattr(model.generation_config, "num_refinement_steps", default)
     tokenizer = AutoTokenizer.from_pretrained(name)
-    fingerprint = _fingerprint(name, model, with_graphs=engine in PRECISIONS)
+    fingerprint = _fingerprint(name, model, with_graphs=engine in ONNX_ENGINES)
     text_format = None
     if preserve_format:
         languages = (getattr(holder, "source_language", None) for holder in (model.config, tokenizer))

@@ -1,0 +1,97 @@
+"""`lvnar translate`: a text, a file, or standard input."""
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Argument, BadParameter, Option
+
+from lvnar_hf.engines import ENGINES
+
+
+def translate(
+    model: Annotated[str, Option(help="Model folder or Hub id.")],
+    text_or_input: Annotated[
+        str | None,
+        Argument(
+            metavar="TEXT|INPUT",
+            help="A text; or a file, UTF-8, plain or gzip; -: standard input.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        Argument(
+            metavar="OUTPUT", help="A file, a line for each line of INPUT; -: standard output.", show_default=False
+        ),
+    ] = None,
+    engine: Annotated[str, Option(help=f"One of {', '.join(ENGINES)}.")] = "auto",
+    num_refinement_steps: Annotated[int | None, Option(help="By default the model's own.", show_default=False)] = None,
+    max_batch_tokens: Annotated[
+        int | None,
+        Option(help="Of a batch, padding included; by default 512 on the CPU, 16384 on a GPU.", show_default=False),
+    ] = None,
+    shard_size: Annotated[int, Option(help="Lines that are sorted, translated and stored together.")] = 2000,
+    num_workers: Annotated[
+        int | None,
+        Option(help="Processes on this machine; by default one a core on the CPU, else one.", show_default=False),
+    ] = None,
+    preserve_format: Annotated[
+        bool,
+        Option(help="Several sentences a line, with marks and spans that must not change, are taken apart first."),
+    ] = True,
+    device: Annotated[str | None, Option(help="By default a GPU where there is one.", show_default=False)] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Throw away an output that is there.")] = False,
+) -> dict[str, Any] | None:
+    """Translate a text, a file, or standard input.
+
+    \b
+    lvnar translate --model MODEL "A text."          the text, to standard output
+    lvnar translate --model MODEL in.txt out.txt     a file, to a file
+    lvnar translate --model MODEL in.txt             a file, to standard output
+    lvnar translate --model MODEL < in.txt           standard input, to standard output
+
+    One argument is a file if there is one of this name, else it is a text; two are files.
+
+    A file is translated line by line, on all cores. Killed and started again with the same options, a translation to
+    a file goes on where it was. When it is done, OUTPUT.translation.json and a last line in JSON say what was done;
+    that line goes to standard error where the translations go to standard output.
+    """
+    if text_or_input is None and sys.stdin.isatty():
+        raise BadParameter("there is nothing to translate: give a text, files, or a pipe to standard input.")
+    is_text = text_or_input not in (None, "-") and output is None and not Path(str(text_or_input)).is_file()
+    from transformers.utils import logging
+
+    from lvnar_hf.jobs.file_translation import num_launched, translate_file, translate_text
+
+    logging.disable_progress_bar()
+    how: dict[str, Any] = {
+        "engine": engine,
+        "num_refinement_steps": num_refinement_steps,
+        "max_batch_tokens": max_batch_tokens,
+        "preserve_format": preserve_format,
+        "device": device,
+    }
+    if is_text:
+        print(translate_text(str(text_or_input), model, **how))
+        return None
+    how |= {"model": model, "shard_size": shard_size, "num_workers": num_workers, "overwrite": overwrite}
+    input_file = text_or_input or "-"
+    if output not in (None, "-"):
+        result = translate_file(input_file, str(output), **how)
+        if result is not None:
+            print(json.dumps(result))
+        return result
+    if num_launched() > 1:
+        raise ValueError("Standard output is for one process: name an output file, which all processes can see.")
+    with tempfile.TemporaryDirectory(prefix="lvnar-translate-") as folder:
+        file = Path(folder, "translations.txt")
+        result = translate_file(input_file, file, **how)
+        with file.open("rb") as translations:
+            shutil.copyfileobj(translations, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+    print(json.dumps(result), file=sys.stderr)
+    return result

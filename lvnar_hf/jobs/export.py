@@ -1,0 +1,57 @@
+"""The ONNX graphs of a model folder, made and compared with PyTorch."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+
+import lvnar_hf  # noqa: F401  (registers the model)
+from lvnar_hf.engines.onnx import LvnarOnnxModel
+from lvnar_hf.engines.onnx_export import export_onnx
+from lvnar_hf.files.outputs import refuse_existing, refuse_missing_folder
+
+NUM_CHECKED = 256  # sentences, of random tokens
+
+
+def export_and_compare(name: str, output_folder: str | None = None, overwrite: bool = False) -> dict[str, Any]:
+    """Write the graphs to a folder's onnx/; their sizes, and how many sentences each translates otherwise than PyTorch.
+
+    Args:
+        name: model folder or Hub id.
+        output_folder: by default the model's own.
+
+    Raises:
+        FileExistsError: there are graphs, and `overwrite` is not given.
+        ValueError: the model is no folder, and no output folder is given.
+    """
+    refuse_missing_folder(name)
+    folder = output_folder or name
+    if output_folder is None and not Path(folder).is_dir():
+        raise ValueError(f"{folder} is no folder: give --output-folder.")
+    refuse_existing(Path(folder) / "onnx", overwrite, "--output-folder")
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32).eval()
+    result: dict[str, Any] = {"model": name, "num_sentences": NUM_CHECKED}
+    for precision, file in export_onnx(model, folder).items():
+        engine = LvnarOnnxModel(model.config, model.generation_config, file)
+        num_different = count_different(model, engine)
+        result[precision] = {"file": str(file), "bytes": file.stat().st_size, "different_sentences": num_different}
+    return result
+
+
+def count_different(model: PreTrainedModel, engine: LvnarOnnxModel, batch_size: int = 32) -> int:
+    """How many of NUM_CHECKED sentences of random tokens and lengths the engine translates otherwise, one step each."""
+    generator = torch.Generator().manual_seed(0)
+    longest = min(50, model.config.max_position_embeddings)
+    num_different = 0
+    for _ in range(NUM_CHECKED // batch_size):
+        input_ids = torch.randint(3, model.config.vocab_size, (batch_size, longest), generator=generator)
+        lengths = torch.randint(1, longest + 1, (batch_size, 1), generator=generator)
+        input_ids[torch.arange(longest) >= lengths] = model.config.pad_token_id
+        rows, others = (m.generate(input_ids, remove_repetitions=False).tolist() for m in (model, engine))
+        num_different += sum(_tokens(row) != _tokens(other) for row, other in zip(rows, others, strict=True))
+    return num_different
+
+
+def _tokens(row: list[int]) -> list[int]:
+    return [token for token in row if token]
