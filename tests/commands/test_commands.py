@@ -22,10 +22,9 @@ from transformers import pipeline
 from lvnar_hf import hub
 from lvnar_hf.commands.app import app
 from lvnar_hf.commands.errors import explain
-from lvnar_hf.commands.export import export
 from lvnar_hf.commands.translate import translate
 from lvnar_hf.engines.onnx import LvnarOnnxModel
-from lvnar_hf.engines.onnx_export import FILES, export_onnx
+from lvnar_hf.engines.onnx_export import export_onnx
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.fingerprints import StaleError, folder_weights_fingerprint, weights_fingerprint
 from lvnar_hf.files.outputs import refuse_existing, refuse_missing_folder
@@ -189,18 +188,6 @@ def test_info_says_what_is_there(exported, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("lvnar_hf.hub.description.snapshot_download", {"user/name": str(exported)}.__getitem__)
     app(["info", "user/name"], standalone_mode=False)
     assert capsys.readouterr().out.startswith("model  ")
-
-
-def test_export_compares_with_pytorch(tiny_repository, tmp_path, capsys):
-    result = export(str(tiny_repository), str(tmp_path / "out"))
-    assert json.loads(capsys.readouterr().out) == result
-    assert result["float32"]["different_sentences"] == 0 and result["num_sentences"] == 256
-    for precision, file in FILES.items():
-        assert result[precision]["bytes"] == (tmp_path / "out" / file).stat().st_size
-    with pytest.raises(FileExistsError, match="--output-folder, or give --overwrite"):
-        export(str(tiny_repository), str(tmp_path / "out"))
-    with pytest.raises(ValueError, match="is no folder: give --output-folder"):
-        export("user/name")
 
 
 @pytest.mark.parametrize("name", ["./runs/x", "/no/such", "a/b/c", "tests/nothing", "~/model", "../model"])
