@@ -1,6 +1,7 @@
 """How a script ends that cannot go on: one line, in place of Python's traceback, for what its user can mend."""
 
 import sys
+from pathlib import Path
 from types import TracebackType
 
 # Modules that are no requirement of the package, and the extra of pyproject.toml that brings them.
@@ -35,4 +36,5 @@ def _hook(kind: type[BaseException], error: BaseException, traceback: TracebackT
         print(line, file=sys.stderr)
 
 
-sys.excepthook = _hook
+if Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parent:  # one of these scripts was started
+    sys.excepthook = _hook

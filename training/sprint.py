@@ -10,7 +10,6 @@ go before it. What is worth keeping is in OUTPUT/result: `model` (float16), `eva
 
 import json
 import shutil
-import sys
 import tarfile
 import tempfile
 import time
@@ -18,17 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script: import from the repository, not from this folder
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+from transformers.hf_argparser import HfArgumentParser
 
-import torch
-from transformers import HfArgumentParser
-
+import training.command  # noqa: F401  (ends the script with one line where that is enough)
 from lvnar_hf.files.atomic import write_json
-from training import evaluate, teacher, tokenizer, train
-from training.average import write_average
+from training import score, teacher, tokenizer, train
 from training.outputs import refuse_existing
-from training.reports.environment import describe_machine, describe_versions
 
 PIECE_BYTES = 15_000_000
 STAGES = {"teacher": teacher.main, "student": train.main}
@@ -77,6 +71,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """
     parser = HfArgumentParser(SprintArguments, allow_abbrev=False)
     arguments, flags = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+
+    import torch
+
+    from training.loop.averaging import write_average
+    from training.reports.environment import describe_machine, describe_versions
+
     folder = refuse_existing(arguments.output_folder, arguments.overwrite, "--output_folder")
     text_flags, test_flags, tokenizer_folder = _read_text_folder(arguments)
     result, run = folder / "result", folder / "run"
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     _pack(result, arguments.pieces_folder)
 
     where = ["--model", str(result / "model"), "--output_folder", str(result / "evaluation"), "--overwrite", "true"]
-    scores = evaluate.main([*where, *test_flags, "--num_refinement_steps", "0", "1", "3", "--num_elbo_samples", "0"])
+    scores = score.main([*where, *test_flags, "--num_refinement_steps", "0", "1", "3", "--num_elbo_samples", "0"])
     finish("evaluation")
     summary |= {"bleu": [result["bleu"]["score"] for result in scores["results"]], "seconds": seconds}
     write_json(result / "sprint.json", summary)

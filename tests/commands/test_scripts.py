@@ -16,8 +16,10 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from lvnar_hf.ctc_lvnar import num_cells_needed
 from lvnar_hf.hub import assemble
 from training import average, report, time_step
+from training.loop.averaging import average_weights
 from training.loop.cpu_operators import FastCpuTraining
 from training.reports import tables
+from training.speed import training_step
 
 
 @pytest.mark.parametrize(
@@ -64,20 +66,20 @@ def test_what_is_left_out_of_a_step_is_left_out_alone():
     tensors = [torch.randn(2, 3, length, 4, requires_grad=True) for length in (5, 6, 6)]
     states = torch.ones(4, 1000)
     for operators in (nullcontext, FastCpuTraining):
-        with operators(), time_step.WithoutOperators("attention"):
+        with operators(), training_step.WithoutOperators("attention"):
             output = functional.scaled_dot_product_attention(*tensors)
             assert bool((functional.dropout(states, 0.5) == 0).any())
         assert output.shape == tensors[0].shape
         gradients = torch.autograd.grad(output.sum(), tensors)
         assert all(bool((gradient != 0).all()) for gradient in gradients)
-        with operators(), time_step.WithoutOperators("dropout"):
+        with operators(), training_step.WithoutOperators("dropout"):
             assert functional.dropout(states, 0.5) is states
             output = functional.scaled_dot_product_attention(*tensors, dropout_p=0.5)
         torch.testing.assert_close(output, functional.scaled_dot_product_attention(*tensors))
 
 
 def test_a_drawn_batch_fits_into_as_many_cells_as_tokens():
-    batch = time_step.draw_batch(500, 9, 8)
+    batch = training_step.draw_batch(500, 9, 8)
     assert bool((num_cells_needed(batch["labels"]) == 9).all()) and batch["labels"].unique().tolist() == [3, 4, 5, 6, 7]
     assert batch["input_ids"].unique().tolist() == [3, 4, 5, 6, 7]
 
@@ -154,4 +156,4 @@ def test_averaging_takes_the_mean_and_stores_as_asked(either_repository, tmp_pat
         average.main(["--checkpoints", *folders, "--output_folder", str(tmp_path / "x"), "--storage_dtype", "float8"])
     make_model(tiny_config(vocab_size=70)).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="differ in the weights"):
-        average.average_weights([str(either_repository), str(tmp_path / "other")])
+        average_weights([str(either_repository), str(tmp_path / "other")])

@@ -19,7 +19,7 @@ from digits import make_digit_pairs, write_digits
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from lvnar_hf import LvnarForConditionalGeneration, LvnarTokenizer, train_tokenizer
-from training import evaluate, train
+from training import score, train
 from training import tokenizer as tokenizer_command
 from training.data.encoding import tokenize_pairs
 from training.loop import trainer as trainer_module
@@ -318,7 +318,7 @@ def test_validation_is_a_mean_over_target_tokens(make_trainer):
     assert in_pieces["token_nll"] == pytest.approx(one_batch["token_nll"], rel=0.05)
 
 
-def test_validation_bleu_is_that_of_sentences_at_even_distances(make_trainer, monkeypatch):
+def test_validation_bleu_is_that_of_sentences_evenly_spaced(make_trainer, monkeypatch):
     trainer = make_trainer(valid_bleu_sentences=10)
     sources, targets = trainer.valid_texts
     every = len(sources) // 10
@@ -545,7 +545,7 @@ def test_the_digits_are_learnt_with_ctc_alignment(tmp_path, monkeypatch):
     files = {f"{side}_file": f"data/digits/valid.{side}" for side in ("source", "target")}
     options = {"model": "runs/digits/model/best", "output_folder": "student", **files, "num_bootstrap": 0}
     flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    metrics = evaluate.main([*flags, "--num_refinement_steps", "0", "1", "--num_elbo_samples", "1"])
+    metrics = score.main([*flags, "--num_refinement_steps", "0", "1", "--num_elbo_samples", "1"])
     targets = Path(files["target_file"]).read_text("utf-8").splitlines()
     for result in metrics["results"]:
         hypotheses = (tmp_path / "student" / result["hypotheses"]).read_text("utf-8").splitlines()
@@ -583,9 +583,9 @@ def test_the_digits_are_learnt_from_a_teacher(tmp_path):
     run("average.py", "--output_folder", runs / "averaged", "--checkpoints", *checkpoints)
     files = {side: tmp_path / "data" / "digits" / f"valid.{side}" for side in ("source", "target")}
     texts = ["--source_file", files["source"], "--target_file", files["target"], "--num_bootstrap", 0]
-    run("evaluate.py", *texts, "--model", runs / "teacher" / "best", "--output_folder", "teacher", "--num_beams", 1)
+    run("score.py", *texts, "--model", runs / "teacher" / "best", "--output_folder", "teacher", "--num_beams", 1)
     steps = ["--num_refinement_steps", 0, 1, "--num_elbo_samples", 1]
-    run("evaluate.py", *texts, "--model", runs / "averaged", "--output_folder", "student", *steps)
+    run("score.py", *texts, "--model", runs / "averaged", "--output_folder", "student", *steps)
     exact = {}
     for file in sorted(tmp_path.glob("*/hypotheses.*.txt")):
         pairs = zip(file.read_text("utf-8").splitlines(), files["target"].read_text("utf-8").splitlines(), strict=True)

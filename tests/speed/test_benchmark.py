@@ -23,6 +23,7 @@ from training.reports.speed_tables import (
 )
 from training.speed import systems as benchmark_systems
 from training.speed import timing as benchmark_timing
+from training.speed.arguments import TimingArguments
 from training.speed.forced_lengths import (
     TokenCode,
     make_lvnar,
@@ -34,7 +35,6 @@ from training.speed.forced_lengths import (
 )
 from training.speed.modes import (
     RANDOM_LAYERS,
-    TimingArguments,
     _convert,
     _export,
     check_lengths,
@@ -211,7 +211,7 @@ def test_the_lengths_of_newstest2014_are_all_there():
     assert sum(abs(target - source) > LvnarConfig().max_length_offset for source, target in lengths) == 1
 
 
-def test_batches_are_neighbours_at_even_distances():
+def test_batches_are_neighbours_evenly_spaced():
     assert sample_batches(range(100), 1, 4).batches == [[12], [37], [62], [87]]
     sample = sample_batches(range(100), 8, 23)
     assert sample.batches == [list(range(21, 29)), list(range(71, 79))]
@@ -371,8 +371,8 @@ def small_teacher(tmp_path_factory, sample_tokenizer):
 
 
 def test_one_command_runs_both_modes(monkeypatch, capsys, tmp_path, tiny_repository, small_teacher, threads):
-    monkeypatch.setattr(benchmark, "LvnarConfig", small_config)
-    monkeypatch.setattr(benchmark, "read_lengths", lambda: [*LENGTHS, (1, 30)])
+    monkeypatch.setattr("lvnar_hf.LvnarConfig", small_config)
+    monkeypatch.setattr("training.speed.forced_lengths.read_lengths", lambda: [*LENGTHS, (1, 30)])
     sources, references = ((SAMPLE / f"test.{side}").read_text("utf-8").split("\n")[:12] for side in ("en", "de"))
     folder = tmp_path / "out"
     argv = ["--output_folder", str(folder), "--batch_sizes", "4", "1", "--num_timed_sentences", "2"]

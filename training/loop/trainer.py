@@ -31,6 +31,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lvnar_hf.files.atomic import put_in_place, restore_replaced, whole_folder
 from training.data.batching import TokenBudgetBatchSampler, TranslationCollator
 from training.data.encoding import pair_lengths
+from training.data.evaluation_sets import evenly_spaced
 from training.loop.cpu_operators import FastCpuTraining
 from training.loop.log import LogWindow, RunLog
 from training.loop.objectives import objective_for
@@ -356,13 +357,13 @@ class TranslationTrainer:
         return metrics
 
     def _validation_bleu(self, model: PreTrainedModel) -> dict[str, float]:
-        """BLEU (13a, cased) of validation sentences taken at even distances, for each decoding of the objective."""
+        """BLEU (13a, cased) of evenly spaced validation sentences, for each decoding of the objective."""
         sources, targets = self.valid_texts
         if not self.arguments.valid_bleu_sentences:
             return {}
         # Not the first ones: a file may be sorted by length.
-        every = max(1, len(sources) // self.arguments.valid_bleu_sentences)
-        sources, targets = sources[::every], targets[::every]
+        rows = evenly_spaced(len(sources), self.arguments.valid_bleu_sentences)
+        sources, targets = [sources[row] for row in rows], [targets[row] for row in rows]
         metrics = {}
         for name, generate_arguments in self.objective.decodings.items():
             with self.accelerator.autocast():

@@ -135,7 +135,7 @@ def _refine_batch(
         for row, ids, kept_ids, text in zip(rows.tolist(), sequences.tolist(), kept.tolist(), texts, strict=True):
             refinements[row].target_ids.append([i for i in ids if i != pad_token_id])
             refinements[row].kept_ids.append([i for i in kept_ids if i != pad_token_id])
-            refinements[row].texts.append(" ".join(text.split("\n")))  # a line each, as evaluate.py writes them
+            refinements[row].texts.append(" ".join(text.split("\n")))  # a line each, as score.py writes them
     for refinement in refinements:
         refinement.has_converged = refinement.target_ids[-1] in refinement.target_ids[-2:-1]
     return refinements

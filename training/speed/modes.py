@@ -8,7 +8,6 @@ and quality stands beside speed.
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PretrainedConfig,
 from lvnar_hf import LvnarConfig
 from lvnar_hf.engines.onnx_export import export_onnx
 from lvnar_hf.engines.shortlist import Shortlist
-from training.data.evaluation_sets import TestSet, at_even_distances
+from training.data.evaluation_sets import TestSet, evenly_spaced
 from training.distillation.backends import EngineError, convert_to_ctranslate2, load_teacher, why_not_ctranslate2
+from training.speed.arguments import TimingArguments
 from training.speed.forced_lengths import (
     Sample,
     TokenCode,
@@ -30,7 +30,6 @@ from training.speed.forced_lengths import (
     sample_batches,
 )
 from training.speed.systems import (
-    DTYPES,
     SHORTLIST_ENGINE,
     VOCABULARY_MAP_ENGINE,
     SystemSpec,
@@ -55,45 +54,6 @@ RANDOM_LAYERS = ((6, 6), (12, 1))  # of encoder and decoder
 QUALITY_BATCH_SIZE = 32
 CALIBRATION_SENTENCES = 32  # at most, on which the confidence of a random shortlist is set
 BASELINE_SETTING = "transformers, beam 3"
-
-
-@dataclass
-class TimingArguments:
-    """What is timed, and how often."""
-
-    systems: list[str] = field(
-        default_factory=list, metadata={"help": "parts of names: only the systems with one of them; by default, all"}
-    )
-    batch_sizes: list[int] = field(default_factory=lambda: [1, 8, 32, 128], metadata={"help": "sentences at once"})
-    num_timed_sentences: int | None = field(
-        default=None,
-        metadata={"help": "at each batch size, at least one batch; by default 10 with random weights, 64 with trained"},
-    )
-    num_repeats: int = field(default=3, metadata={"help": "times that each system translates them, in turns"})
-    max_minutes: float = field(
-        default=11.5,
-        metadata={"help": "of one mode's rounds: after two repeats another is begun only if it would end by then"},
-    )
-    num_threads: int | None = field(default=None, metadata={"help": "CPU threads; by default, torch's"})
-    device: str | None = field(default=None, metadata={"help": "cpu or cuda; by default cuda if there is one"})
-    dtype: str = field(
-        default="float32", metadata={"help": "of this model and transformers: float32, bfloat16 or float16"}
-    )
-
-    def __post_init__(self) -> None:
-        if self.num_repeats < 2:
-            raise ValueError(f"num_repeats is {self.num_repeats}; a spread needs at least 2.")
-        if not self.batch_sizes or min(self.batch_sizes) < 1:
-            raise ValueError(f"batch_sizes are {self.batch_sizes}; each must be at least 1, and there must be one.")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}.")
-        self.batch_sizes = sorted(set(self.batch_sizes))
-        self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.num_threads = self.num_threads or torch.get_num_threads()
-
-    def common(self) -> dict[str, Any]:
-        """What all systems share."""
-        return {"device": self.device, "dtype": self.dtype, "num_threads": self.num_threads}
 
 
 @contextmanager
@@ -190,7 +150,7 @@ def run_random(
     sources = dict(zip(timed, code.make_sources([lengths[index] for index in timed], generator), strict=True))
     shortlist: Shortlist | None = None
     if any(spec.engine in (SHORTLIST_ENGINE, VOCABULARY_MAP_ENGINE) for spec in specs):
-        chosen = [timed[i] for i in at_even_distances(len(timed), min(CALIBRATION_SENTENCES, len(timed)))]
+        chosen = [timed[i] for i in evenly_spaced(len(timed), min(CALIBRATION_SENTENCES, len(timed)))]
         shortlist = make_random_shortlist(lvnar, code, [sources[index] for index in chosen])
     _export(lvnar, exported, specs, shortlist)
     for marian in marians.values():

@@ -38,7 +38,6 @@ SHORTLIST_ENGINE = "onnx int8 shortlist"
 VOCABULARY_MAP_ENGINE = "ctranslate2 int8 vmap"
 COMPILED_ENGINE = "compiled"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CALIBRATION_SENTENCES = 32  # at most, of a batch on which CTranslate2's two ways are compared
 CALIBRATION_CALLS = 5  # of one sentence, in each way
 
@@ -116,7 +115,7 @@ def _pad(batch: list[list[int]], padding: int, device: torch.device) -> tuple[to
 
 
 def _load(spec: SystemSpec) -> PreTrainedModel:
-    return AutoModelForSeq2SeqLM.from_pretrained(spec.folder, dtype=DTYPES[spec.dtype]).eval().to(spec.device)
+    return AutoModelForSeq2SeqLM.from_pretrained(spec.folder, dtype=getattr(torch, spec.dtype)).eval().to(spec.device)
 
 
 class EagerLvnar:
@@ -173,7 +172,7 @@ class LvnarEngineSystem:
 @functools.cache
 def _compiled_model(folder: str, dtype: str, device: str) -> tuple[LvnarCompiledModel, float]:
     """The model, compiled, and the seconds that this took; one for all numbers of refinement steps."""
-    model = LvnarCompiledModel.from_pretrained(folder, DTYPES[dtype], device)
+    model = LvnarCompiledModel.from_pretrained(folder, getattr(torch, dtype), device)
     return model, model.warm_up()
 
 
