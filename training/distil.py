@@ -18,7 +18,7 @@ from lvnar_hf.files.atomic import write_json
 from training.recipe import DataArguments, DistillationArguments, parse_recipe
 
 if TYPE_CHECKING:
-    from training.distillation.backends import Teacher
+    from training.distillation.teacher import Teacher
 
 
 @dataclass
@@ -61,9 +61,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     from training.data.corpora import load_distillation_text, load_pairs
-    from training.distillation.backends import SearchSettings, choose_engine, load_teacher, make_engine
+    from training.distillation.backends import SearchSettings, choose_engine, make_engine
     from training.distillation.comparison import compare_engines
     from training.distillation.run import Distillation, settings_of
+    from training.distillation.teacher import load_teacher
     from training.reports.environment import describe_machine
 
     if arguments.teacher is None:

@@ -11,13 +11,14 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerBase
 
 import lvnar_hf  # noqa: F401  (registers the model)
+from lvnar_hf.decoding import make_batches
 from lvnar_hf.engines.compiled import LvnarCompiledModel
 from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.files.atomic import hash_file
 from lvnar_hf.files.fingerprints import StaleError
 from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS
 from lvnar_hf.text_lvnar import TextFormat
-from training.distillation.backends import folder_fingerprint, make_batches
+from training.distillation.teacher import folder_fingerprint
 from training.outputs import refuse_missing_folder
 
 ENGINES = ("auto", "torch", "compiled", "onnx", "onnx-int8", "onnx-int8-shortlist")

@@ -80,8 +80,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     config = model.config
     target_size = config.target_vocab_size or config.vocab_size
 
-    train = load_pairs(data, "train")
-    sources, targets = train["source"], train["target"]
+    sources, targets = load_pairs(data, "train").columns()
     chosen = evenly_spaced(len(sources), min(arguments.num_pairs, len(sources)))
     source_ids = tokenizer([sources[i] for i in chosen], verbose=False)["input_ids"]
     target_ids = tokenizer(text_target=[targets[i] for i in chosen], verbose=False)["input_ids"]

@@ -28,16 +28,10 @@ from lvnar_hf.files.text import check_parallel
 from tests.data.test_corpora import aspec, aspec_lines, own_cache, write  # noqa: F401
 from training import time_data
 from training.data.batching import TokenBudgetBatchSampler, TranslationCollator
-from training.data.encoding import (
-    REASONS,
-    SideEncoder,
-    TokenizedPairs,
-    load_pairs,
-    load_text_pairs,
-    pair_lengths,
-    tokenize_pairs,
-    tokenizer_fingerprint,
-)
+from training.data.corpora import load_pairs, load_text_pairs
+from training.data.encoding import REASONS, tokenize_pairs, tokenizer_fingerprint
+from training.data.text_encoder import SideEncoder
+from training.data.tokenized_pairs import TokenizedPairs, pair_lengths
 
 
 @pytest.fixture

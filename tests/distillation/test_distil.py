@@ -16,6 +16,7 @@ import torch
 from conftest import ROOT
 
 from lvnar_hf import train_tokenizer
+from lvnar_hf.decoding import make_batches
 from lvnar_hf.files import atomic as atomic_files
 from tests.distillation.test_teacher_engines import make_teacher_model
 from training import distil, shards, translate
@@ -25,7 +26,6 @@ from training.distillation.backends import (
     CTranslate2Engine,
     SearchSettings,
     TeacherOutput,
-    make_batches,
 )
 from training.distillation.degeneration import is_loop, most_repeats, one_line
 from training.distillation.run import Distillation, make_plan

@@ -237,7 +237,7 @@ def test_epochs_decide_the_number_of_steps(make_trainer):
     assert trainer.step == 6 and trainer.progress.epoch == 1
 
 
-# a loss that is no number
+# a non-finite loss
 
 
 @pytest.mark.parametrize("poison", ["loss", "gradient"])

@@ -60,7 +60,7 @@ def known() -> dict:
         "baseline": "marian 6-6, transformers, beam 3",
         "systems": systems,
         "crossovers": {"lvnar, eager, 1 step": dict(zip(list(systems)[1:], (None, 8), strict=True))},
-        "harness_share": 0.00001,
+        "overhead_share": 0.00001,
         "test_set": {"name": "test.en", "num_sentences": 1000},
     }
     random = copy.deepcopy(trained)

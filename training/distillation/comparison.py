@@ -9,7 +9,8 @@ import torch
 
 from training.data.corpora import TextPairs
 from training.data.evaluation_sets import evenly_spaced
-from training.distillation.backends import SearchSettings, Teacher, TeacherEngine, TeacherOutput, make_engine
+from training.distillation.backends import SearchSettings, TeacherEngine, TeacherOutput, make_engine
+from training.distillation.teacher import Teacher
 from training.translation_quality.measures import corpus_scores
 
 WARM_UP_SENTENCES = 16

@@ -28,10 +28,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lvnar_hf.files.atomic import put_in_place, restore_replaced, whole_folder
+from lvnar_hf.files.atomic import atomic_folder, put_in_place, restore_replaced
 from training.data.batching import TokenBudgetBatchSampler, TranslationCollator
-from training.data.encoding import pair_lengths
 from training.data.evaluation_sets import evenly_spaced
+from training.data.tokenized_pairs import pair_lengths
 from training.loop.cpu_operators import FastCpuTraining
 from training.loop.log import LogWindow, RunLog
 from training.loop.objectives import objective_for
@@ -44,7 +44,7 @@ STEP_FOLDERS = "step-" + "[0-9]" * 7  # those that are whole
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss or the gradient is no number; the message names the step and the rows of the batch."""
+    """The loss or the gradient is not finite; the message names the step and the rows of the batch."""
 
 
 @dataclass
@@ -383,7 +383,7 @@ class TranslationTrainer:
         accelerator.wait_for_everyone()
         model = self._whole_model()
         if accelerator.is_main_process:
-            with whole_folder(folder) as unfinished:
+            with atomic_folder(folder) as unfinished:
                 model.save_pretrained(unfinished)
                 self.tokenizer.save_pretrained(unfinished)
         accelerator.wait_for_everyone()

@@ -226,7 +226,7 @@ def render_document(benchmark: dict[str, Any]) -> str:
         parts += ["### Which overtakes, and when", render_crossovers(result)]
         parts += ["### Spread", render_spread(result)]
         parts.append(
-            f"The benchmark's own loop takes {result['harness_share']:.4%} of the time that was measured; sentences/s "
+            f"The benchmark's own loop takes {result['overhead_share']:.4%} of the time that was measured; sentences/s "
             f"against batch size: `throughput.{mode}.png`."
         )
         if mode == "random":

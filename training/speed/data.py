@@ -11,7 +11,8 @@ from typing import Any
 from lvnar_hf import LvnarTokenizer
 from training.data.batching import TokenBudgetBatchSampler, TranslationCollator
 from training.data.corpora import load_pairs
-from training.data.encoding import pair_lengths, tokenize_pairs
+from training.data.encoding import tokenize_pairs
+from training.data.tokenized_pairs import pair_lengths
 from training.recipe import DataArguments, ModelArguments, OptimizationArguments
 
 
