@@ -1,6 +1,6 @@
 """Parallel text from where it is kept: line-aligned files, JSON lines, parquet, datasets of the Hub, ASPEC.
 
-What is unusual: nothing is copied. `TextPairs` knows how to read its corpus from the start, as often as asked, and
+Nothing is copied. `TextPairs` knows how to read its corpus from the start, as often as asked, and
 holds no row of it; only token ids are written to disk, by `training.data.encoding`.
 """
 

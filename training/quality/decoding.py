@@ -1,6 +1,6 @@
 """Texts to translations, in batches of sentences alike in length; with every refinement step, or by any model.
 
-What is unusual: a sentence is translated once, not once per step. `generate` gives the translations of all steps, and a
+A sentence is translated once, not once per step. `generate` gives the translations of all steps, and a
 sentence that has stopped keeps its own.
 """
 

@@ -1,6 +1,6 @@
 """What a model would score if it were told what it has to guess: the reference's length, or the reference's latents.
 
-What is unusual: no row but the first is a translation that anyone could have; they say where the points are lost. Told
+No row but the first is a translation that anyone could have; they say where the points are lost. Told
 the length, what is left to lose is in the words; told the posterior's mean given the reference, in the decoder. With
 alignment "ctc" no length can be told.
 """

@@ -1,6 +1,6 @@
 """What refinement does, step by step: the data behind the paper's Fig. 3 and 4 and Table 3.
 
-What is unusual: a sentence is translated once, not once per step. `generate` gives the translations of all steps, and a
+A sentence is translated once, not once per step. `generate` gives the translations of all steps, and a
 sentence that has stopped keeps its own; so texts and ELBO are computed only where a translation is new.
 """
 

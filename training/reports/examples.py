@@ -1,6 +1,6 @@
 """Translations step by step with the changed words marked (the paper's Table 3), as Markdown and as HTML.
 
-What is unusual: what a step changes is found by alignment, not position by position, so that one inserted word does not
+What a step changes is found by alignment, not position by position, so that one inserted word does not
 mark all that follow. Text without spaces (Japanese) is aligned by subwords. Sentences may hold anything: what would be
 markup or would break a line is written so that it is read as text.
 """

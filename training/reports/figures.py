@@ -1,6 +1,6 @@
 """The paper's Fig. 3 and 4 from the data of `analysis.json`.
 
-What is unusual: a figure is a pure function of that JSON, and needs no display. Colours are those of Okabe and Ito,
+A figure is a pure function of that JSON, and needs no display. Colours are those of Okabe and Ito,
 which colour-blind readers can tell apart; markers, line styles and hatching tell the same in black and white.
 """
 

@@ -1,6 +1,6 @@
 """The tables of README, cards and EXPERIMENTS.md, each made of the JSON in one folder of results.
 
-What is unusual: a table is a function of a folder, `model_cards/<model id>/results`; no number stands in its text.
+A table is a function of a folder, `model_cards/<model id>/results`; no number stands in its text.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Rounds in which every system is measured at every batch size, and what is made of their times.
 
-What is unusual: the order of the systems moves on by one in each round, so that none always comes after the same; and a
+The order of the systems moves on by one in each round, so that none always comes after the same; and a
 round that would end too late is not begun, so that the benchmark ends in time on a slow machine, with fewer repeats, as
 its JSON then says.
 """

@@ -2,7 +2,7 @@
 
 Systems with one model that takes long to compile share a process (`SystemSpec.process`).
 
-What is unusual: the processes live side by side and are given work one after another; the others wait without a
+The processes live side by side and are given work one after another; the others wait without a
 thread that runs. So repeats are interleaved, no engine disturbs another's threads, as CTranslate2 and torch do in one
 process, and the memory of the process is the system's own. What is timed is timed inside: the pipe is not in it.
 """
