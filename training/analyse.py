@@ -26,7 +26,7 @@ class AnalysisArguments:
     output_folder: str = field(metadata={"help": "where figures, examples and analysis.json go"})
     max_steps: int = field(default=10, metadata={"help": "refinement steps allowed"})
     num_examples: int = field(default=10, metadata={"help": "sentences shown step by step"})
-    num_elbo_samples: int = field(default=20, metadata={"help": "latent samples a sentence"})
+    num_elbo_samples: int = field(default=20, metadata={"help": "latent samples per sentence"})
     batch_size: int = field(default=64, metadata={"help": "sentences translated at once"})
     seed: int = field(default=1, metadata={"help": "of the latent samples"})
     overwrite: bool = field(default=False, metadata={"help": "write into an output folder that is not empty"})
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     (folder / "examples.md").write_text(render_markdown(data), "utf-8")
     (folder / "examples.html").write_text(render_html(data), "utf-8")
     for row in data["steps"]:
-        print(f"step {row['step']}: ELBO {row['elbo']:.4f} nats a target token, BLEU {row['bleu']:.2f}")
+        print(f"step {row['step']}: ELBO {row['elbo']:.4f} nats per target token, BLEU {row['bleu']:.2f}")
     for given, bleu in data["oracles"]["bleu"].items():
         print(f"one pass, given {given}: BLEU {bleu:.2f}")
     print(f"BLEU {data['bleu_signature']}; written to {folder}")

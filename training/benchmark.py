@@ -7,7 +7,7 @@
 
 With random weights at the paper's sizes (mode "random") and, if a model is named, with trained models on real sentences
 (mode "trained"). Writes `benchmark.json`, from which everything else is made: the tables `benchmark.md`, and the plots
-`throughput.*.png` and `quality.*.png`. The last line printed is JSON: milliseconds a sentence.
+`throughput.*.png` and `quality.*.png`. The last line printed is JSON: milliseconds per sentence.
 """
 
 import importlib.util

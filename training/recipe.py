@@ -230,11 +230,11 @@ class ModelArguments:
     num_posterior_encoder_layers: int = field(default=3, metadata={"help": "posterior: layers over the target"})
     num_posterior_decoder_layers: int = field(default=3, metadata={"help": "posterior: layers over the source"})
     num_decoder_layers: int = field(default=3, metadata={"help": "decoder: layers over the target positions"})
-    latent_dim: int = field(default=8, metadata={"help": "latent dimensions a source position"})
+    latent_dim: int = field(default=8, metadata={"help": "latent dimensions per source position"})
     alignment: str = field(
         default="length", metadata={"help": "how long a translation is: length (predicted, the paper) or ctc"}
     )
-    upsampling_ratio: float = field(default=2.0, metadata={"help": "ctc: cells a source token"})
+    upsampling_ratio: float = field(default=2.0, metadata={"help": "ctc: cells per source token"})
     carries_source_states: bool = field(
         default=False, metadata={"help": "source states go to the decoder's positions beside the latents"}
     )
@@ -275,7 +275,7 @@ class OptimizationArguments:
         metadata={"help": "running time, validations included; if given, the run ends with it, at whatever step"},
     )
     max_tokens_per_batch: int = field(
-        default=8192, metadata={"help": "padded tokens a side in the batch of one process"}
+        default=8192, metadata={"help": "padded tokens per side in the batch of one process"}
     )
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches a process adds up before a step"})
     learning_rate: float = field(default=7e-4, metadata={"help": "peak, reached after the warm-up"})
@@ -289,7 +289,7 @@ class OptimizationArguments:
     adam_epsilon: float = field(default=1e-8, metadata={"help": "Adam's ε; its betas are 0.9 and 0.98"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm; 0: never"})
     label_smoothing: float = field(default=0.1, metadata={"help": "weight of the uniform distribution"})
-    initial_kl_budget: float = field(default=1.0, metadata={"help": "b while s < M/2, nats a source position"})
+    initial_kl_budget: float = field(default=1.0, metadata={"help": "b while s < M/2, nats per source position"})
     final_kl_budget: float = field(default=0.0, metadata={"help": "b at M, to which it falls linearly from M/2"})
     initial_glancing_ratio: float = field(
         default=0.0,

@@ -33,7 +33,7 @@ class ScoreArguments:
     num_beams: list[int] | None = field(
         default=None, metadata={"help": "each is scored; for autoregressive models; by default 1 3"}
     )
-    num_elbo_samples: int = field(default=20, metadata={"help": "latent samples a sentence; 0: no ELBO"})
+    num_elbo_samples: int = field(default=20, metadata={"help": "latent samples per sentence; 0: no ELBO"})
     num_bootstrap: int = field(default=1000, metadata={"help": "resamples for the scores' 95 %% intervals; 0: none"})
     remove_repetitions: str | None = field(
         default=None,

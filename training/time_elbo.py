@@ -33,7 +33,7 @@ class ElboTimingArguments:
 
     model: str = field(metadata={"help": "folder or Hub id of a model of this package"})
     output_file: str = field(metadata={"help": "JSON with the result"})
-    num_samples: int = field(default=20, metadata={"help": "latent samples a sentence"})
+    num_samples: int = field(default=20, metadata={"help": "latent samples per sentence"})
     num_repeats: int = field(default=3, metadata={"help": "times that each way is timed"})
     overwrite: bool = field(default=False, metadata={"help": "write over an output file"})
 

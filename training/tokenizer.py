@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> "LvnarTokenizer":
     rows = list(islice(pairs, COUNTED_PAIRS))
     for side, size in (("source", len(tokenizer)), ("target", tokenizer.target_vocab_size)):
         ids = tokenizer.encode_texts([row[side] for row in rows], target=side == "target")
-        print(f"{side}: vocabulary {size}, {sum(map(len, ids)) / max(len(ids), 1):.2f} tokens a sentence with </s>")
+        print(f"{side}: vocabulary {size}, {sum(map(len, ids)) / max(len(ids), 1):.2f} tokens per sentence with </s>")
     return tokenizer
 
 

@@ -25,11 +25,11 @@ from training.speed import training_step
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        ("", "alignment length, 10 sentences of 10 tokens a step, float32"),
+        ("", "alignment length, 10 sentences of 10 tokens per step, float32"),
         (
             "--alignment ctc --upsampling_ratio 1 --mixed_precision bf16 --dropout 0.1 --attention_dropout 0.1 "
             "--initial_glancing_ratio 0.5",
-            "alignment ctc, 10 sentences of 10 tokens a step, bfloat16 autocast",
+            "alignment ctc, 10 sentences of 10 tokens per step, bfloat16 autocast",
         ),
     ],
 )
@@ -53,7 +53,7 @@ def test_a_training_step_is_timed(flags, named, tmp_path):
     for seconds in result["operators"].values():
         assert list(seconds) == ["step", "without_attention", "without_dropout"] and min(seconds.values()) > 0
     table = tables.training_step_table(tmp_path)
-    assert named in table and "| attention and dropout | seconds a step | attention | dropout |" in table
+    assert named in table and "| attention and dropout | seconds per step | attention | dropout |" in table
     assert table.count("| torch's | ") == table.count("| of training on the CPU (") == 1
     with pytest.raises(FileExistsError, match="--output_file"):
         time_step.main([*recipe, "--output_file", str(file)])

@@ -125,7 +125,7 @@ def test_words_together_have_the_ids_of_their_sentence(sample_texts):
 
 
 def test_few_words_are_remembered_at_a_time(sample_tokenizer, sample_texts, monkeypatch):
-    monkeypatch.setattr(training.data.encoding, "CACHED_WORDS", 30)
+    monkeypatch.setattr(training.data.text_encoder, "CACHED_WORDS", 30)
     encode = SideEncoder(sample_tokenizer, False, np.dtype(np.uint16))
     for one, ids in zip(sample_texts[0], sample_tokenizer(sample_texts[0])["input_ids"], strict=True):
         assert np.frombuffer(encode([one])[0], np.uint16).tolist() == ids

@@ -287,7 +287,7 @@ def test_systems_take_turns_until_time_is_up(monkeypatch, max_seconds, last_roun
     assert len(measured.calls) == sum(2 if size == 1 else 1 for _, size in notes)
 
 
-def test_quick_turns_are_taken_more_often(monkeypatch):
+def test_quick_workloads_are_measured_more_often(monkeypatch):
     notes, clock = [], [0.0]
     monkeypatch.setattr(benchmark_timing.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(benchmark_timing.time, "sleep", lambda seconds: None)

@@ -338,7 +338,7 @@ class TranslationTrainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Figures of the objective, nats a target token, the same noise each time; and BLEU.
+        """Figures of the objective, nats per target token, the same noise each time; and BLEU.
 
         Every process does all of it, so that all know the result.
         """

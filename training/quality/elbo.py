@@ -56,13 +56,13 @@ def elbo_of_sequences(
         model: in evaluation mode.
         source_ids: a sentence each, with `</s>`.
         target_ids: of the same number; references with `</s>`, or translations as the decoder gave them.
-        num_samples: S, draws of z a sentence.
+        num_samples: S, draws of z per sentence.
         seed: of the draws.
         batch_size: sentences encoded at once.
 
     Returns:
-        (num_sentences,) float64 tensors in nats a sentence: "elbo", "token_nll", "kl", "length_nll" (not with alignment
-        "ctc"), and "importance_weighted".
+        (num_sentences,) float64 tensors in nats per sentence: "elbo", "token_nll", "kl", "length_nll" (not with
+        alignment "ctc"), and "importance_weighted".
 
     Raises:
         ValueError: for different numbers of sentences, no sample, a model in training mode, and pairs that cannot be

@@ -82,7 +82,7 @@ def elbo_of_references(
     seed: int,
     batch_size: int,
 ) -> dict[str, Any]:
-    """Nats a target token, with the parts, over the pairs that the model gives a probability; how many those are."""
+    """Nats per target token, with the parts, over the pairs that the model gives a probability; how many those are."""
     source_ids = tokenizer(test_set.source_texts, verbose=False)["input_ids"]
     target_ids = tokenizer(text_target=test_set.target_texts, verbose=False)["input_ids"]
     scored = [ids for ids in zip(source_ids, target_ids, strict=True) if can_be_scored(model, *ids)]

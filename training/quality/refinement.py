@@ -42,7 +42,7 @@ def elbo_by_step(
     """ELBO and its parts of each sentence's own translation after each step 0 to `max_steps`.
 
     Returns:
-        max_steps + 1 lists of (sentences,) dictionaries, nats a sentence by name.
+        max_steps + 1 lists of (sentences,) dictionaries, nats per sentence by name.
     """
     known: dict[tuple[int, tuple[int, ...]], dict[str, float]] = {}  # by sentence and translation
     by_step = []
@@ -81,7 +81,7 @@ def summarise_steps(
         references: (lines,).
 
     Returns:
-        For each step: ELBO and its parts in nats a target token, BLEU (13a, cased), and the target tokens.
+        For each step: ELBO and its parts in nats per target token, BLEU (13a, cased), and the target tokens.
     """
     rows, signature = [], ""
     by_step = list(zip(elbos, hypotheses, strict=True))
@@ -131,12 +131,12 @@ def analyse_refinement(
     Args:
         sources, references: (lines,).
         max_steps: at least 1.
-        num_samples: of the ELBO, draws of z a sentence.
+        num_samples: of the ELBO, draws of z per sentence.
         seed: of the draws.
 
     Returns:
         The data of the figures; the refinement of each line by its index; and the ELBO of each line after each step,
-        in nats a target token.
+        in nats per target token.
 
     Raises:
         ValueError: if every source is blank, or no sentence can be scored.

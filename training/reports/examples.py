@@ -102,7 +102,7 @@ def describe_example(
     """The steps of one sentence until it stops, as the decoder gave them, each with what it changed.
 
     Args:
-        elbos: (at least num_steps_taken + 1,), nats a target token; None if it cannot be scored.
+        elbos: (at least num_steps_taken + 1,), nats per target token; None if it cannot be scored.
         unspaced: align subwords, not words.
     """
     steps: list[dict[str, Any]] = []
@@ -188,7 +188,7 @@ def _introduce(data: dict[str, Any]) -> list[str]:
         f"{data['model']}, {data['test_set']}: {len(data['examples'])} of {data['num_sentences']} sentences, those "
         f"that change most often and stop within {data['max_steps']} refinement steps, then those that do not stop.",
         f"Each step shows the translation as the decoder gives it, and the {unit} that differ from the step before. "
-        f"ELBO in nats a target token, {data['num_elbo_samples']} latent samples a sentence; higher is better.",
+        f"ELBO in nats per target token, {data['num_elbo_samples']} latent samples per sentence; higher is better.",
     ]
 
 

@@ -128,7 +128,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def summarise_latency(rounds: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Milliseconds a sentence from times at batch 1.
+    """Milliseconds per sentence from times at batch 1.
 
     Args:
         rounds: seconds of each sentence, round by round.
@@ -150,7 +150,7 @@ def summarise_latency(rounds: Sequence[Sequence[float]]) -> dict[str, float]:
 
 
 def summarise_throughput(rounds: Sequence[Sequence[float]], num_sentences: int) -> dict[str, float]:
-    """Sentences a second: by the median round, by the slowest and by the fastest.
+    """Sentences per second: by the median round, by the slowest and by the fastest.
 
     Args:
         rounds: seconds of each batch, round by round.
@@ -170,7 +170,7 @@ def find_crossovers(
     """The smallest measured batch size at which each autoregressive system is at least as fast as each of this model's.
 
     Args:
-        throughputs: sentences a second by system and batch size.
+        throughputs: sentences per second by system and batch size.
         families: "lvnar" or "autoregressive" by system.
 
     Returns:
