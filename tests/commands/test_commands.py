@@ -15,7 +15,7 @@ from importlib.metadata import packages_distributions
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_model, tiny_config
+from conftest import ROOT, SAMPLE, make_model, tiny_config
 from safetensors import safe_open
 from transformers import pipeline
 
@@ -55,7 +55,7 @@ def test_help_is_shown_soon(script):
 
 
 def test_every_script_explains_its_end_and_shadows_no_library():
-    assert len(SCRIPTS) >= 15
+    assert len(SCRIPTS) >= 14
     for script in SCRIPTS:
         assert "import training.command" in (ROOT / "training" / script).read_text("utf-8"), script
     # A script that is started by its path has its folder first on Python's own.
@@ -82,12 +82,15 @@ def test_what_needs_its_traceback_keeps_it():
     assert explain(ModuleNotFoundError("x", name="own_module"), "train.py") is None
 
 
-def test_a_missing_package_is_named_by_the_command_itself(tmp_path):
+def test_a_missing_package_is_named_by_the_command_itself(tmp_path, tiny_repository):
     """By a process that cannot import sacrebleu."""
     (tmp_path / "sacrebleu").mkdir()
     (tmp_path / "sacrebleu" / "__init__.py").write_text("raise ModuleNotFoundError('none', name='sacrebleu')")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    command = [sys.executable, "training/score.py", "--help"]
+    files = ["--source_file", str(SAMPLE / "test.en"), "--target_file", str(SAMPLE / "test.de")]
+    languages = ["--source_language", "en", "--target_language", "de"]
+    command = [sys.executable, "training/score.py", "--model", str(tiny_repository), *files, *languages]
+    command += ["--output_folder", str(tmp_path / "scores")]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 1
     line = "score.py needs sacrebleu, which is not installed: pip install 'lvnar-hf[train]'"
