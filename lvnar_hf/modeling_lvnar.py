@@ -32,8 +32,17 @@ from .layers_lvnar import LvnarEmbedding, LvnarOutputProjection, sinusoidal_posi
 from .length_lvnar import LvnarLengthPredictor, LvnarLengthTransform
 from .losses_lvnar import IGNORED_LABEL, budgeted_kl, gaussian_kl, length_nll, token_nll
 from .parts_lvnar import LvnarDecoder, LvnarGaussianHead, LvnarPosterior, LvnarPrior
-from .pipeline_lvnar import LvnarTranslationPipeline  # noqa: F401  (so that it is saved beside this module)
 from .refinement_lvnar import EncodedSource, likeliest_targets, refine, target_positions
+
+# So that they are saved beside this module, and found: from a folder, transformers 4 copies what this module imports,
+# but not what those import in turn.
+# isort: split
+from .pipeline_lvnar import LvnarTranslationPipeline  # noqa: F401
+from .repetitions_lvnar import find_stutter  # noqa: F401
+from .segmentation_lvnar import is_unspaced  # noqa: F401
+from .sentences_lvnar import SentenceSplitter  # noqa: F401
+from .text_lvnar import TextFormat  # noqa: F401
+from .tokenization_lvnar import PLACEHOLDERS  # noqa: F401
 
 _FINITE_PIECE = 32_767  # values; torch divides work among threads from one more on
 

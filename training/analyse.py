@@ -7,27 +7,15 @@ Writes `elbo_and_bleu.png`, `stopping.png`, `examples.md`, `examples.html`, and 
 are drawn.
 """
 
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script: import from the repository, not from this folder
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import training.command  # noqa: F401  (ends the script with one line where that is enough)
+from transformers.hf_argparser import HfArgumentParser
 
-import torch
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser
-
-import lvnar_hf  # noqa: F401  registers the model
+import training.command  # noqa: F401  (ends the script with one line where that is enough)
 from lvnar_hf.files.atomic import write_json
 from lvnar_hf.files.outputs import refuse_existing, refuse_missing_folder
-from lvnar_hf.jobs.environment import describe_machine, describe_versions
 from training.data.evaluation_sets import TestSetArguments, load_test_set
-from training.quality.oracles import oracle_scores
-from training.quality.refinement import analyse_refinement
-from training.reports.examples import choose_examples, describe_example, is_unspaced, render_html, render_markdown
-from training.reports.figures import plot_elbo_and_bleu, plot_stopping, save_figure
 
 
 @dataclass
@@ -38,7 +26,7 @@ class AnalysisArguments:
     output_folder: str = field(metadata={"help": "where figures, examples and analysis.json go"})
     max_steps: int = field(default=10, metadata={"help": "refinement steps allowed"})
     num_examples: int = field(default=10, metadata={"help": "sentences shown step by step"})
-    num_elbo_samples: int = field(default=20, metadata={"help": "latent samples a sentence"})
+    num_elbo_samples: int = field(default=20, metadata={"help": "latent samples per sentence"})
     batch_size: int = field(default=64, metadata={"help": "sentences translated at once"})
     seed: int = field(default=1, metadata={"help": "of the latent samples"})
     overwrite: bool = field(default=False, metadata={"help": "write into an output folder that is not empty"})
@@ -47,19 +35,6 @@ class AnalysisArguments:
         for name in ("max_steps", "num_examples", "num_elbo_samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-
-
-def load_lvnar(name: str) -> tuple[Any, Any]:
-    """The model, in evaluation mode, on the GPU if there is one; and its tokenizer.
-
-    Raises:
-        ValueError: the model is not of this package.
-    """
-    model_type = AutoConfig.from_pretrained(name).model_type
-    if model_type != "lvnar":
-        raise ValueError(f"{name} is a model of type {model_type!r}; only models of type 'lvnar' refine by steps.")
-    model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32).eval()
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(name)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -72,6 +47,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """
     parser = HfArgumentParser((AnalysisArguments, TestSetArguments))
     arguments, test_set_arguments = parser.parse_args_into_dataclasses(argv)
+
+    from lvnar_hf.jobs.environment import describe_machine, describe_versions
+    from training.quality.oracles import oracle_scores
+    from training.quality.refinement import analyse_refinement, load_lvnar
+    from training.reports.examples import choose_examples, describe_example, is_unspaced, render_html, render_markdown
+    from training.reports.figures import plot_elbo_and_bleu, plot_stopping, save_figure
+
     folder = refuse_existing(arguments.output_folder, arguments.overwrite, "--output_folder")
     test_set = load_test_set(test_set_arguments)
     sources, references = test_set.source_texts, test_set.target_texts
@@ -111,7 +93,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     (folder / "examples.md").write_text(render_markdown(data), "utf-8")
     (folder / "examples.html").write_text(render_html(data), "utf-8")
     for row in data["steps"]:
-        print(f"step {row['step']}: ELBO {row['elbo']:.4f} nats a target token, BLEU {row['bleu']:.2f}")
+        print(f"step {row['step']}: ELBO {row['elbo']:.4f} nats per target token, BLEU {row['bleu']:.2f}")
     for given, bleu in data["oracles"]["bleu"].items():
         print(f"one pass, given {given}: BLEU {bleu:.2f}")
     print(f"BLEU {data['bleu_signature']}; written to {folder}")

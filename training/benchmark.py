@@ -6,35 +6,25 @@
         --source_file data/tatoeba_en-de/test.en --target_file data/tatoeba_en-de/test.de
 
 With random weights at the paper's sizes (mode "random") and, if a model is named, with trained models on real sentences
-(mode "trained"). Writes
-`benchmark.json`, from which everything else is made: the tables `benchmark.md`, and the plots `throughput.*.png` and
-`quality.*.png`. The last line printed is JSON: milliseconds a sentence.
+(mode "trained"). Writes `benchmark.json`, from which everything else is made: the tables `benchmark.md`, and the plots
+`throughput.*.png` and `quality.*.png`. The last line printed is JSON: milliseconds per sentence.
 """
 
 import importlib.util
 import json
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script: import from the repository, not from this folder
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import training.command  # noqa: F401  (ends the script with one line where that is enough)
+from transformers.hf_argparser import HfArgumentParser
 
-import torch
-from transformers import HfArgumentParser
-
-from lvnar_hf import LvnarConfig
+import training.command  # noqa: F401  (ends the script with one line where that is enough)
 from lvnar_hf.files.atomic import write_json
 from lvnar_hf.files.outputs import refuse_existing
-from lvnar_hf.jobs.environment import describe_machine, describe_versions
 from training.data.evaluation_sets import TestSetArguments, load_test_set
-from training.reports.speed_tables import render_document
-from training.speed.forced_lengths import read_lengths
-from training.speed.modes import TimingArguments, run_random, run_trained
+from training.speed.arguments import TimingArguments
 
 MODES = ("random", "trained")
 
@@ -66,6 +56,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     begin = time.monotonic()
     parser = HfArgumentParser((BenchmarkArguments, TimingArguments, TestSetArguments))
     arguments, timing, named_test_set = parser.parse_args_into_dataclasses(argv)
+
+    import torch
+
+    from lvnar_hf import LvnarConfig
+    from lvnar_hf.jobs.environment import describe_machine, describe_versions
+    from training.speed.forced_lengths import read_lengths
+    from training.speed.modes import run_random, run_trained
+
     folder = refuse_existing(arguments.output_folder, arguments.overwrite, "--output_folder")
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError("matplotlib, which draws the plots, is not installed: pip install 'lvnar-hf[eval]'")
@@ -103,6 +101,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 def write_results(folder: Path, benchmark: dict[str, Any]) -> None:
     """benchmark.json, benchmark.md and the plots."""
     from training.reports.speed_plots import draw_quality, draw_throughput
+    from training.reports.speed_tables import render_document
 
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "benchmark.json", benchmark)

@@ -8,26 +8,17 @@ Killed at any moment and started again, with any number of processes, it goes on
 """
 
 import json
-import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-if not __package__:  # run as a script: import from the repository, not from this folder
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import training.command  # noqa: F401  (ends the script with one line where that is enough)
-
-import transformers
-from accelerate import Accelerator, InitProcessGroupKwargs
-
+import training.command  # noqa: F401  (ends the script with one line where that is enough)
 from lvnar_hf.files.atomic import write_json
-from lvnar_hf.jobs.environment import describe_machine
-from training.data.corpora import load_distillation_text, load_pairs
-from training.distillation.backends import SearchSettings, Teacher, choose_engine, load_teacher, make_engine
-from training.distillation.comparison import compare_engines
-from training.distillation.run import Distillation, settings_of
 from training.recipe import DataArguments, DistillationArguments, parse_recipe
+
+if TYPE_CHECKING:
+    from training.distillation.teacher import Teacher
 
 
 @dataclass
@@ -41,7 +32,7 @@ class BenchmarkArguments:
     benchmark_file: str | None = field(default=None, metadata={"help": "JSON with the times; null: print it only"})
 
 
-def describe_tokenizer(teacher: Teacher) -> dict[str, Any]:
+def describe_tokenizer(teacher: "Teacher") -> dict[str, Any]:
     """Class and vocabulary sizes."""
     tokenizer = teacher.tokenizer
     return {
@@ -65,6 +56,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         "distillation_benchmark": BenchmarkArguments,
     }
     data, arguments, benchmark = parse_recipe(sections, argv)
+
+    import transformers
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    from lvnar_hf.jobs.environment import describe_machine
+    from training.data.corpora import load_distillation_text, load_pairs
+    from training.distillation.backends import SearchSettings, choose_engine, make_engine
+    from training.distillation.comparison import compare_engines
+    from training.distillation.run import Distillation, settings_of
+    from training.distillation.teacher import load_teacher
+
     if arguments.teacher is None:
         raise ValueError("Give --teacher, or name it in section distillation of the recipe.")
     if data.distilled_folder is None and not benchmark.benchmark_sentences:

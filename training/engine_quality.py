@@ -7,35 +7,16 @@ Each way of running the model is compared with PyTorch in float32. The ONNX grap
 shortlist is the repository's, if it has one.
 """
 
-import contextlib
 import json
-import sys
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script: import from the repository, not from this folder
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import training.command  # noqa: F401  (ends the script with one line where that is enough)
+from transformers.hf_argparser import HfArgumentParser
 
-import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser
-
-import lvnar_hf  # noqa: F401  (registers model and tokenizer)
-from lvnar_hf.engines.compiled import LvnarCompiledModel
-from lvnar_hf.engines.onnx import LvnarOnnxModel
-from lvnar_hf.engines.onnx_export import export_onnx
-from lvnar_hf.engines.shortlist import Shortlist
+import training.command  # noqa: F401  (ends the script with one line where that is enough)
 from lvnar_hf.files.atomic import write_json
 from lvnar_hf.files.outputs import refuse_existing, refuse_missing_folder
-from lvnar_hf.jobs.environment import describe_machine, describe_versions
 from training.data.evaluation_sets import TestSetArguments, load_test_set
-from training.quality.decoding import translate_texts
-from training.translation_quality.measures import corpus_scores
-
-REFERENCE = "eager, float32"
 
 
 @dataclass
@@ -60,6 +41,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """
     parser = HfArgumentParser((EngineQualityArguments, TestSetArguments))
     arguments, test_set_arguments = parser.parse_args_into_dataclasses(argv)
+
+    import torch
+    from transformers import AutoTokenizer
+
+    import lvnar_hf  # noqa: F401  (registers the tokenizer)
+    from lvnar_hf.jobs.environment import describe_machine, describe_versions
+    from training.quality.decoding import translate_texts
+    from training.quality.engines import load_engines
+    from training.translation_quality.measures import corpus_scores
+
     file = refuse_existing(arguments.output_file, arguments.overwrite, "--output_file")
     test_set = load_test_set(test_set_arguments)
     tokenizer = AutoTokenizer.from_pretrained(refuse_missing_folder(arguments.model))
@@ -91,26 +82,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, result)
     return result
-
-
-def load_engines(name: str) -> Iterator[tuple[str, Any]]:
-    """The ways to run the model on the CPU, one at a time, PyTorch in float32 first."""
-    model: Any = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32).eval()
-    yield REFERENCE, model
-    with tempfile.TemporaryDirectory(prefix="onnx-") as folder:
-        for precision, file in export_onnx(model, folder).items():
-            yield f"onnx {precision}", LvnarOnnxModel(model.config, model.generation_config, file)
-        with contextlib.suppress(FileNotFoundError):
-            shortlist = Shortlist.from_pretrained(name, model.config)
-            engine = LvnarOnnxModel(model.config, model.generation_config, file, shortlist=shortlist)
-            yield f"onnx {precision} shortlist", engine
-    yield "compiled, float32", LvnarCompiledModel(model)
-    for dtype in (torch.bfloat16, torch.float16):
-        type_name = str(dtype).removeprefix("torch.")
-        # Loaded anew: one type would round what the other has rounded.
-        model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=dtype).eval()
-        yield f"eager, {type_name}", model
-        yield f"compiled, {type_name}", LvnarCompiledModel(model)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser, MarianConfig
+from transformers.hf_argparser import HfArgumentParser
 
-from lvnar_hf import LvnarConfig
+if TYPE_CHECKING:  # they import torch, which `--help` does not wait for
+    from transformers import MarianConfig
+
+    from lvnar_hf import LvnarConfig
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -161,8 +164,10 @@ class TeacherArguments:
     dropout: float = field(default=0.1, metadata={"help": "dropout probability"})
     attention_dropout: float = field(default=0.0, metadata={"help": "dropout probability of attention weights"})
 
-    def to_config(self, vocab_size: int, target_vocab_size: int | None) -> MarianConfig:
+    def to_config(self, vocab_size: int, target_vocab_size: int | None) -> "MarianConfig":
         """The teacher's configuration, for a tokenizer of these sizes and this package's special ids."""
+        from transformers import MarianConfig
+
         return MarianConfig(
             vocab_size=vocab_size,
             decoder_vocab_size=target_vocab_size or vocab_size,
@@ -225,11 +230,11 @@ class ModelArguments:
     num_posterior_encoder_layers: int = field(default=3, metadata={"help": "posterior: layers over the target"})
     num_posterior_decoder_layers: int = field(default=3, metadata={"help": "posterior: layers over the source"})
     num_decoder_layers: int = field(default=3, metadata={"help": "decoder: layers over the target positions"})
-    latent_dim: int = field(default=8, metadata={"help": "latent dimensions a source position"})
+    latent_dim: int = field(default=8, metadata={"help": "latent dimensions per source position"})
     alignment: str = field(
         default="length", metadata={"help": "how long a translation is: length (predicted, the paper) or ctc"}
     )
-    upsampling_ratio: float = field(default=2.0, metadata={"help": "ctc: cells a source token"})
+    upsampling_ratio: float = field(default=2.0, metadata={"help": "ctc: cells per source token"})
     carries_source_states: bool = field(
         default=False, metadata={"help": "source states go to the decoder's positions beside the latents"}
     )
@@ -239,8 +244,10 @@ class ModelArguments:
     dropout: float = field(default=0.1, metadata={"help": "dropout probability"})
     attention_dropout: float = field(default=0.0, metadata={"help": "dropout probability of attention weights"})
 
-    def to_config(self, vocab_size: int, target_vocab_size: int | None) -> LvnarConfig:
+    def to_config(self, vocab_size: int, target_vocab_size: int | None) -> "LvnarConfig":
         """The model's configuration, for a tokenizer of these sizes."""
+        from lvnar_hf import LvnarConfig
+
         return LvnarConfig(vocab_size=vocab_size, target_vocab_size=target_vocab_size, **dataclasses.asdict(self))
 
 
@@ -268,13 +275,13 @@ class OptimizationArguments:
         metadata={"help": "running time, validations included; if given, the run ends with it, at whatever step"},
     )
     max_tokens_per_batch: int = field(
-        default=8192, metadata={"help": "padded tokens a side in the batch of one process"}
+        default=8192, metadata={"help": "padded tokens per side in the batch of one process"}
     )
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches a process adds up before a step"})
     learning_rate: float = field(default=7e-4, metadata={"help": "peak, reached after the warm-up"})
     warmup_steps: int = field(default=4000, metadata={"help": "steps of linear warm-up; then inverse square root"})
     cooldown_steps: int = field(
-        default=0, metadata={"help": "last steps, in which the learning rate also falls to 0 in a line; 0: none"}
+        default=0, metadata={"help": "last steps, in which the learning rate also falls linearly to 0; 0: none"}
     )
     cooldown_share: float = field(
         default=0.0, metadata={"help": "the same as a share of the run, of its steps or minutes; 0: cooldown_steps"}
@@ -282,14 +289,14 @@ class OptimizationArguments:
     adam_epsilon: float = field(default=1e-8, metadata={"help": "Adam's ε; its betas are 0.9 and 0.98"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm; 0: never"})
     label_smoothing: float = field(default=0.1, metadata={"help": "weight of the uniform distribution"})
-    initial_kl_budget: float = field(default=1.0, metadata={"help": "b while s < M/2, nats a source position"})
-    final_kl_budget: float = field(default=0.0, metadata={"help": "b at M, to which it falls in a line from M/2"})
+    initial_kl_budget: float = field(default=1.0, metadata={"help": "b while s < M/2, nats per source position"})
+    final_kl_budget: float = field(default=0.0, metadata={"help": "b at M, to which it falls linearly from M/2"})
     initial_glancing_ratio: float = field(
         default=0.0,
         metadata={"help": "share of the wrong cells that the decoder is shown the tokens of (alignment ctc)"},
     )
     final_glancing_ratio: float = field(
-        default=0.0, metadata={"help": "the same at the end, reached in a line; 0 and 0: no glancing"}
+        default=0.0, metadata={"help": "the same at the end, reached linearly; 0 and 0: no glancing"}
     )
     bigram_weight: float = field(
         default=0.0, metadata={"help": "share of the loss of bigrams in the likelihood's place (alignment ctc; NMLA)"}
@@ -314,7 +321,7 @@ class OptimizationArguments:
     log_every_steps: int = field(default=50, metadata={"help": "steps between lines of log.jsonl"})
     tensorboard: bool = field(default=False, metadata={"help": "write the log for TensorBoard too"})
     valid_bleu_sentences: int = field(
-        default=500, metadata={"help": "about as many sentences are translated at each validation; 0: none"}
+        default=500, metadata={"help": "sentences translated at each validation, evenly spaced; 0: none"}
     )
 
     def __post_init__(self) -> None:

@@ -9,13 +9,9 @@ model than the one that ships. No number in a table or card is typed by hand.
 """
 
 import re
-import sys
 from pathlib import Path
 
-if not __package__:  # run as a script: import from the repository, not from this folder
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import training.command  # noqa: F401  (ends the script with one line where that is enough)
-
+import training.command  # noqa: F401  (ends the script with one line where that is enough)
 from training.reports.cards import render_card
 from training.reports.picture import draw_refinement
 from training.reports.reference import render_api, render_recipes

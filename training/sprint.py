@@ -10,7 +10,6 @@ go before it. What is worth keeping is in OUTPUT/result: `model` (float16), `eva
 
 import json
 import shutil
-import sys
 import tarfile
 import tempfile
 import time
@@ -18,18 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script: import from the repository, not from this folder
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import training.command  # noqa: F401  (ends the script with one line where that is enough)
+from transformers.hf_argparser import HfArgumentParser
 
-import torch
-from transformers import HfArgumentParser
-
+import training.command  # noqa: F401  (ends the script with one line where that is enough)
 from lvnar_hf.files.atomic import write_json
 from lvnar_hf.files.outputs import refuse_existing
-from lvnar_hf.jobs.environment import describe_machine, describe_versions
-from training import evaluate, teacher, tokenizer, train
-from training.average import write_average
+from training import score, teacher, tokenizer, train
 
 PIECE_BYTES = 15_000_000
 STAGES = {"teacher": teacher.main, "student": train.main}
@@ -78,6 +71,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """
     parser = HfArgumentParser(SprintArguments, allow_abbrev=False)
     arguments, flags = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+
+    import torch
+
+    from lvnar_hf.jobs.environment import describe_machine, describe_versions
+    from training.loop.averaging import write_average
+
     folder = refuse_existing(arguments.output_folder, arguments.overwrite, "--output_folder")
     text_flags, test_flags, tokenizer_folder = _read_text_folder(arguments)
     result, run = folder / "result", folder / "run"
@@ -129,7 +128,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     _pack(result, arguments.pieces_folder)
 
     where = ["--model", str(result / "model"), "--output_folder", str(result / "evaluation"), "--overwrite", "true"]
-    scores = evaluate.main([*where, *test_flags, "--num_refinement_steps", "0", "1", "3", "--num_elbo_samples", "0"])
+    scores = score.main([*where, *test_flags, "--num_refinement_steps", "0", "1", "3", "--num_elbo_samples", "0"])
     finish("evaluation")
     summary |= {"bleu": [result["bleu"]["score"] for result in scores["results"]], "seconds": seconds}
     write_json(result / "sprint.json", summary)

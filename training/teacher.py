@@ -6,18 +6,15 @@ It reads the sections data, augmentation, teacher and teacher_training of the re
 that the student is compared with.
 """
 
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-if not __package__:  # run as a script: import from the repository, not from this folder
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import training.command  # noqa: F401  (ends the script with one line where that is enough)
-
-from transformers import AutoModelForSeq2SeqLM, MarianMTModel, PreTrainedModel
-
-from lvnar_hf import LvnarTokenizer
-from training.loop.run import run_training
+import training.command  # noqa: F401  (ends the script with one line where that is enough)
 from training.recipe import AugmentationArguments, DataArguments, OptimizationArguments, TeacherArguments, parse_recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from lvnar_hf import LvnarTokenizer
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -34,7 +31,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     }
     data, augmentation, sizes, arguments = parse_recipe(sections, argv)
 
-    def make_model(tokenizer: LvnarTokenizer) -> PreTrainedModel:
+    from transformers import AutoModelForSeq2SeqLM, MarianMTModel
+
+    from training.loop.run import run_training
+
+    def make_model(tokenizer: "LvnarTokenizer") -> "PreTrainedModel":
         if arguments.initial_model is not None:
             return AutoModelForSeq2SeqLM.from_pretrained(arguments.initial_model, dtype="float32")
         target_vocab_size = None if tokenizer.is_joint else tokenizer.target_vocab_size

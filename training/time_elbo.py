@@ -10,7 +10,6 @@ batches the gain is bounded by their share of a pass.
 
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,19 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script: import from the repository, not from this folder
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import training.command  # noqa: F401  (ends the script with one line where that is enough)
+from transformers.hf_argparser import HfArgumentParser
 
-import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser
-
-import lvnar_hf  # noqa: F401  (registers model and tokenizer)
+import training.command  # noqa: F401  (ends the script with one line where that is enough)
 from lvnar_hf.files.atomic import write_json
 from lvnar_hf.files.outputs import refuse_existing, refuse_missing_folder
-from lvnar_hf.jobs.environment import describe_machine, describe_versions
 from training.data.evaluation_sets import TestSetArguments, load_test_set
-from training.quality.elbo import can_be_scored, elbo_of_sequences, pad_rows
 
 BATCH_SIZES = (1, 64)
 
@@ -41,14 +33,22 @@ class ElboTimingArguments:
 
     model: str = field(metadata={"help": "folder or Hub id of a model of this package"})
     output_file: str = field(metadata={"help": "JSON with the result"})
-    num_samples: int = field(default=20, metadata={"help": "latent samples a sentence"})
-    num_repeats: int = field(default=3, metadata={"help": "timed turns of each way"})
+    num_samples: int = field(default=20, metadata={"help": "latent samples per sentence"})
+    num_repeats: int = field(default=3, metadata={"help": "times that each way is timed"})
     overwrite: bool = field(default=False, metadata={"help": "write over an output file"})
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Time both ways in turns, print and write the medians; return what is in the JSON."""
     arguments, named = HfArgumentParser((ElboTimingArguments, TestSetArguments)).parse_args_into_dataclasses(argv)
+
+    import torch
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    import lvnar_hf  # noqa: F401  (registers model and tokenizer)
+    from lvnar_hf.jobs.environment import describe_machine, describe_versions
+    from training.quality.elbo import can_be_scored, elbo_of_sequences, pad_rows
+
     refuse_missing_folder(arguments.model)
     refuse_existing(arguments.output_file, arguments.overwrite, "--output_file")
     test_set = load_test_set(named)
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         ways["one pass", size] = partial(passes, size)
         ways["many samples", size] = partial(many_samples, size)
     seconds: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
-    for repeat in range(-1, arguments.num_repeats):  # one turn of warm-up
+    for repeat in range(-1, arguments.num_repeats):  # one round of warm-up
         for way, work in ways.items():
             start = time.perf_counter()
             work()

@@ -12,33 +12,17 @@ own are timed beside them.
 
 import json
 import statistics
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script: import from the repository, not from this folder
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import training.command  # noqa: F401  (ends the script with one line where that is enough)
-
-import torch
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
-
-from lvnar_hf import LvnarForConditionalGeneration
+import training.command  # noqa: F401  (ends the script with one line where that is enough)
 from lvnar_hf.files.outputs import refuse_existing
-from lvnar_hf.jobs.environment import describe_processor
-from training.loop.cpu_operators import FastCpuTraining
-from training.loop.objectives import Batch, LvnarObjective
-from training.loop.schedules import settings_at
 from training.recipe import ModelArguments, OptimizationArguments, parse_recipe
-
-OPERATORS: dict[str, Callable[[], AbstractContextManager]] = {"fast": FastCpuTraining, "torch": nullcontext}
-NUM_SPECIAL_IDS = 3
 
 
 @dataclass
@@ -52,45 +36,6 @@ class TimingArguments:
     output_file: str | None = field(default=None, metadata={"help": "JSON with the result"})
 
 
-class WithoutOperators(TorchFunctionMode):
-    """Within it, attention, dropout or both cost next to nothing; what comes before and after them stays.
-
-    For attention stands a sum of the queries and of the means of keys and values, so that gradients reach all three.
-    """
-
-    def __init__(self, *left_out: str):
-        super().__init__()
-        self.left_out = left_out
-
-    def __torch_function__(
-        self, function: Callable, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if function is functional.dropout and "dropout" in self.left_out:
-            return args[0]
-        if function is functional.scaled_dot_product_attention:
-            if "attention" in self.left_out:
-                query, key, value = args[:3]
-                return query + (key + value).mean(-2, keepdim=True)
-            if "dropout" in self.left_out:
-                kwargs["dropout_p"] = 0.0
-        return function(*args, **kwargs)
-
-
-LEFT_OUT = {"step": (), "without_attention": ("attention",), "without_dropout": ("dropout",)}
-
-
-def draw_batch(num_sentences: int, sentence_length: int, vocab_size: int) -> Batch:
-    """Random sources and targets without padding; no target has equal neighbours, so that each fits into any cells."""
-    shape, num_words = (num_sentences, sentence_length), vocab_size - NUM_SPECIAL_IDS
-    differences = torch.randint(1, num_words, shape)
-    return {
-        "input_ids": torch.randint(NUM_SPECIAL_IDS, vocab_size, shape),
-        "attention_mask": torch.ones(shape, dtype=torch.int64),
-        "labels": differences.cumsum(-1) % num_words + NUM_SPECIAL_IDS,
-    }
-
-
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Time the step, print where its time goes, return what is in the JSON.
 
@@ -100,6 +45,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """
     sections = {"model": ModelArguments, "training": OptimizationArguments, "timing": TimingArguments}
     sizes, optimization, arguments = parse_recipe(sections, argv)
+
+    import torch
+
+    from lvnar_hf import LvnarForConditionalGeneration
+    from lvnar_hf.jobs.environment import describe_processor
+    from training.loop.objectives import LvnarObjective
+    from training.loop.schedules import settings_at
+    from training.speed.training_step import LEFT_OUT, OPERATORS, WithoutOperators, draw_batch
+
     if arguments.output_file is not None:
         refuse_existing(arguments.output_file, optimization.overwrite, "--output_file")
     if optimization.mixed_precision == "fp16":

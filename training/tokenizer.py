@@ -8,23 +8,20 @@ It reads the sections data and tokenizer of the recipe that the later stages the
         --tokenizer_folder runs/tokenizer
 """
 
-import sys
 from itertools import islice
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-if not __package__:  # run as a script: import from the repository, not from this folder
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import training.command  # noqa: F401  (ends the script with one line where that is enough)
-
-from lvnar_hf import LvnarTokenizer, train_tokenizer
+import training.command  # noqa: F401  (ends the script with one line where that is enough)
 from lvnar_hf.files.outputs import refuse_existing
-from training.data.corpora import load_pairs
 from training.recipe import DataArguments, TokenizerArguments, parse_recipe
+
+if TYPE_CHECKING:
+    from lvnar_hf import LvnarTokenizer
 
 COUNTED_PAIRS = 10_000
 
 
-def main(argv: list[str] | None = None) -> LvnarTokenizer:
+def main(argv: list[str] | None = None) -> "LvnarTokenizer":
     """Train, save, and print the vocabulary sizes and the tokens per sentence, over the first `COUNTED_PAIRS`.
 
     Raises:
@@ -34,6 +31,10 @@ def main(argv: list[str] | None = None) -> LvnarTokenizer:
         ImportError: a segmenter or sentencepiece is not installed.
     """
     data, arguments = parse_recipe({"data": DataArguments, "tokenizer": TokenizerArguments}, argv)
+
+    from lvnar_hf import train_tokenizer
+    from training.data.corpora import load_pairs
+
     if data.tokenizer_folder is None:
         raise ValueError("Give --tokenizer_folder, or name it in section data of the recipe.")
     folder = refuse_existing(data.tokenizer_folder, arguments.overwrite, "--tokenizer_folder")
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> LvnarTokenizer:
     rows = list(islice(pairs, COUNTED_PAIRS))
     for side, size in (("source", len(tokenizer)), ("target", tokenizer.target_vocab_size)):
         ids = tokenizer.encode_texts([row[side] for row in rows], target=side == "target")
-        print(f"{side}: vocabulary {size}, {sum(map(len, ids)) / max(len(ids), 1):.2f} tokens a sentence with </s>")
+        print(f"{side}: vocabulary {size}, {sum(map(len, ids)) / max(len(ids), 1):.2f} tokens per sentence with </s>")
     return tokenizer
 
 

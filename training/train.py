@@ -7,16 +7,13 @@ instead of training: the paper's epoch at zero KL budget.
 """
 
 import argparse
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-if not __package__:  # run as a script: import from the repository, not from this folder
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import training.command  # noqa: F401  (ends the script with one line where that is enough)
-
-from lvnar_hf import LvnarForConditionalGeneration, LvnarTokenizer
-from training.loop.run import run_training
+import training.command  # noqa: F401  (ends the script with one line where that is enough)
 from training.recipe import AugmentationArguments, DataArguments, ModelArguments, OptimizationArguments, parse_recipe
+
+if TYPE_CHECKING:
+    from lvnar_hf import LvnarTokenizer
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -36,7 +33,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     }
     data, augmentation, sizes, arguments = parse_recipe(sections, argv)
 
-    def make_model(tokenizer: LvnarTokenizer) -> LvnarForConditionalGeneration:
+    from lvnar_hf import LvnarForConditionalGeneration
+    from training.loop.run import run_training
+
+    def make_model(tokenizer: "LvnarTokenizer") -> LvnarForConditionalGeneration:
         if arguments.initial_model is not None:
             model = LvnarForConditionalGeneration.from_pretrained(arguments.initial_model, dtype="float32")
             model.config.check_languages(data.source_language, data.target_language)

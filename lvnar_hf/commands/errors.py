@@ -3,7 +3,7 @@
 # Modules that are no requirement of the package, and the extra of pyproject.toml that brings them.
 EXTRAS = {
     **dict.fromkeys(["accelerate", "datasets", "filelock", "numpy", "pyarrow", "yaml"], "train"),
-    **dict.fromkeys(["sacrebleu", "sentencepiece", "tensorboard", "tqdm"], "train"),
+    **dict.fromkeys(["sacrebleu", "sentencepiece", "tensorboard"], "train"),
     **dict.fromkeys(["evaluate", "matplotlib"], "eval"),
     **dict.fromkeys(["fugashi", "sacremoses", "unidic_lite"], "ja"),
     **dict.fromkeys(["onnx", "onnxruntime", "onnxscript"], "export"),

@@ -52,7 +52,7 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """A folder to write to, which takes the place of `folder` when everything is written.
 
     Until then, and if writing fails (a full disk, a kill), what was in `folder` before stays there.

@@ -1,7 +1,9 @@
-"""What a command may write over: nothing, unless it was told to; and what it may read: a folder that is there."""
+"""What a command may write over, what it may read, and whether a run that was begun is the one that was asked for."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def refuse_existing(path: str | Path, overwrite: bool, flag: str) -> Path:
@@ -41,3 +43,12 @@ def refuse_missing_folder(name: str) -> str:
     if is_path and not Path(name).exists():
         raise FileNotFoundError(f"There is no folder {name}, and it is no id of the Hub, which would be user/name.")
     return name
+
+
+def different_settings(begun_with: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """The settings in which a run that was begun is not the one that is asked for, both values of each; "" if none."""
+    return "; ".join(
+        f"{name}: {begun_with.get(name)!r} then, {settings.get(name)!r} now"
+        for name in sorted(begun_with.keys() | settings.keys())
+        if begun_with.get(name) != settings.get(name)
+    )

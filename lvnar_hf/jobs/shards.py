@@ -21,6 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from lvnar_hf.files.atomic import appearing, claim, hash_file, read_json, write_json
+from lvnar_hf.files.outputs import different_settings
 
 
 class ShardedRun(abc.ABC):
@@ -107,7 +108,7 @@ class ShardedRun(abc.ABC):
         if begun_with is None:
             self._refuse_foreign(overwrite)
             return "nothing"
-        if different := _differences(begun_with, settings):
+        if different := different_settings(begun_with, settings):
             if not overwrite:
                 raise ValueError(
                     f"The {self.noun} in {self.place} was begun with other settings: {different}. Give the same, "
@@ -265,13 +266,3 @@ def busy_seconds(headers: Sequence[dict[str, Any]]) -> float:
         seconds += max(0.0, finished - max(end, header["started"]))
         end = max(end, finished)
     return seconds
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Each setting that is not the same, with both values; "" if all are."""
-    names = sorted(before.keys() | now.keys())
-    return "; ".join(
-        f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
-        for name in names
-        if before.get(name) != now.get(name)
-    )

@@ -17,18 +17,20 @@ from lvnar_hf.commands.app import app
 from lvnar_hf.ctc_lvnar import num_cells_needed
 from lvnar_hf.hub import assemble
 from training import average, report, time_step
+from training.loop.averaging import average_weights
 from training.loop.cpu_operators import FastCpuTraining
 from training.reports import tables
+from training.speed import training_step
 
 
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        ("", "alignment length, 10 sentences of 10 tokens a step, float32"),
+        ("", "alignment length, 10 sentences of 10 tokens per step, float32"),
         (
             "--alignment ctc --upsampling_ratio 1 --mixed_precision bf16 --dropout 0.1 --attention_dropout 0.1 "
             "--initial_glancing_ratio 0.5",
-            "alignment ctc, 10 sentences of 10 tokens a step, bfloat16 autocast",
+            "alignment ctc, 10 sentences of 10 tokens per step, bfloat16 autocast",
         ),
     ],
 )
@@ -52,7 +54,7 @@ def test_a_training_step_is_timed(flags, named, tmp_path):
     for seconds in result["operators"].values():
         assert list(seconds) == ["step", "without_attention", "without_dropout"] and min(seconds.values()) > 0
     table = tables.training_step_table(tmp_path)
-    assert named in table and "| attention and dropout | seconds a step | attention | dropout |" in table
+    assert named in table and "| attention and dropout | seconds per step | attention | dropout |" in table
     assert table.count("| torch's | ") == table.count("| of training on the CPU (") == 1
     with pytest.raises(FileExistsError, match="--output_file"):
         time_step.main([*recipe, "--output_file", str(file)])
@@ -65,20 +67,20 @@ def test_what_is_left_out_of_a_step_is_left_out_alone():
     tensors = [torch.randn(2, 3, length, 4, requires_grad=True) for length in (5, 6, 6)]
     states = torch.ones(4, 1000)
     for operators in (nullcontext, FastCpuTraining):
-        with operators(), time_step.WithoutOperators("attention"):
+        with operators(), training_step.WithoutOperators("attention"):
             output = functional.scaled_dot_product_attention(*tensors)
             assert bool((functional.dropout(states, 0.5) == 0).any())
         assert output.shape == tensors[0].shape
         gradients = torch.autograd.grad(output.sum(), tensors)
         assert all(bool((gradient != 0).all()) for gradient in gradients)
-        with operators(), time_step.WithoutOperators("dropout"):
+        with operators(), training_step.WithoutOperators("dropout"):
             assert functional.dropout(states, 0.5) is states
             output = functional.scaled_dot_product_attention(*tensors, dropout_p=0.5)
         torch.testing.assert_close(output, functional.scaled_dot_product_attention(*tensors))
 
 
 def test_a_drawn_batch_fits_into_as_many_cells_as_tokens():
-    batch = time_step.draw_batch(500, 9, 8)
+    batch = training_step.draw_batch(500, 9, 8)
     assert bool((num_cells_needed(batch["labels"]) == 9).all()) and batch["labels"].unique().tolist() == [3, 4, 5, 6, 7]
     assert batch["input_ids"].unique().tolist() == [3, 4, 5, 6, 7]
 
@@ -167,4 +169,4 @@ def test_averaging_takes_the_mean_and_stores_as_asked(either_repository, tmp_pat
         average.main(["--checkpoints", *folders, "--output_folder", str(tmp_path / "x"), "--storage_dtype", "float8"])
     make_model(tiny_config(vocab_size=70)).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="differ in the weights"):
-        average.average_weights([str(either_repository), str(tmp_path / "other")])
+        average_weights([str(either_repository), str(tmp_path / "other")])

@@ -28,16 +28,10 @@ from lvnar_hf.files.text import check_parallel
 from tests.data.test_corpora import aspec, aspec_lines, own_cache, write  # noqa: F401
 from training import time_data
 from training.data.batching import TokenBudgetBatchSampler, TranslationCollator
-from training.data.encoding import (
-    REASONS,
-    SideEncoder,
-    TokenizedPairs,
-    load_pairs,
-    load_text_pairs,
-    pair_lengths,
-    tokenize_pairs,
-    tokenizer_fingerprint,
-)
+from training.data.corpora import load_pairs, load_text_pairs
+from training.data.encoding import REASONS, tokenize_pairs, tokenizer_fingerprint
+from training.data.text_encoder import SideEncoder
+from training.data.tokenized_pairs import TokenizedPairs, pair_lengths
 
 
 @pytest.fixture
@@ -131,7 +125,7 @@ def test_words_together_have_the_ids_of_their_sentence(sample_texts):
 
 
 def test_few_words_are_remembered_at_a_time(sample_tokenizer, sample_texts, monkeypatch):
-    monkeypatch.setattr(training.data.encoding, "CACHED_WORDS", 30)
+    monkeypatch.setattr(training.data.text_encoder, "CACHED_WORDS", 30)
     encode = SideEncoder(sample_tokenizer, False, np.dtype(np.uint16))
     for one, ids in zip(sample_texts[0], sample_tokenizer(sample_texts[0])["input_ids"], strict=True):
         assert np.frombuffer(encode([one])[0], np.uint16).tolist() == ids

@@ -25,7 +25,11 @@ from tests.distillation.test_teacher_engines import make_teacher_model
 from training import distil
 from training.data.corpora import TextPairs
 from training.distillation import backends as teacher_engines
-from training.distillation.backends import CTranslate2Engine, SearchSettings, TeacherOutput
+from training.distillation.backends import (
+    CTranslate2Engine,
+    SearchSettings,
+    TeacherOutput,
+)
 from training.distillation.degeneration import is_loop, most_repeats
 from training.distillation.run import Distillation, make_plan
 

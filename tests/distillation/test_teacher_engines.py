@@ -11,10 +11,10 @@ from training.distillation.backends import (
     CTranslate2Engine,
     EngineError,
     SearchSettings,
-    Teacher,
     TransformersEngine,
     choose_engine,
 )
+from training.distillation.teacher import Teacher
 from training.recipe import TeacherArguments
 
 SEARCH = SearchSettings(num_beams=4, length_penalty=1.0, max_target_length=12, max_batch_tokens=100)

@@ -1,5 +1,8 @@
 """The ONNX graphs and their engine: tokens, steps, options and errors as those of PyTorch."""
 
+import contextlib
+import io
+import json
 import shutil
 import sys
 
@@ -9,11 +12,11 @@ import torch
 from conftest import ROOT, collapsed, make_batch, make_ctc_model, tokens_of
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
+from lvnar_hf.commands.export import export
 from lvnar_hf.ctc_lvnar import ctc_cell_mask
 from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.engines.onnx_export import FILES
 from lvnar_hf.engines.onnx_graph import with_subgraphs
-from training import export
 from training.quality.decoding import translate_texts
 from training.translation_quality.measures import corpus_scores
 
@@ -25,8 +28,9 @@ def repository(tmp_path_factory):
     """The model that ships with its graphs, made by the command."""
     folder = tmp_path_factory.mktemp("onnx") / "shipped"
     shutil.copytree(ROOT / "model_cards" / "lvnar-tatoeba-en-de", folder)
-    result = export.main(["--model", str(folder)])
-    assert result["float32"]["different_sentences"] == 0
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        result = export(str(folder))
+    assert json.loads(printed.getvalue()) == result and result["float32"]["different_sentences"] == 0
     assert result["int8"]["bytes"] < result["float32"]["bytes"]
     return folder
 
@@ -36,7 +40,7 @@ def ctc_repository(tmp_path_factory):
     """The other alignment; and a vocabulary without divisors, larger than the parts of the argmax."""
     folder = tmp_path_factory.mktemp("onnx") / "ctc"
     make_ctc_model(vocab_size=257).save_pretrained(folder)
-    assert export.main(["--model", str(folder)])["float32"]["different_sentences"] == 0
+    assert export(str(folder))["float32"]["different_sentences"] == 0
     return folder
 
 
@@ -153,15 +157,15 @@ def test_a_repository_without_a_graph_says_how_to_make_it(tiny_repository, repos
     with pytest.raises(ValueError, match="precision is 'int4'; it must be one of float32, int8"):
         LvnarOnnxModel.from_pretrained(repository, precision="int4")
     with pytest.raises(FileExistsError, match="--overwrite"):
-        export.main(["--model", str(repository)])
-    with pytest.raises(ValueError, match="is no folder: give --output_folder"):
-        export.main(["--model", "somebody/model"])
+        export(str(repository))
+    with pytest.raises(ValueError, match="is no folder: give --output-folder"):
+        export("somebody/model")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ImportError, match="pip install onnxruntime"):
         LvnarOnnxModel.from_pretrained(repository)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError, match=r"needs onnxscript: pip install 'lvnar-hf\[export\]'"):
-        export.main(["--model", str(tiny_repository), "--output_folder", str(tmp_path)])
+        export(str(tiny_repository), str(tmp_path))
 
 
 def damaged(graph: bytes) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from lvnar_hf.engines.onnx_export import FILES, export_onnx
 from lvnar_hf.engines.shortlist import FILE, Shortlist
 from training import shortlist
 from training.reports import tables
-from training.shortlist import (
+from training.speed.shortlists import (
     DecoderStates,
     aligned_counts,
     calibrate,

@@ -27,7 +27,8 @@ from transformers import AutoModelForSeq2SeqLM
 
 from tests.loop.test_training import assert_equal, digit_tokenizer, weights  # noqa: F401  (a fixture)
 from training import teacher, train
-from training.distillation.backends import CTranslate2Engine, SearchSettings, TransformersEngine, load_teacher
+from training.distillation.backends import CTranslate2Engine, SearchSettings, TransformersEngine
+from training.distillation.teacher import load_teacher
 from training.loop.run import check_launch
 from training.loop.trainer import TranslationTrainer
 

@@ -115,7 +115,7 @@ def test_a_run_that_validates_within_epochs_resumes_too(make_trainer, tmp_path, 
 
 
 def test_a_run_of_minutes_goes_on_where_its_time_was(make_trainer):  # noqa: F811
-    """Ten seconds a step, killed in the fourth, after the state of the second; the pause does not count."""
+    """Ten seconds per step, killed in the fourth, after the state of the second; the pause does not count."""
     changes = {"max_minutes": 1.0, "save_every_steps": 2, "cooldown_share": 0.5, "validate_every_steps": 99}
     unbroken = with_fake_clock(make_trainer("unbroken", **changes))
     unbroken.train()

@@ -145,7 +145,7 @@ def test_the_last_step_of_a_run_of_minutes_is_the_one_in_which_they_end(make_tra
 
 
 def test_validation_is_part_of_the_minutes_and_left_out_where_they_would_end_in_it(make_trainer):  # noqa: F811
-    """Ten seconds a step, 14 a validation: none after the third step, at 58 of 60, but one at the end."""
+    """Ten seconds per step, 14 a validation: none after the third step, at 58 of 60, but one at the end."""
     trainer = make_trainer(max_minutes=1.0, validate_every_steps=1)
     with_fake_clock(trainer, seconds_a_validation=14.0).train()
     minutes = [line["minutes"] * 60 for line in log_lines(trainer, "train")]
@@ -162,7 +162,7 @@ def test_every_process_takes_the_time_of_the_main_one(make_trainer, monkeypatch)
 
 
 def test_validation_comes_every_so_many_minutes(make_trainer):  # noqa: F811
-    """Ten seconds a step, five a validation: at 20, and so from 25 on at 45; the end comes at 70."""
+    """Ten seconds per step, five a validation: at 20, and so from 25 on at 45; the end comes at 70."""
     trainer = make_trainer(max_minutes=1.1, validate_every_minutes=1 / 3)
     with_fake_clock(trainer, seconds_a_validation=5.0).train()
     seconds = {line["step"]: line["minutes"] * 60 for line in log_lines(trainer, "valid")}

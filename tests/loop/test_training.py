@@ -20,7 +20,7 @@ from digits import make_digit_pairs, write_digits
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from lvnar_hf import LvnarForConditionalGeneration, LvnarTokenizer, train_tokenizer
-from training import evaluate, train
+from training import score, train
 from training import tokenizer as tokenizer_command
 from training.data.encoding import tokenize_pairs
 from training.loop import trainer as trainer_module
@@ -239,7 +239,7 @@ def test_epochs_decide_the_number_of_steps(make_trainer):
     assert trainer.step == 6 and trainer.progress.epoch == 1
 
 
-# a loss that is no number
+# a non-finite loss
 
 
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
@@ -320,11 +320,11 @@ def test_validation_is_a_mean_over_target_tokens(make_trainer):
     assert in_pieces["token_nll"] == pytest.approx(one_batch["token_nll"], rel=0.05)
 
 
-def test_validation_bleu_is_that_of_sentences_at_even_distances(make_trainer, monkeypatch):
+def test_validation_bleu_is_that_of_sentences_evenly_spaced(make_trainer, monkeypatch):
     trainer = make_trainer(valid_bleu_sentences=10)
     sources, targets = trainer.valid_texts
-    every = len(sources) // 10
-    assert every > 1
+    assert len(sources) == NUM_VALID
+    chosen = [sources[number * NUM_VALID // 10] for number in range(10)]
     answers = dict(zip(sources, targets, strict=True))
     asked = []
 
@@ -334,7 +334,7 @@ def test_validation_bleu_is_that_of_sentences_at_even_distances(make_trainer, mo
 
     monkeypatch.setattr(trainer_module, "translate_texts", translate)
     metrics = trainer.validate()
-    assert asked == [(sources[::every], 0), (sources[::every], 1)]
+    assert asked == [(chosen, 0), (chosen, 1)]
     assert metrics["bleu_1_steps"] == pytest.approx(100) and metrics["bleu_0_steps"] < 50
 
 
@@ -547,7 +547,7 @@ def test_the_digits_are_learnt_with_ctc_alignment(tmp_path, monkeypatch):
     files = {f"{side}_file": f"data/digits/valid.{side}" for side in ("source", "target")}
     options = {"model": "runs/digits/model/best", "output_folder": "student", **files, "num_bootstrap": 0}
     flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    metrics = evaluate.main([*flags, "--num_refinement_steps", "0", "1", "--num_elbo_samples", "1"])
+    metrics = score.main([*flags, "--num_refinement_steps", "0", "1", "--num_elbo_samples", "1"])
     targets = Path(files["target_file"]).read_text("utf-8").splitlines()
     for result in metrics["results"]:
         hypotheses = (tmp_path / "student" / result["hypotheses"]).read_text("utf-8").splitlines()
@@ -585,9 +585,9 @@ def test_the_digits_are_learnt_from_a_teacher(tmp_path):
     run("average.py", "--output_folder", runs / "averaged", "--checkpoints", *checkpoints)
     files = {side: tmp_path / "data" / "digits" / f"valid.{side}" for side in ("source", "target")}
     texts = ["--source_file", files["source"], "--target_file", files["target"], "--num_bootstrap", 0]
-    run("evaluate.py", *texts, "--model", runs / "teacher" / "best", "--output_folder", "teacher", "--num_beams", 1)
+    run("score.py", *texts, "--model", runs / "teacher" / "best", "--output_folder", "teacher", "--num_beams", 1)
     steps = ["--num_refinement_steps", 0, 1, "--num_elbo_samples", 1]
-    run("evaluate.py", *texts, "--model", runs / "averaged", "--output_folder", "student", *steps)
+    run("score.py", *texts, "--model", runs / "averaged", "--output_folder", "student", *steps)
     exact = {}
     for file in sorted(tmp_path.glob("*/hypotheses.*.txt")):
         pairs = zip(file.read_text("utf-8").splitlines(), files["target"].read_text("utf-8").splitlines(), strict=True)

@@ -44,6 +44,13 @@ def test_the_golden_tokens_are_of_the_weights_that_ship():
     assert hash_file(MODEL / "model.safetensors") == GOLDEN_TOKENS["weights"], message
 
 
+def test_the_models_module_imports_all_others_itself():
+    """From a folder, transformers 4 does not find what is imported at second hand."""
+    source = (PACKAGE_FOLDER / "modeling_lvnar.py").read_text("utf-8")
+    imported = {f"{name}.py" for name in re.findall(r"^from \.(\w+) import", source, flags=re.MULTILINE)}
+    assert imported | {"modeling_lvnar.py"} == set(TRAVELLING_MODULES)
+
+
 @pytest.fixture(scope="module")
 def assembled(tmp_path_factory) -> Path:
     return hub.assemble(MODEL, tmp_path_factory.mktemp("assembled") / "lvnar-tatoeba-en-de")

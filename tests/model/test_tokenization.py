@@ -467,7 +467,7 @@ def test_command_with_flags(text_files, tmp_path, joint):
     command = [sys.executable, str(ROOT / "training" / "tokenizer.py"), *arguments]
     result = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("vocabulary 330") == 2 and "tokens a sentence" in result.stdout
+    assert result.stdout.count("vocabulary 330") == 2 and "tokens per sentence" in result.stdout
     assert answers(AutoTokenizer.from_pretrained(tmp_path / "out")) == answers(joint)
     with pytest.raises(FileExistsError, match="--overwrite"):
         main(arguments)

@@ -16,7 +16,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from lvnar_hf import train_tokenizer
 from lvnar_hf.ctc_lvnar import ctc_cell_mask
 from training import analyse
-from training.data.evaluation_sets import at_even_distances
+from training.data.evaluation_sets import evenly_spaced
 from training.quality import refinement as analysis
 from training.quality.decoding import Refinement, refine_texts, translate_texts
 from training.quality.elbo import ELBO_PARTS, elbo_of_sequences
@@ -164,9 +164,9 @@ def test_a_sentence_is_translated_once_and_its_elbo_computed_only_where_it_is_ne
     assert len(scored) == len(set(scored)) and set(scored) == distinct
 
 
-def test_sentences_at_even_distances():
-    assert at_even_distances(10, 4) == [0, 2, 5, 7]
-    assert at_even_distances(3, None) == at_even_distances(3, 5) == [0, 1, 2]
+def test_sentences_evenly_spaced():
+    assert evenly_spaced(10, 4) == [0, 2, 5, 7]
+    assert evenly_spaced(3, None) == evenly_spaced(3, 5) == [0, 1, 2]
 
 
 def test_the_figures_show_their_data(analysed, tmp_path):

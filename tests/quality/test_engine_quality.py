@@ -8,7 +8,7 @@ from conftest import make_model
 from transformers import AutoModelForSeq2SeqLM
 
 from training import engine_quality
-from training.engine_quality import REFERENCE
+from training.quality.engines import REFERENCE, load_engines
 from training.reports import tables
 
 
@@ -47,9 +47,7 @@ def test_the_engines_are_those_of_the_cpu(tiny_repository, monkeypatch):
         engine_quality, "LvnarOnnxModel", lambda config, generation_config, file, shortlist=None: shortlist or file
     )
     monkeypatch.setattr(engine_quality, "LvnarCompiledModel", lambda model: ("compiled", model.dtype))
-    engines = {
-        name: getattr(model, "dtype", model) for name, model in engine_quality.load_engines(str(tiny_repository))
-    }
+    engines = {name: getattr(model, "dtype", model) for name, model in load_engines(str(tiny_repository))}
     assert engines == {
         REFERENCE: torch.float32,
         "onnx int8": "a file",

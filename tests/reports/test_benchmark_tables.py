@@ -17,7 +17,7 @@ from training.reports.speed_tables import (
 
 
 def system_row(family: str, engine: str, speeds: tuple[float, float], bleu: float | None = None) -> dict:
-    """What the JSON says of a system of these sentences a second at batch 1 and 8."""
+    """What the JSON says of a system of these sentences per second at batch 1 and 8."""
     row: dict = {"family": family, "engine": engine}
     row["model"] = {
         "latency_ms": {"mean": 1000 / speeds[0], "std": 1.5, "p50": 2.0, "p95": 3.25} | {"lowest_mean": 9.0},
@@ -60,7 +60,7 @@ def known() -> dict:
         "baseline": "marian 6-6, transformers, beam 3",
         "systems": systems,
         "crossovers": {"lvnar, eager, 1 step": dict(zip(list(systems)[1:], (None, 8), strict=True))},
-        "harness_share": 0.00001,
+        "overhead_share": 0.00001,
         "test_set": {"name": "test.en", "num_sentences": 1000},
     }
     random = copy.deepcopy(trained)
@@ -149,7 +149,7 @@ def test_plots_hold_what_the_json_holds(known):
     assert panels[0].get_ylabel() == "throughput (sentences/s)"
 
     (axes,) = draw_quality(result).axes
-    assert len(axes.lines) == 3 and "BLEU" in axes.get_ylabel() and "milliseconds a sentence" in axes.get_xlabel()
+    assert len(axes.lines) == 3 and "BLEU" in axes.get_ylabel() and "milliseconds per sentence" in axes.get_xlabel()
     for line, (name, system) in zip(axes.lines, result["systems"].items(), strict=True):
         assert line.get_label() == name
         assert line.get_xdata() == pytest.approx([system["model"]["latency_ms"]["mean"]])

@@ -174,7 +174,7 @@ def test_a_card_says_how_the_length_comes_about(ctc_card):
     with_length, with_ctc = (SHIPPED / "README.md").read_text("utf-8"), render_card(ctc_card)
     assert "The length is predicted (alignment `length`), and differs from the source's by at most" in with_length
     assert "Repeated tokens are removed at the end" in with_length and "Output, repetitions removed:" in with_length
-    assert "alignment `ctc`): the decoder has 1.5 cells a source token, and" in with_ctc
+    assert "alignment `ctc`): the decoder has 1.5 cells per source token, and" in with_ctc
     assert "has the source's states beside the latents" in with_ctc
     assert "\nOutput: " in with_ctc and "Repeated tokens are removed" not in with_ctc
     assert "length NLL" in with_length and "length NLL" not in with_ctc and "token NLL" in with_ctc

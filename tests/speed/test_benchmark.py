@@ -1,4 +1,4 @@
-"""The benchmark: forced lengths, fair turns, statistics, and tables and plots that hold what the JSON holds."""
+"""The benchmark: forced lengths, fair rounds, statistics, and tables and plots that hold what the JSON holds."""
 
 import copy
 import inspect
@@ -23,6 +23,9 @@ from training.reports.speed_tables import (
 )
 from training.speed import systems as benchmark_systems
 from training.speed import timing as benchmark_timing
+from training.speed.arguments import TimingArguments
+from training.speed.conversions import convert, export
+from training.speed.description import count_rounds
 from training.speed.forced_lengths import (
     TokenCode,
     make_lvnar,
@@ -32,16 +35,8 @@ from training.speed.forced_lengths import (
     sample_batches,
     shift_codes,
 )
-from training.speed.modes import (
-    RANDOM_LAYERS,
-    TimingArguments,
-    _convert,
-    _export,
-    check_lengths,
-    count_rounds,
-    translate_all,
-)
-from training.speed.systems import (
+from training.speed.modes import RANDOM_LAYERS, check_lengths, translate_all
+from training.speed.specs import (
     COMPILED_ENGINE,
     SHORTLIST_ENGINE,
     VOCABULARY_MAP_ENGINE,
@@ -52,14 +47,14 @@ from training.speed.systems import (
 )
 from training.speed.timing import (
     find_crossovers,
-    harness_share,
     interleave,
-    play_rounds,
+    measure_rounds,
+    overhead_share,
     quantile,
     summarise_latency,
     summarise_throughput,
 )
-from training.speed.workers import SystemPlayer, Turn, TurnResult, Worker, WorkerProcess, time_calls
+from training.speed.workers import LocalRunner, Measurement, Worker, WorkerProcess, Workload, time_calls
 
 LENGTHS = [(3, 4), (5, 5), (6, 12), (9, 9), (10, 4), (12, 10)]
 CODE = TokenCode(vocab_size=500, max_target_length=12, min_offset=-6, max_offset=6)
@@ -89,13 +84,13 @@ def random_specs(tmp_path_factory) -> list[SystemSpec]:
     specs = lvnar_specs(str(folder / "lvnar"), str(exported), has_shortlist=True, remove_repetitions=False)
     sources = CODE.make_sources(LENGTHS, torch.Generator().manual_seed(2))
     shortlist = make_random_shortlist(lvnar, CODE, sources, 60, 8, whole_share=0.2)
-    _export(lvnar, exported, specs, shortlist)
+    export(lvnar, exported, specs, shortlist)
     for encoder_layers, decoder_layers in RANDOM_LAYERS:
         marian = make_marian(small_config(), (encoder_layers, decoder_layers), CODE)
         name = folder / f"{encoder_layers}-{decoder_layers}"
         marian.save_pretrained(name)
         specs += marian_specs(str(name), folder / f"{name}-converted", marian, has_shortlist=True)
-        _convert(marian, folder / f"{name}-converted", specs, shortlist)
+        convert(marian, folder / f"{name}-converted", specs, shortlist)
     return specs
 
 
@@ -107,7 +102,7 @@ def test_every_system_does_the_forced_lengths_and_every_refinement_step(random_s
     for spec in random_specs:
         if spec.engine == COMPILED_ENGINE and not has_cpp_compiler():
             continue
-        result = SystemPlayer(spec).play(Turn([sources, sources[:1]], warm_up=sources[:2]))
+        result = LocalRunner(spec).run(Workload([sources, sources[:1]], warm_up=sources[:2]))
         assert [len(row) for row in result.outputs[0]] == targets, spec.name
         assert [len(row) for row in result.outputs[1]] == targets[:1], spec.name
         steps = spec.setting if spec.family == "lvnar" else 0
@@ -154,7 +149,7 @@ def test_a_system_that_does_other_lengths_stops_the_benchmark(random_specs):
     own, other = random_specs[1], random_specs[-1]
     check_lengths(own, [4, 5], [4, 5], num_refinements=2)
     check_lengths(other, [4, 5], [4, 5], num_refinements=0)
-    with pytest.raises(RuntimeError, match="lvnar, eager, 1 step: 6 tokens instead of 5 for sentence 1 of its turn"):
+    with pytest.raises(RuntimeError, match="lvnar, eager, 1 step: 6 tokens instead of 5 for sentence 1"):
         check_lengths(own, [4, 6], [4, 5], num_refinements=2)
     with pytest.raises(RuntimeError, match="1 step: 1 refinement steps instead of 2"):
         check_lengths(own, [4, 5], [4, 5], num_refinements=1)
@@ -211,7 +206,7 @@ def test_the_lengths_of_newstest2014_are_all_there():
     assert sum(abs(target - source) > LvnarConfig().max_length_offset for source, target in lengths) == 1
 
 
-def test_batches_are_neighbours_at_even_distances():
+def test_batches_are_neighbours_evenly_spaced():
     assert sample_batches(range(100), 1, 4).batches == [[12], [37], [62], [87]]
     sample = sample_batches(range(100), 8, 23)
     assert sample.batches == [list(range(21, 29)), list(range(71, 79))]
@@ -260,18 +255,18 @@ def test_the_order_moves_on_from_round_to_round():
     ]
 
 
-class FakePlayer:
-    """Takes turns and notes them; the clock goes on by `seconds` in each."""
+class FakeRunner:
+    """Takes workloads and notes them; the clock goes on by `seconds` in each."""
 
     def __init__(self, name, notes, clock, seconds=1.0):
         self.spec = SystemSpec(name, "lvnar", "lvnar", "eager", "", 0, 0)
         self.notes, self.clock, self.seconds = notes, clock, seconds
 
-    def play(self, turn):
-        self.notes.append((self.spec.name, len(turn.batches[0])))
+    def run(self, workload):
+        self.notes.append((self.spec.name, len(workload.batches[0])))
         self.clock[0] += self.seconds
-        outputs = [[text.upper() for text in batch] for batch in turn.batches]
-        return TurnResult([self.seconds] * len(turn.batches), outputs, 2, 100.0 + len(self.notes))
+        outputs = [[text.upper() for text in batch] for batch in workload.batches]
+        return Measurement([self.seconds] * len(workload.batches), outputs, 2, 100.0 + len(self.notes))
 
 
 @pytest.mark.parametrize(("max_seconds", "last_round"), [(100, [1, 8]), (12.5, [1, 8]), (11, [1]), (0, [])])
@@ -279,31 +274,31 @@ def test_systems_take_turns_until_time_is_up(monkeypatch, max_seconds, last_roun
     notes, clock, checked = [], [0.0], []
     monkeypatch.setattr(benchmark_timing.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(benchmark_timing.time, "sleep", lambda seconds: None)
-    players = {name: FakePlayer(name, notes, clock) for name in ("a", "b")}
-    turns = {("model", 1): Turn([["x"], ["y"]]), ("model", 8): Turn([["x"] * 8])}
-    played = play_rounds(
-        players, turns, 3, max_seconds, lambda player, key, result: checked.append((player.spec.name, key[1])), ""
+    runners = {name: FakeRunner(name, notes, clock) for name in ("a", "b")}
+    workloads = {("model", 1): Workload([["x"], ["y"]]), ("model", 8): Workload([["x"] * 8])}
+    measured = measure_rounds(
+        runners, workloads, 3, max_seconds, lambda runner, key, result: checked.append((runner.spec.name, key[1])), ""
     )
     order = [(name, size) for size in (1, 8) for name in "ab"] + [(name, size) for size in (1, 8) for name in "ba"]
     assert notes == order + [(name, size) for size in last_round for name in "ab"] == checked
-    assert played.times["b"]["model", 8] == [[1.0]] * (2 + (8 in last_round))
-    assert played.times["b"]["model", 1] == [[1.0, 1.0]] * (2 + (1 in last_round))
-    assert played.peak_memory_mib["a"] == {("model", 1): 101.0, ("model", 8): 103.0}, "of the first round"
-    assert len(played.calls) == sum(2 if size == 1 else 1 for _, size in notes)
+    assert measured.times["b"]["model", 8] == [[1.0]] * (2 + (8 in last_round))
+    assert measured.times["b"]["model", 1] == [[1.0, 1.0]] * (2 + (1 in last_round))
+    assert measured.peak_memory_mib["a"] == {("model", 1): 101.0, ("model", 8): 103.0}, "of the first round"
+    assert len(measured.calls) == sum(2 if size == 1 else 1 for _, size in notes)
 
 
-def test_quick_turns_are_taken_more_often(monkeypatch):
+def test_quick_workloads_are_measured_more_often(monkeypatch):
     notes, clock = [], [0.0]
     monkeypatch.setattr(benchmark_timing.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(benchmark_timing.time, "sleep", lambda seconds: None)
-    players = {"quick": FakePlayer("quick", notes, clock, 0.4), "slow": FakePlayer("slow", notes, clock, 0.5)}
-    turns = {("model", size): Turn([["x"] * size] * 2) for size in (1, 8, 32, 128)}
-    played = play_rounds(players, turns, 2, 100, lambda *_: None, "")
+    runners = {"quick": FakeRunner("quick", notes, clock, 0.4), "slow": FakeRunner("slow", notes, clock, 0.5)}
+    workloads = {("model", size): Workload([["x"] * size] * 2) for size in (1, 8, 32, 128)}
+    measured = measure_rounds(runners, workloads, 2, 100, lambda *_: None, "")
     assert notes[:9] == [
         *(("quick", 1), ("slow", 1), ("quick", 8), ("slow", 8), ("quick", 1)),
         *(("quick", 32), ("slow", 32), ("quick", 1), ("quick", 128)),
     ]
-    assert count_rounds(played, 1) == {"model": [2, 6]} and count_rounds(played, 8) == {"model": [2, 2]}
+    assert count_rounds(measured, 1) == {"model": [2, 6]} and count_rounds(measured, 8) == {"model": [2, 2]}
 
 
 def test_the_device_is_waited_for_before_each_timestamp(monkeypatch):
@@ -316,17 +311,19 @@ def test_the_device_is_waited_for_before_each_timestamp(monkeypatch):
     assert seconds == [3, 3] and outputs == ["xx", "yy"]
 
 
-def test_the_share_of_the_harness_is_of_what_was_measured():
-    assert 0 < harness_share(1000, 1.0) < 0.01
-    assert harness_share(1000, 1e-6) > 1
+def test_the_share_of_the_overhead_is_of_what_was_measured():
+    assert 0 < overhead_share(1000, 1.0) < 0.01
+    assert overhead_share(1000, 1e-6) > 1
 
 
 def test_all_texts_are_translated_in_their_order():
-    player = FakePlayer("a", [], [0.0])
+    runner = FakeRunner("a", [], [0.0])
     texts = [f"text {number}" for number in range(70)]
-    hypotheses, num_refinements = translate_all(player, texts, list(reversed(range(70))))
+    hypotheses, num_refinements = translate_all(
+        runner, texts, list(reversed(range(70)))
+    )  # the last text is the shortest
     assert hypotheses == [text.upper() for text in texts]
-    assert num_refinements == 3 * 2 and [size for _, size in player.notes] == [32, 32, 6]
+    assert num_refinements == 3 * 2 and [size for _, size in runner.notes] == [32, 32, 6]
 
 
 def test_what_fails_in_a_process_is_said_with_the_system(random_specs, tmp_path):
@@ -340,10 +337,10 @@ def test_what_fails_in_a_process_is_said_with_the_system(random_specs, tmp_path)
     try:
         process.wait()
         assert 50 < process.library_memory_mib <= process.loaded_memory_mib
-        assert [Worker(spec, process).play(Turn([[[3, 1]]])).num_refinements for spec in random_specs[:2]] == [0, 1]
+        assert [Worker(spec, process).run(Workload([[[3, 1]]])).num_refinements for spec in random_specs[:2]] == [0, 1]
         process._process.kill()
         with pytest.raises(RuntimeError, match=r"1 step: its process ended with code -9"):
-            Worker(random_specs[1], process).play(Turn([[[3, 1]]]))
+            Worker(random_specs[1], process).run(Workload([[[3, 1]]]))
     finally:
         process.close()
 
@@ -371,8 +368,8 @@ def small_teacher(tmp_path_factory, sample_tokenizer):
 
 
 def test_one_command_runs_both_modes(monkeypatch, capsys, tmp_path, tiny_repository, small_teacher, threads):
-    monkeypatch.setattr(benchmark, "LvnarConfig", small_config)
-    monkeypatch.setattr(benchmark, "read_lengths", lambda: [*LENGTHS, (1, 30)])
+    monkeypatch.setattr("lvnar_hf.LvnarConfig", small_config)
+    monkeypatch.setattr("training.speed.forced_lengths.read_lengths", lambda: [*LENGTHS, (1, 30)])
     sources, references = ((SAMPLE / f"test.{side}").read_text("utf-8").split("\n")[:12] for side in ("en", "de"))
     folder = tmp_path / "out"
     argv = ["--output_folder", str(folder), "--batch_sizes", "4", "1", "--num_timed_sentences", "2"]
@@ -404,10 +401,10 @@ def test_one_command_runs_both_modes(monkeypatch, capsys, tmp_path, tiny_reposit
     assert by_random["num_left_out"] == 1 and by_random["baseline"] == "marian 6-6, transformers, beam 3"
     assert by_random["systems"][by_random["baseline"]]["model"]["speed_up"] == 1.0
     for mode in (by_random, by_trained):
-        assert list(mode["sentences"]) == ["1", "4"] and mode["harness_share"] < 0.01
+        assert list(mode["sentences"]) == ["1", "4"] and mode["overhead_share"] < 0.01
         assert mode["sentences"]["4"]["num_sentences"] == 4 and mode["sentences"]["1"]["num_sentences"] == 2
         for system in mode["systems"].values():
-            # Quick ones are taken again after each other turn, up to three times a round.
+            # Quick ones are taken again after each other workload, up to three times a round.
             num_turns = 2 * min(3, 1 + len(mode["sentences"]["1"]["num_rounds"]))
             assert [len(seconds) for seconds in system["model"]["times_s"]["1"]] == [2] * num_turns
             expected = summarise_latency(system["model"]["times_s"]["1"])

@@ -15,7 +15,7 @@ paper writes; float64; plain tensor arithmetic, so that gradients can be compare
     p(y_j | x, z, l_y)                                                           decoder
     T               cells of alignment "ctc", ⌈r |x|⌉                             upsampling_ratio
     p(y | x, z)     the sum over all ways to spell y in T cells, with ctc
-    b               KL budget, nats a source position                            kl_budget
+    b               KL budget, nats per source position                            kl_budget
     t               refinement step                                              num_refinement_steps
 
 A sequence is a list of vectors; `sequence[k - 1]` is the paper's position k.

@@ -1,7 +1,7 @@
 """Pairs made of the training text's own, to be learnt from beside it: other figures and names, placeholders, joined
 sentences, text without capitals and full stops, text all in capitals.
 
-What is unusual: nothing is stored. `AugmentedPairs` reads its text as `TextPairs` does, and after each pair gives what
+Nothing is stored. `AugmentedPairs` reads its text as `TextPairs` does, and after each pair gives what
 is made of it. What that is depends on the seed and the pair's place alone.
 """
 

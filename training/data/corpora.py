@@ -1,6 +1,6 @@
 """Parallel text from where it is kept: line-aligned files, JSON lines, parquet, datasets of the Hub, ASPEC.
 
-What is unusual: nothing is copied. `TextPairs` knows how to read its corpus from the start, as often as asked, and
+Nothing is copied. `TextPairs` knows how to read its corpus from the start, as often as asked, and
 holds no row of it; only token ids are written to disk, by `training.data.encoding`.
 """
 
@@ -61,6 +61,11 @@ class TextPairs:
         if self._num_rows is None:
             self._num_rows = sum(1 for _ in self.read())
         return self._num_rows
+
+    def columns(self) -> tuple[list[str], list[str]]:
+        """All sources and all targets, in memory, by one reading."""
+        pairs = list(self.read())
+        return [source or "" for source, _ in pairs], [target or "" for _, target in pairs]
 
     def __getitem__(self, column: str) -> list[Any]:
         """A whole column, in memory."""
@@ -145,14 +150,18 @@ def load_text_pairs(source_files: Sequence[str], target_files: Sequence[str], ma
 
     Raises:
         FileNotFoundError, ValueError: what `check_parallel` refuses; different numbers of lines and lines that are not
-            UTF-8 when reading begins, before the first row.
+            UTF-8 when reading first begins, before the first row.
     """
     if not source_files or not target_files:
         raise ValueError(f"Both sides need text files; given source {source_files}, target {target_files}.")
     check_files([*source_files, *target_files])
+    is_checked = False
 
     def read() -> Iterator[Pair]:
-        check_parallel(source_files, target_files)
+        nonlocal is_checked
+        if not is_checked:
+            check_parallel(source_files, target_files)
+            is_checked = True
         return zip(read_files(source_files), read_files(target_files), strict=True)
 
     return TextPairs(read, {"source": file_stamps(source_files), "target": file_stamps(target_files)}, max_rows)

@@ -1,7 +1,6 @@
-"""Parallel text to token ids: cleaned with counted reasons, tokenised once, kept in a file that is mapped into memory.
+"""The pairs of a corpus that a model can be trained on: tokenised once, by several processes, and kept in a file.
 
-What is unusual: words are encoded, not sentences. Text repeats its words, and a tokenizer that splits at spaces gives a
-sentence the ids of its words one after another. Words that might do otherwise are checked when they are first seen.
+The text is encoded by `training.data.text_encoder`; what is read back is `training.data.tokenized_pairs`.
 """
 
 import hashlib
@@ -9,14 +8,12 @@ import itertools
 import json
 import multiprocessing
 import os
-import re
 import sys
 import tempfile
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,19 +25,10 @@ from filelock import FileLock
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from lvnar_hf.ctc_lvnar import num_ctc_cells
-from lvnar_hf.files.atomic import whole_folder
-from training.data.corpora import TextPairs, file_stamps, load_distilled_pairs, load_pairs, load_text_pairs
-
-__all__ = [
-    "REASONS",
-    "TokenizedPairs",
-    "load_distilled_pairs",
-    "load_pairs",
-    "load_text_pairs",
-    "pair_lengths",
-    "tokenize_pairs",
-]
+from lvnar_hf.files.atomic import atomic_folder
+from training.data.corpora import TextPairs, file_stamps
+from training.data.text_encoder import Chunk, Cleaning, EncodedChunk, PairEncoder
+from training.data.tokenized_pairs import TokenizedPairs
 
 # Why a pair is left out, in the order in which the reasons are tried; the first that holds is counted.
 REASONS = ("malformed", "empty", "too_long", "length_ratio", "length_difference", "not_alignable", "duplicate")
@@ -48,76 +36,6 @@ CACHE_VERSION = 2  # one more whenever the same text and tokenizer would give ot
 # What tokenizer_config.json says of the model and of where the tokenizer was loaded from.
 NOT_OF_THE_IDS = ("model_max_length", "name_or_path", "is_local", "local_files_only")
 CHUNK_SIZE = 8192  # pairs that a worker takes at once
-CACHED_WORDS = 300_000  # words of a side whose ids a worker remembers, about 200 bytes each
-LONGEST_CACHED_WORD = 40  # characters
-# Printable ASCII and the Latin letters after it: nothing that could join its neighbours or turn into a space.
-PLAIN_WORD = re.compile("[!-~À-ɏ]+")
-
-
-class TokenizedPairs(Dataset):
-    """A dataset with `row_id`, `input_ids`, `labels`, `source_length` and `target_length`.
-
-    Batches of rows are fetched from its file without the detour by Python lists: ids are int64 arrays there, and the
-    lengths are left out.
-    """
-
-    _views: "_Views | None" = None
-
-    def __getitems__(self, keys: list[int]) -> list[dict[str, Any]]:
-        if self._indices is not None or self._format_type is not None:
-            return super().__getitems__(keys)
-        if self._views is None:
-            self._views = _Views(self.data)
-        return self._views.rows(np.asarray(keys, np.int64))
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The views would be copied out of the mapped file.
-        return {**self.__dict__, "_views": None}
-
-
-class _Views:
-    """Arrays that look into the file of `TokenizedPairs`, one for each record batch and column."""
-
-    def __init__(self, table: datasets.table.Table):
-        batches = [batch for batch in table.to_batches() if batch.num_rows]
-        self.starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
-        self.row_ids = [batch.column("row_id").to_numpy() for batch in batches]
-        self.sides = []
-        for name in ("input_ids", "labels"):
-            # `values` and `offsets` are those of the whole array, even where a batch is a slice of one.
-            columns = [batch.column(name) for batch in batches]
-            offsets = np.concatenate([np.zeros(0, np.int32), *(column.offsets.to_numpy() for column in columns)])
-            self.sides.append((offsets, [column.values.to_numpy() for column in columns]))
-
-    def rows(self, keys: np.ndarray) -> list[dict[str, Any]]:
-        """The rows of these numbers, (rows,)."""
-        if len(keys) and not 0 <= keys.min() <= keys.max() < self.starts[-1]:
-            raise IndexError(f"rows {keys.min()} to {keys.max()} of {self.starts[-1]}")
-        batches = self.starts.searchsorted(keys, "right") - 1
-        within = (keys - self.starts[batches]).tolist()
-        columns = []
-        for offsets, values in self.sides:
-            # Each batch has one offset more than rows.
-            begins, ends = offsets[keys + batches].tolist(), offsets[keys + batches + 1].tolist()
-            columns.append(
-                [
-                    values[batch][begin:end].astype(np.int64)
-                    for batch, begin, end in zip(batches.tolist(), begins, ends, strict=True)
-                ]
-            )
-        row_ids = [int(self.row_ids[batch][row]) for batch, row in zip(batches.tolist(), within, strict=True)]
-        return [
-            {"row_id": row_id, "input_ids": source, "labels": target}
-            for row_id, source, target in zip(row_ids, *columns, strict=True)
-        ]
-
-
-def pair_lengths(pairs: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Source and target lengths in tokens of all pairs, (pairs,) int32 each, without a loop over rows."""
-    if pairs._indices is not None:
-        pairs = pairs.flatten_indices()
-    source, target = (pairs.data.column(name).to_numpy() for name in ("source_length", "target_length"))
-    return source, target
 
 
 def tokenize_pairs(
@@ -194,212 +112,6 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
                 content = json.dumps(config, sort_keys=True).encode()
             hashed.update(f"{file.relative_to(folder)} {len(content)}\n".encode() + content)
     return hashed.hexdigest()
-
-
-@dataclass
-class Cleaning:
-    """Which pairs are kept; see `tokenize_pairs`."""
-
-    max_length: int
-    max_length_offset: int | None
-    max_length_ratio: float
-    upsampling_ratio: float | None
-    remove_duplicates: bool
-
-    def reason(self, source_length: int, target_length: int, num_repeats: int) -> str:
-        """Why a pair of these lengths, in tokens, is left out, or "kept".
-
-        Args:
-            num_repeats: how often a token of the target equals the one before it.
-        """
-        if max(source_length, target_length) > self.max_length:
-            return "too_long"
-        if 0 < self.max_length_ratio * min(source_length, target_length) < max(source_length, target_length):
-            return "length_ratio"
-        if self.max_length_offset is not None and abs(source_length - target_length) > self.max_length_offset:
-            return "length_difference"
-        if self.upsampling_ratio is not None:
-            num_cells = num_ctc_cells(source_length, self.upsampling_ratio)
-            if target_length + num_repeats > num_cells:
-                return "not_alignable"
-        return "kept"
-
-
-# text to ids
-
-
-@dataclass
-class Chunk:
-    """Consecutive pairs of text; None and None for a malformed one."""
-
-    row_ids: list[int]
-    sources: list[str | None]
-    targets: list[str | None]
-
-
-@dataclass
-class EncodedChunk:
-    """The pairs of a chunk that are kept: ids one after another, and lengths and hashes, (pairs,)."""
-
-    row_ids: np.ndarray
-    source_ids: np.ndarray
-    target_ids: np.ndarray
-    source_lengths: np.ndarray
-    target_lengths: np.ndarray
-    hashes: np.ndarray | None
-    counts: Counter[str]
-
-    def select(self, is_kept: np.ndarray) -> "EncodedChunk":
-        """The pairs at which the mask is true."""
-        return EncodedChunk(
-            self.row_ids[is_kept],
-            self.source_ids[np.repeat(is_kept, self.source_lengths)],
-            self.target_ids[np.repeat(is_kept, self.target_lengths)],
-            self.source_lengths[is_kept],
-            self.target_lengths[is_kept],
-            None if self.hashes is None else self.hashes[is_kept],
-            self.counts,
-        )
-
-
-class PairEncoder:
-    """Chunks of text to chunks of ids, cleaned of all but duplicates, which a worker cannot know of."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, cleaning: Cleaning):
-        sizes = [len(tokenizer), *(backend.get_vocab_size() for backend in _backends(tokenizer))]
-        # The smallest type that holds every id: half the disk, and half the memory of the mapped file.
-        self.dtype = np.dtype(np.uint16 if max(sizes) <= 1 << 16 else np.int32)
-        self.cleaning = cleaning
-        self.encode_source, self.encode_target = (
-            SideEncoder(tokenizer, is_target, self.dtype) for is_target in (False, True)
-        )
-
-    def __call__(self, chunk: Chunk) -> EncodedChunk:
-        counts: Counter[str] = Counter()
-        row_ids, sources, targets = [], [], []
-        for row_id, source, target in zip(chunk.row_ids, chunk.sources, chunk.targets, strict=True):
-            if source is None or target is None:
-                counts["malformed"] += 1
-            elif not source.strip() or not target.strip():
-                counts["empty"] += 1
-            else:
-                row_ids.append(row_id)
-                sources.append(source)
-                targets.append(target)
-        ids = self.encode_source(sources), self.encode_target(targets)
-        source_lengths, target_lengths = ([len(part) // self.dtype.itemsize for part in side] for side in ids)
-        num_repeats = _count_repeats(np.frombuffer(b"".join(ids[1]), self.dtype), target_lengths)
-        reasons = list(map(self.cleaning.reason, source_lengths, target_lengths, num_repeats))
-        counts.update(reasons)
-        kept = [index for index, reason in enumerate(reasons) if reason == "kept"]
-        hashes = (
-            [_hash_pair(sources[index], targets[index]) for index in kept] if self.cleaning.remove_duplicates else None
-        )
-        source_ids, target_ids = (np.frombuffer(b"".join([side[index] for index in kept]), self.dtype) for side in ids)
-        return EncodedChunk(
-            np.array([row_ids[index] for index in kept], np.int64),
-            source_ids,
-            target_ids,
-            np.array([source_lengths[index] for index in kept], np.int32),
-            np.array([target_lengths[index] for index in kept], np.int32),
-            None if hashes is None else np.array(hashes, np.uint64),
-            counts,
-        )
-
-
-def _count_repeats(ids: np.ndarray, lengths: list[int]) -> list[int]:
-    """How many ids of each sequence equal the one before them; `ids` are the sequences one after another."""
-    is_repeat = np.concatenate([[False], ids[1:] == ids[:-1]])
-    # Before each id and at the end: the repeats so far. A sequence's first id has none before it.
-    counts = np.concatenate([[0], np.cumsum(is_repeat)])
-    ends = np.cumsum(lengths, dtype=np.int64)
-    starts = ends - lengths
-    return (counts[ends] - counts[np.minimum(starts + 1, ends)]).tolist()
-
-
-class SideEncoder:
-    """Texts of one side to ids, each text's as bytes of `dtype`: those of the tokenizer's own call, found faster.
-
-    A text goes to the vocabulary whole if a word of it depends on its neighbours, or if it has no words that come
-    again, as Japanese without a segmenter.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, is_target: bool, dtype: np.dtype):
-        self.tokenizer, self.is_target, self.dtype = tokenizer, is_target, dtype
-        self.cache: dict[str, bytes | None] = {}
-        # The tokenizer's own way also puts away the padding and truncation that an earlier call asked for.
-        self.ending, self.neighbour = map(self._to_bytes, encode_texts(tokenizer, ["", "a"], is_target))
-        self.neighbour = self.neighbour.removesuffix(self.ending)
-        backends = _backends(tokenizer)
-        self.backend = backends[is_target] if backends and _splits_at_spaces(backends[is_target]) else None
-        name = "target_segmenter" if is_target else "source_segmenter"
-        self.has_segmenter = getattr(tokenizer, name, "none") != "none"
-
-    def __call__(self, texts: list[str]) -> list[bytes]:
-        if self.backend is None:
-            return [self._to_bytes(ids) for ids in encode_texts(self.tokenizer, texts, self.is_target)]
-        if self.has_segmenter:
-            texts = [self.tokenizer.segment(text, self.is_target) for text in texts]
-        words = [text.split(" ") for text in texts]
-        is_known = [len(parts) > 1 and max(map(len, parts)) <= LONGEST_CACHED_WORD for parts in words]
-        self._learn({word for parts, known in zip(words, is_known, strict=True) if known for word in parts})
-        results: list[bytes | None] = []
-        for parts, known in zip(words, is_known, strict=True):
-            pieces: Any = map(self.cache.__getitem__, parts)
-            try:
-                results.append(b"".join(pieces) + self.ending if known else None)
-            except TypeError:  # one of them is None
-                results.append(None)
-        rest = [text for text, result in zip(texts, results, strict=True) if result is None]
-        encodings = iter(self.backend.encode_batch_fast(rest))
-        return [self._to_bytes(next(encodings).ids) if result is None else result for result in results]
-
-    def _learn(self, words: set[str]) -> None:
-        """Put words into the cache: their ids, or None for a word whose ids depend on its neighbours."""
-        assert self.backend is not None
-        if len(self.cache) > CACHED_WORDS:
-            self.cache.clear()
-        new = [word for word in words if word not in self.cache]
-        for word, encoding in zip(new, self.backend.encode_batch_fast(new, add_special_tokens=False), strict=True):
-            self.cache[word] = self._to_bytes(encoding.ids)
-        odd = [word for word in new if not PLAIN_WORD.fullmatch(word)]
-        between = self.backend.encode_batch_fast([f"a {word} a" for word in odd], add_special_tokens=False)
-        for word, encoding in zip(odd, between, strict=True):
-            own = self.cache[word]
-            # A word that vanishes leaves its spaces, which may count at the end of a text.
-            if not own or self._to_bytes(encoding.ids) != self.neighbour + own + self.neighbour:
-                self.cache[word] = None
-
-    def _to_bytes(self, ids: list[int]) -> bytes:
-        return np.array(ids, self.dtype).tobytes()
-
-
-def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str], is_target: bool) -> list[list[int]]:
-    """Ids of each text, with </s>, by the tokenizer's own way."""
-    if hasattr(tokenizer, "encode_texts"):
-        return tokenizer.encode_texts(texts, target=is_target)
-    return tokenizer(text_target=texts)["input_ids"] if is_target else tokenizer(texts)["input_ids"]
-
-
-def _backends(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
-    """The vocabularies of source and target; none for a tokenizer that is not this package's."""
-    if not hasattr(tokenizer, "target_backend_tokenizer"):
-        return ()
-    return tokenizer.backend_tokenizer, tokenizer.target_backend_tokenizer
-
-
-def _splits_at_spaces(backend: Any) -> bool:
-    """Whether a vocabulary cuts a text at every space, and takes the first word like the others."""
-    steps = json.loads(backend.to_str())["pre_tokenizer"] or {"type": None}
-    return any(
-        step["type"] == "Metaspace" and step["prepend_scheme"] == "always" and step.get("split", True)
-        for step in steps.get("pretokenizers", [steps])
-    )
-
-
-def _hash_pair(source: str, target: str) -> int:
-    """64 bits: for 4.5 million pairs, two different ones share a hash once in two million corpora."""
-    return int.from_bytes(hashlib.blake2b(f"{source}\n{target}".encode(), digest_size=8).digest(), "little")
 
 
 # chunks, in order, through the workers
@@ -544,7 +256,7 @@ class _PairCache:
             if found is not None:  # written while this process waited
                 return found
             # With the lock held nobody else is writing.
-            with whole_folder(self.folder) as unfinished:
+            with atomic_folder(self.folder) as unfinished:
                 self._write(unfinished, pairs, encoder, num_workers)
         found = self._load()
         assert found is not None

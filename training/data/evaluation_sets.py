@@ -4,9 +4,6 @@ import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import sacrebleu.utils
-
-from training.data.corpora import TextPairs, load_pairs, load_text_pairs
 from training.recipe import DataArguments
 
 
@@ -29,7 +26,7 @@ class TestSetArguments:
     aspec_folder: str | None = field(default=None, metadata={"help": "ASPEC-JE: the folder with test/test.txt"})
     source_language: str | None = field(default=None, metadata={"help": "code, for example en"})
     target_language: str | None = field(default=None, metadata={"help": "code, for example de"})
-    num_sentences: int | None = field(default=None, metadata={"help": "taken at even distances; by default, all"})
+    num_sentences: int | None = field(default=None, metadata={"help": "evenly spaced; by default, all"})
 
     def __post_init__(self) -> None:
         if self.num_sentences is not None and self.num_sentences < 1:
@@ -59,6 +56,8 @@ def load_test_set(arguments: TestSetArguments) -> TestSet:
         FileNotFoundError: for a file that is not there.
         OSError: sacreBLEU cannot download the test set.
     """
+    from training.data.corpora import TextPairs, load_pairs, load_text_pairs
+
     languages = (arguments.source_language, arguments.target_language)
     kinds = {
         "--source_file with --target_file": bool(arguments.source_file or arguments.target_file),
@@ -92,7 +91,7 @@ def load_test_set(arguments: TestSetArguments) -> TestSet:
     rows = list(pairs)
     if not rows:
         raise ValueError(f"There is not a sentence in {name}.")
-    rows = [rows[i] for i in at_even_distances(len(rows), arguments.num_sentences)]
+    rows = [rows[i] for i in evenly_spaced(len(rows), arguments.num_sentences)]
     return TestSet(
         arguments.test_set or name,
         [row["source"] for row in rows],
@@ -102,8 +101,8 @@ def load_test_set(arguments: TestSetArguments) -> TestSet:
     )
 
 
-def at_even_distances(num_lines: int, num_sentences: int | None) -> list[int]:
-    """Line indices from 0, in order: all of them, or `num_sentences` at even distances."""
+def evenly_spaced(num_lines: int, num_sentences: int | None) -> list[int]:
+    """Line indices from 0, in order: all of them, or `num_sentences` evenly spaced ones."""
     if num_sentences is None or num_sentences >= num_lines:
         return list(range(num_lines))
     return [i * num_lines // num_sentences for i in range(num_sentences)]
@@ -111,6 +110,8 @@ def at_even_distances(num_lines: int, num_sentences: int | None) -> list[int]:
 
 def _sacrebleu_files(name: str, source_language: str | None, target_language: str | None) -> tuple[str, str]:
     """Source and first reference, downloaded if they are not in sacreBLEU's folder yet."""
+    import sacrebleu.utils
+
     known = sacrebleu.utils.get_available_testsets()
     if name not in known:
         near = ", ".join(difflib.get_close_matches(name, known, cutoff=0.5)) or "none"

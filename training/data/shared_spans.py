@@ -1,6 +1,6 @@
 """What a sentence and its translation share letter by letter, or by rule: figures, number words, names.
 
-What is unusual: a span counts only if it stands exactly once on each side, in the form that the side's language gives
+A span counts only if it stands exactly once on each side, in the form that the side's language gives
 it ("1,234.50" and "1.234,50"), so that both can be replaced without a word aligner.
 """
 

@@ -1,8 +1,5 @@
 """Beam search by any sequence-to-sequence model of transformers, through the library itself or through CTranslate2.
 
-What is unusual: CTranslate2 gets ids for tokens. Its vocabularies are the strings "0", "1", ..., so any tokenizer does,
-one joint vocabulary or two, and the only text it sees is ours.
-
 Where the engines differ, with the same settings:
 - CTranslate2 ends the search of a sentence when `num_beams` hypotheses are finished, which is `early_stopping=True` of
   transformers, or, with `length_penalty` 0, when the best one is; transformers' own default goes on while a better one
@@ -14,74 +11,19 @@ Where the engines differ, with the same settings:
 
 import copy
 import importlib.metadata
-import importlib.util
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from transformers import (
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import GenerationConfig
 
-import lvnar_hf  # noqa: F401  (registers the tokenizer)
 from lvnar_hf.decoding import make_batches
-from lvnar_hf.files.fingerprints import folder_fingerprint
+from training.distillation.ctranslate2_model import EngineError, convert_to_ctranslate2, why_not_ctranslate2
+from training.distillation.teacher import Teacher, end_ids
 
 ENGINES = ("auto", "ctranslate2", "transformers")
-# Model types whose translations the tests compare between the engines.
-CONVERTIBLE = ("marian", "t5")
-# Settings of a generation config that CTranslate2 is not told, and the values that mean "not used".
-UNSUPPORTED_GENERATION = {
-    "begin_suppress_tokens": (None,),
-    "diversity_penalty": (None, 0.0),
-    "encoder_no_repeat_ngram_size": (None, 0),
-    "encoder_repetition_penalty": (None, 1.0),
-    "exponential_decay_length_penalty": (None,),
-    "forced_bos_token_id": (None,),
-    "force_words_ids": (None,),
-    "min_length": (None, 0),
-    "min_new_tokens": (None, 0),
-    "no_repeat_ngram_size": (None, 0),
-    "num_beam_groups": (None, 1),
-    "repetition_penalty": (None, 1.0),
-    "sequence_bias": (None,),
-    "suppress_tokens": (None,),
-}
-
-
-@dataclass
-class Teacher:
-    """A model that translates, its tokenizer, and what identifies both.
-
-    Attributes:
-        name: folder or Hub id, as given.
-        fingerprint: of the weights and configuration: SHA-256 of a folder's files, or the Hub's commit.
-    """
-
-    name: str
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    fingerprint: str
-
-    def check_target_length(self, max_target_length: int) -> None:
-        """Raise ValueError if the decoder has not so many positions."""
-        limit = self.max_source_length
-        if limit is not None and max_target_length > limit:
-            raise ValueError(f"max_target_length is {max_target_length}, but {self.name} has {limit} positions.")
-
-    @property
-    def max_source_length(self) -> int | None:
-        """Longest source in tokens with `</s>`; None if the model has no limit."""
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        return None if limit is None else int(limit)
 
 
 @dataclass(frozen=True)
@@ -135,26 +77,6 @@ class TeacherEngine(Protocol):
             on_progress: is called with the number of source tokens that were translated since its last call.
         """
         ...
-
-
-def load_teacher(name: str, revision: str | None = None) -> Teacher:
-    """Model (float32, in evaluation mode), tokenizer and fingerprint.
-
-    Raises:
-        OSError: no such model, as transformers says it.
-    """
-    # Only what is given: transformers 4.57 knows no revision None.
-    where = {} if revision is None else {"revision": revision}
-    model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32, **where).eval()
-    tokenizer = AutoTokenizer.from_pretrained(name, **where)
-    commit = getattr(model.config, "_commit_hash", None)
-    fingerprint = folder_fingerprint(Path(name)) if Path(name).is_dir() else str(commit)
-    return Teacher(name, model, tokenizer, fingerprint)
-
-
-def end_ids(config: GenerationConfig) -> set[int]:
-    """The ids that end a translation."""
-    return set(config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id])
 
 
 class TransformersEngine:
@@ -329,84 +251,6 @@ class CTranslate2Engine:
         """The ids before `</s>`, which comes last if at all."""
         is_cut = not ids or ids[-1] not in self._end_ids
         return TeacherOutput(ids if is_cut else ids[:-1], is_cut)
-
-
-class EngineError(ValueError):
-    """An engine that cannot be used here; the message says why and what to do."""
-
-
-def why_not_ctranslate2(teacher: Teacher) -> str | None:
-    """None if CTranslate2 can do this teacher's beam search; else the reason, with what to do."""
-    model_type = teacher.model.config.model_type
-    if importlib.util.find_spec("ctranslate2") is None:
-        return "The engine ctranslate2 is not installed: pip install ctranslate2, or choose --engine transformers."
-    if model_type not in CONVERTIBLE:
-        return (
-            f"The engine ctranslate2 is used for the model types {', '.join(CONVERTIBLE)}, and {teacher.name} is a "
-            f"{model_type}: choose --engine transformers."
-        )
-    config = teacher.model.generation_config
-    used = [name for name, off in UNSUPPORTED_GENERATION.items() if getattr(config, name, None) not in off]
-    if used:
-        return (
-            f"The engine ctranslate2 is not given {', '.join(used)} of the generation config of {teacher.name}: choose "
-            "--engine transformers."
-        )
-    return None
-
-
-class _IdTokenizer:
-    """What CTranslate2's loaders ask a tokenizer for, answered in ids."""
-
-    def __init__(self, config: Any):
-        self.eos_token, self.pad_token = str(config.eos_token_id), str(config.pad_token_id)
-        self.bos_token = self.unk_token = self.pad_token
-
-    def convert_ids_to_tokens(self, token_id: int) -> str:
-        return str(token_id)
-
-
-def convert_to_ctranslate2(
-    model: PreTrainedModel, folder: str, quantization: str | None = None, vocabulary_map: Path | None = None
-) -> None:
-    """Write a model in CTranslate2's format whose tokens are its ids as strings: "0", "1", ...
-
-    With `quantization`, for example "int8", the weights are stored so; else as they are. With `vocabulary_map`, a file
-    in CTranslate2's format of these tokens, the model has it for `use_vmap`.
-
-    CTranslate2's own converter of Marian takes the last row of the vocabulary for <pad> and starts decoding from zeros.
-    Here the start is the embedding of `decoder_start_token_id`, wherever it is and whatever training made of it.
-    """
-    from ctranslate2.converters import transformers as converters
-
-    if quantization is not None:
-        model = copy.deepcopy(model)  # it is quantised in place
-    config = model.config
-    loader = converters._MODEL_LOADERS[type(config).__name__]
-    tokenizer = _IdTokenizer(config)
-    # The loaders write into the configuration.
-    config_before = copy.deepcopy(config)
-    with torch.no_grad():
-        if config.model_type == "marian":
-            config.normalize_before, config.normalize_embedding = False, False
-            bart_loader = converters.BartLoader()
-            spec = bart_loader.get_model_spec(model)
-            bart_loader.set_config(spec.config, model, tokenizer)
-        else:
-            spec = loader.get_model_spec(model)
-            loader.set_config(spec.config, model, tokenizer)
-            # transformers 5 scales the outputs of any T5 that was not saved with untied embeddings, and ties them all.
-            is_scaled = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
-            spec.decoder.scale_outputs = np.float32(config.d_model**-0.5 if is_scaled else 1.0)
-    model.config = config_before
-    (source_size,) = spec.get_source_vocabulary_size()
-    spec.register_source_vocabulary([str(index) for index in range(source_size)])
-    spec.register_target_vocabulary([str(index) for index in range(spec.get_target_vocabulary_size())])
-    if vocabulary_map is not None:
-        spec.register_vocabulary_mapping(str(vocabulary_map))
-    spec.validate()
-    spec.optimize(quantization=quantization)
-    spec.save(folder)
 
 
 def choose_engine(name: str, teacher: Teacher) -> str:

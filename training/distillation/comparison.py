@@ -3,13 +3,14 @@
 import copy
 import statistics
 import time
-from itertools import islice
 from typing import Any
 
 import torch
 
 from training.data.corpora import TextPairs
-from training.distillation.backends import SearchSettings, Teacher, TeacherEngine, TeacherOutput, make_engine
+from training.data.evaluation_sets import evenly_spaced
+from training.distillation.backends import SearchSettings, TeacherEngine, TeacherOutput, make_engine
+from training.distillation.teacher import Teacher
 from training.translation_quality.measures import corpus_scores
 
 WARM_UP_SENTENCES = 16
@@ -30,12 +31,12 @@ def compare_engines(
     of when a search is over, and with CTranslate2's (`early_stopping=True`), by which "equal" is counted.
 
     Args:
-        pairs: sentences are taken from it at even distances.
+        pairs: evenly spaced sentences are taken from it.
         num_sentences: how many at most.
         num_rounds: times that each engine translates all of them.
     """
-    every = max(1, len(pairs) // num_sentences)
-    rows = list(islice(pairs, 0, every * num_sentences, every))
+    chosen = set(evenly_spaced(len(pairs), num_sentences))
+    rows = [row for row in pairs if row["row_id"] in chosen]
     all_ids = teacher.tokenizer([row["source"] for row in rows], verbose=False)["input_ids"]
     limit = teacher.max_source_length
     encoded = [

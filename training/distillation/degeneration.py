@@ -1,4 +1,4 @@
-"""Translations that are none: what is counted as such, by which name, and what stands in for them."""
+"""Degenerate translations: what is counted as one, by which name, and what stands in for it."""
 
 from collections.abc import Sequence
 

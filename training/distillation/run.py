@@ -1,6 +1,6 @@
 """The training text translated by a teacher: sorted by source length, in shards that processes claim.
 
-What is unusual: a source line is translated once, however often the text repeats it, and the first pair that has it
+A source line is translated once, however often the text repeats it, and the first pair that has it
 stands for all. Text without a translation is a pair without a target.
 
 A run may be killed at any moment and continued by any number of processes (`lvnar_hf/jobs/shards.py`).

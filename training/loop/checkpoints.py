@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lvnar_hf.files.outputs import refuse_existing
+from lvnar_hf.files.outputs import different_settings, refuse_existing
 
 _WRITTEN = ("log.jsonl", "run.json", "checkpoints", "best", "states", "tensorboard")  # by a run
 
@@ -44,11 +44,5 @@ def check_same_run(folder: Path, description: dict[str, Any]) -> None:
     """
     file = folder / "run.json"
     begun_with = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    names = sorted(begun_with.keys() | description.keys())
-    different = [
-        f"{name}: {begun_with.get(name)!r} then, {description.get(name)!r} now"
-        for name in names
-        if begun_with.get(name) != description.get(name)
-    ]
-    if different:
-        raise ValueError(f"The run in {folder} was begun with other settings. " + "; ".join(different))
+    if different := different_settings(begun_with, description):
+        raise ValueError(f"The run in {folder} was begun with other settings. {different}")

@@ -47,7 +47,7 @@ class Objective(ABC):
             num_target_tokens: of all batches of the step, in all processes.
             smoothing: weight of the uniform distribution.
             settings: what the step is taken with, of `training.loop.schedules.settings_at`: kl_budget, b of Eq. 9 in
-                nats a source position; glancing_ratio and bigram_weight, of alignment "ctc".
+                nats per source position; glancing_ratio and bigram_weight, of alignment "ctc".
         """
 
     @abstractmethod
@@ -55,7 +55,7 @@ class Objective(ABC):
         """The sums of a batch without smoothing and budget; model in evaluation mode."""
 
     def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Means from sums: nats a target token, and shares."""
+        """Means from sums: nats per target token, and shares."""
         return {name: sums[name] / sums["target_tokens"] for name in self.token_means if name in sums}
 
 

@@ -157,8 +157,9 @@ def run_training(
         valid_pairs, valid_counts = tokenize_pairs(valid_texts, tokenizer, limit, **options)
     accelerator.print(f"training pairs: {train_counts}; validation pairs: {valid_counts}")
     accelerator.print(f"{model.num_parameters():,} parameters; processes: {accelerator.num_processes}")
-    texts = (valid_texts["source"], valid_texts["target"])
-    trainer = TranslationTrainer(accelerator, model, tokenizer, train_pairs, valid_pairs, texts, arguments)
+    trainer = TranslationTrainer(
+        accelerator, model, tokenizer, train_pairs, valid_pairs, valid_texts.columns(), arguments
+    )
     if is_resumed and trainer.has_state():
         accelerator.print(f"resumed at step {trainer.resume()}")
     metrics = trainer.train()

@@ -12,7 +12,7 @@ from training.recipe import OptimizationArguments
 def learning_rate_factor(step: int, warmup_steps: int, share: float = 0.0, cooldown_share: float = 0.0) -> float:
     """Share of the peak learning rate at a step: linear warm-up, then inverse square root.
 
-    In the last part of the run it is multiplied by a factor that falls to 0 in a line.
+    In the last part of the run it is multiplied by a factor that falls linearly to 0.
 
     Args:
         step: from 1.
@@ -28,7 +28,7 @@ def learning_rate_factor(step: int, warmup_steps: int, share: float = 0.0, coold
 
 
 def glancing_ratio_at(share: float, initial_ratio: float, final_ratio: float) -> float:
-    """Share of the wrong positions whose true tokens are shown to the decoder; it changes in a line over the run."""
+    """Share of the wrong positions whose true tokens are shown to the decoder; it changes linearly over the run."""
     return initial_ratio + (final_ratio - initial_ratio) * share
 
 

@@ -28,9 +28,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lvnar_hf.files.atomic import put_in_place, restore_replaced, whole_folder
+from lvnar_hf.files.atomic import atomic_folder, put_in_place, restore_replaced
 from training.data.batching import TokenBudgetBatchSampler, TranslationCollator
-from training.data.encoding import pair_lengths
+from training.data.evaluation_sets import evenly_spaced
+from training.data.tokenized_pairs import pair_lengths
 from training.loop.cpu_operators import FastCpuTraining
 from training.loop.log import LogWindow, RunLog
 from training.loop.objectives import objective_for
@@ -43,7 +44,7 @@ STEP_FOLDERS = "step-" + "[0-9]" * 7  # those that are whole
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss or the gradient is no number; the message names the step and the rows of the batch."""
+    """The loss or the gradient is not finite; the message names the step and the rows of the batch."""
 
 
 @dataclass
@@ -337,7 +338,7 @@ class TranslationTrainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Figures of the objective, nats a target token, the same noise each time; and BLEU.
+        """Figures of the objective, nats per target token, the same noise each time; and BLEU.
 
         Every process does all of it, so that all know the result.
         """
@@ -356,13 +357,13 @@ class TranslationTrainer:
         return metrics
 
     def _validation_bleu(self, model: PreTrainedModel) -> dict[str, float]:
-        """BLEU (13a, cased) of validation sentences taken at even distances, for each decoding of the objective."""
+        """BLEU (13a, cased) of evenly spaced validation sentences, for each decoding of the objective."""
         sources, targets = self.valid_texts
         if not self.arguments.valid_bleu_sentences:
             return {}
         # Not the first ones: a file may be sorted by length.
-        every = max(1, len(sources) // self.arguments.valid_bleu_sentences)
-        sources, targets = sources[::every], targets[::every]
+        rows = evenly_spaced(len(sources), self.arguments.valid_bleu_sentences)
+        sources, targets = [sources[row] for row in rows], [targets[row] for row in rows]
         metrics = {}
         for name, generate_arguments in self.objective.decodings.items():
             with self.accelerator.autocast():
@@ -382,7 +383,7 @@ class TranslationTrainer:
         accelerator.wait_for_everyone()
         model = self._whole_model()
         if accelerator.is_main_process:
-            with whole_folder(folder) as unfinished:
+            with atomic_folder(folder) as unfinished:
                 model.save_pretrained(unfinished)
                 self.tokenizer.save_pretrained(unfinished)
         accelerator.wait_for_everyone()

@@ -1,16 +1,17 @@
 """Texts to translations, in batches of sentences alike in length; with every refinement step, or by any model.
 
-What is unusual: a sentence is translated once, not once per step. `generate` gives the translations of all steps, and a
+A sentence is translated once, not once per step. `generate` gives the translations of all steps, and a
 sentence that has stopped keeps its own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lvnar_hf.decoding import decode_batches, sorted_batches
 from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS, without_repetitions
 
 
@@ -28,27 +29,26 @@ def translate_texts(
     Args:
         generate_arguments: go to `generate`, for example `num_refinement_steps`.
     """
-    hypotheses = [""] * len(texts)
-    for rows, source_ids in _batches(model, tokenizer, texts, batch_size):
-        batch = tokenizer.pad({"input_ids": source_ids}, return_tensors="pt").to(model.device)
-        if model.config.model_type == "lvnar":
-            generate_arguments = {"tokenizer": tokenizer, **generate_arguments}
-        sequences = model.generate(**batch, **generate_arguments)
-        for row, text in zip(rows, tokenizer.batch_decode(sequences, skip_special_tokens=True), strict=True):
-            hypotheses[row] = text
-    return hypotheses
+    if model.config.model_type == "lvnar":
+        generate_arguments = {"tokenizer": tokenizer, **generate_arguments}
+    encoded, batches = _encode(model, tokenizer, texts, batch_size)
+
+    def translate(rows: list[int]) -> list[str]:
+        batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt").to(model.device)
+        return tokenizer.batch_decode(model.generate(**batch, **generate_arguments), skip_special_tokens=True)
+
+    hypotheses = decode_batches(translate, batches)
+    return [hypotheses.get(row, "") for row in range(len(texts))]
 
 
-def _batches(
+def _encode(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int
-) -> Iterator[tuple[list[int], list[list[int]]]]:
-    """Positions of texts that are not blank, the shortest first, and their ids, cut at the model's limit."""
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Ids of the texts, cut at the model's limit; and those that are not blank in batches, the shortest first."""
     limit = model.config.max_position_embeddings
     encoded = tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"] if texts else []
-    order = sorted((i for i in range(len(texts)) if texts[i].strip()), key=lambda i: len(encoded[i]))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        yield rows, [encoded[i] for i in rows]
+    rows = [row for row, text in enumerate(texts) if text.strip()]
+    return encoded, sorted_batches([len(ids) for ids in encoded], batch_size, rows)
 
 
 @dataclass
@@ -110,12 +110,14 @@ def refine_texts(
         texts: none of them blank.
         batch_size: sentences translated at once.
     """
-    refinements: dict[int, Refinement] = {}
+    encoded, batches = _encode(model, tokenizer, texts, batch_size)
     with tqdm(total=len(texts), desc="translating", unit="sentence") as progress:
-        for rows, source_ids in _batches(model, tokenizer, texts, batch_size):
-            refinements.update(zip(rows, _refine_batch(model, tokenizer, source_ids, max_steps), strict=True))
+
+        def refine(rows: list[int]) -> list[Refinement]:
             progress.update(len(rows))
-    return [refinements[i] for i in range(len(texts))]
+            return _refine_batch(model, tokenizer, [encoded[row] for row in rows], max_steps)
+
+        return list(decode_batches(refine, batches).values())
 
 
 def _refine_batch(
@@ -135,7 +137,7 @@ def _refine_batch(
         for row, ids, kept_ids, text in zip(rows.tolist(), sequences.tolist(), kept.tolist(), texts, strict=True):
             refinements[row].target_ids.append([i for i in ids if i != pad_token_id])
             refinements[row].kept_ids.append([i for i in kept_ids if i != pad_token_id])
-            refinements[row].texts.append(" ".join(text.split("\n")))  # a line each, as evaluate.py writes them
+            refinements[row].texts.append(" ".join(text.split("\n")))  # a line each, as score.py writes them
     for refinement in refinements:
         refinement.has_converged = refinement.target_ids[-1] in refinement.target_ids[-2:-1]
     return refinements

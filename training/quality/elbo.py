@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from lvnar_hf.ctc_lvnar import ctc_cell_mask, ctc_nll, num_cells_needed, num_ctc_cells
+from lvnar_hf.decoding import sorted_batches
 from lvnar_hf.inputs_lvnar import check_inputs
 from lvnar_hf.losses_lvnar import IGNORED_LABEL, gaussian_kl, gaussian_log_density, length_nll, token_nll
 
@@ -56,13 +57,13 @@ def elbo_of_sequences(
         model: in evaluation mode.
         source_ids: a sentence each, with `</s>`.
         target_ids: of the same number; references with `</s>`, or translations as the decoder gave them.
-        num_samples: S, draws of z a sentence.
+        num_samples: S, draws of z per sentence.
         seed: of the draws.
         batch_size: sentences encoded at once.
 
     Returns:
-        (num_sentences,) float64 tensors in nats a sentence: "elbo", "token_nll", "kl", "length_nll" (not with alignment
-        "ctc"), and "importance_weighted".
+        (num_sentences,) float64 tensors in nats per sentence: "elbo", "token_nll", "kl", "length_nll" (not with
+        alignment "ctc"), and "importance_weighted".
 
     Raises:
         ValueError: for different numbers of sentences, no sample, a model in training mode, and pairs that cannot be
@@ -74,11 +75,10 @@ def elbo_of_sequences(
         raise ValueError(f"num_samples is {num_samples}; it must be at least 1.")
     if model.training:
         raise ValueError("The model is in training mode: its dropout would change the bound. Call model.eval().")
-    order = sorted(range(len(source_ids)), key=lambda i: (len(source_ids[i]), len(target_ids[i])))
+    lengths = [(len(source), len(target)) for source, target in zip(source_ids, target_ids, strict=True)]
     names = [name for name in ELBO_PARTS if name != "length_nll" or model.config.alignment == "length"]
-    bounds = {name: torch.zeros(len(order), dtype=torch.float64) for name in (*names, "importance_weighted")}
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    bounds = {name: torch.zeros(len(lengths), dtype=torch.float64) for name in (*names, "importance_weighted")}
+    for rows in sorted_batches(lengths, batch_size):
         batch = _batch_bounds(model, [source_ids[i] for i in rows], [target_ids[i] for i in rows], num_samples, seed)
         for name, values in batch.items():
             bounds[name][rows] = values.cpu()

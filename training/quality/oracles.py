@@ -1,6 +1,6 @@
 """What a model would score if it were told what it has to guess: the reference's length, or the reference's latents.
 
-What is unusual: no row but the first is a translation that anyone could have; they say where the points are lost. Told
+No row but the first is a translation that anyone could have; they say where the points are lost. Told
 the length, what is left to lose is in the words; told the posterior's mean given the reference, in the decoder. With
 alignment "ctc" no length can be told.
 """
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lvnar_hf.decoding import sorted_batches
 from lvnar_hf.generation_lvnar import without_repetitions
 from training.quality.decoding import repetition_removal
 from training.quality.elbo import can_be_scored
@@ -49,11 +50,10 @@ def oracle_scores(
         raise ValueError(
             "The model gives none of the references a probability: all are empty, too long or too far off."
         )
-    rows.sort(key=lambda i: len(source_ids[i]))
+    batches = sorted_batches([len(ids) for ids in source_ids], batch_size, rows)
     hypotheses: dict[str, list[str]] = {given: [] for given in GIVEN[model.config.alignment]}
     num_equal = sum_differences = 0
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
+    for batch in batches:
         sources = tokenizer.pad({"input_ids": [source_ids[i] for i in batch]}, return_tensors="pt").to(model.device)
         targets = tokenizer.pad({"input_ids": [target_ids[i] for i in batch]}, return_tensors="pt").to(model.device)
         source = model.encode(sources["input_ids"], sources["attention_mask"])
@@ -72,7 +72,7 @@ def oracle_scores(
             removal, pad_token_id = repetition_removal(model), model.config.pad_token_id
             sequences = without_repetitions(sequences, removal, pad_token_id, sources["input_ids"], tokenizer)
             hypotheses[given] += tokenizer.batch_decode(sequences, skip_special_tokens=True)
-    references = [target_texts[i] for i in rows]
+    references = [target_texts[i] for batch in batches for i in batch]
     scores = {given: corpus_scores(texts, references)["bleu"] for given, texts in hypotheses.items()}
     return {
         "num_sentences": len(rows),

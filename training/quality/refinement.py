@@ -1,6 +1,6 @@
 """What refinement does, step by step: the data behind the paper's Fig. 3 and 4 and Table 3.
 
-What is unusual: a sentence is translated once, not once per step. `generate` gives the translations of all steps, and a
+A sentence is translated once, not once per step. `generate` gives the translations of all steps, and a
 sentence that has stopped keeps its own; so texts and ELBO are computed only where a translation is new.
 """
 
@@ -10,11 +10,25 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+import lvnar_hf  # noqa: F401  (registers the model)
 from training.quality.decoding import Refinement, refine_texts, repetition_removal
 from training.quality.elbo import ELBO_PARTS, can_be_scored, elbo_of_sequences
 from training.translation_quality.measures import corpus_scores
+
+
+def load_lvnar(name: str) -> tuple[Any, Any]:
+    """The model, in evaluation mode, on the GPU if there is one; and its tokenizer.
+
+    Raises:
+        ValueError: the model is not of this package.
+    """
+    model_type = AutoConfig.from_pretrained(name).model_type
+    if model_type != "lvnar":
+        raise ValueError(f"{name} is a model of type {model_type!r}; only models of type 'lvnar' refine by steps.")
+    model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32).eval()
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(name)
 
 
 def elbo_by_step(
@@ -28,7 +42,7 @@ def elbo_by_step(
     """ELBO and its parts of each sentence's own translation after each step 0 to `max_steps`.
 
     Returns:
-        max_steps + 1 lists of (sentences,) dictionaries, nats a sentence by name.
+        max_steps + 1 lists of (sentences,) dictionaries, nats per sentence by name.
     """
     known: dict[tuple[int, tuple[int, ...]], dict[str, float]] = {}  # by sentence and translation
     by_step = []
@@ -67,7 +81,7 @@ def summarise_steps(
         references: (lines,).
 
     Returns:
-        For each step: ELBO and its parts in nats a target token, BLEU (13a, cased), and the target tokens.
+        For each step: ELBO and its parts in nats per target token, BLEU (13a, cased), and the target tokens.
     """
     rows, signature = [], ""
     by_step = list(zip(elbos, hypotheses, strict=True))
@@ -117,12 +131,12 @@ def analyse_refinement(
     Args:
         sources, references: (lines,).
         max_steps: at least 1.
-        num_samples: of the ELBO, draws of z a sentence.
+        num_samples: of the ELBO, draws of z per sentence.
         seed: of the draws.
 
     Returns:
         The data of the figures; the refinement of each line by its index; and the ELBO of each line after each step,
-        in nats a target token.
+        in nats per target token.
 
     Raises:
         ValueError: if every source is blank, or no sentence can be scored.

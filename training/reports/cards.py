@@ -1,6 +1,6 @@
 """Model cards, written from a template, a card's own `card.yaml`, its recipe, its configuration and its results.
 
-What is unusual: a card is never edited. A section without content is not in it, and every number comes from a JSON.
+A card is never edited. A section without content is not in it, and every number comes from a JSON.
 """
 
 import re

@@ -1,6 +1,6 @@
 """Translations step by step with the changed words marked (the paper's Table 3), as Markdown and as HTML.
 
-What is unusual: what a step changes is found by alignment, not position by position, so that one inserted word does not
+What a step changes is found by alignment, not position by position, so that one inserted word does not
 mark all that follow. Text without spaces (Japanese) is aligned by subwords. Sentences may hold anything: what would be
 markup or would break a line is written so that it is read as text.
 """
@@ -102,7 +102,7 @@ def describe_example(
     """The steps of one sentence until it stops, as the decoder gave them, each with what it changed.
 
     Args:
-        elbos: (at least num_steps_taken + 1,), nats a target token; None if it cannot be scored.
+        elbos: (at least num_steps_taken + 1,), nats per target token; None if it cannot be scored.
         unspaced: align subwords, not words.
     """
     steps: list[dict[str, Any]] = []
@@ -188,7 +188,7 @@ def _introduce(data: dict[str, Any]) -> list[str]:
         f"{data['model']}, {data['test_set']}: {len(data['examples'])} of {data['num_sentences']} sentences, those "
         f"that change most often and stop within {data['max_steps']} refinement steps, then those that do not stop.",
         f"Each step shows the translation as the decoder gives it, and the {unit} that differ from the step before. "
-        f"ELBO in nats a target token, {data['num_elbo_samples']} latent samples a sentence; higher is better.",
+        f"ELBO in nats per target token, {data['num_elbo_samples']} latent samples per sentence; higher is better.",
     ]
 
 

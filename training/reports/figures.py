@@ -1,6 +1,6 @@
 """The paper's Fig. 3 and 4 from the data of `analysis.json`.
 
-What is unusual: a figure is a pure function of that JSON, and needs no display. Colours are those of Okabe and Ito,
+A figure is a pure function of that JSON, and needs no display. Colours are those of Okabe and Ito,
 which colour-blind readers can tell apart; markers, line styles and hatching tell the same in black and white.
 """
 
@@ -26,7 +26,7 @@ def plot_elbo_and_bleu(data: dict[str, Any]) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True)
     steps = [row["step"] for row in data["steps"]]
     upper.plot(steps, [row["elbo"] for row in data["steps"]], color=BLUE, marker="o", linestyle="-")
-    upper.set_ylabel("ELBO (nats a target token)", fontsize=LABEL_SIZE)
+    upper.set_ylabel("ELBO (nats per target token)", fontsize=LABEL_SIZE)
     bleus = [row["bleu"] for row in data["steps"]]
     lower.plot(steps, bleus, color=VERMILLION, marker="s", linestyle="--")
     room = max(SMALLEST_BLEU_RANGE, 1.1 * (max(bleus) - min(bleus))) / 2
@@ -38,7 +38,8 @@ def plot_elbo_and_bleu(data: dict[str, Any]) -> Figure:
     for axes in (upper, lower):
         _draw_grid(axes)
     notes = (
-        f"ELBO of the model's own translation, {data['num_elbo_samples']} latent samples a sentence; higher is better\n"
+        f"ELBO of the model's own translation, {data['num_elbo_samples']} latent samples per sentence; "
+        "higher is better\n"
         f"BLEU {data['bleu_signature']}"
     )
     _write_around(figure, data, notes)

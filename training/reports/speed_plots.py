@@ -27,7 +27,7 @@ def _rows_by_engine(systems: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def draw_throughput(result: dict[str, Any]) -> Figure:
-    """Sentences a second against batch size, both logarithmic, with the range of the repeats; a panel an engine.
+    """Sentences per second against batch size, both logarithmic, with the range of the repeats; a panel an engine.
 
     Args:
         result: one mode of the JSON.
@@ -61,7 +61,7 @@ def draw_throughput(result: dict[str, Any]) -> Figure:
 
 
 def draw_quality(result: dict[str, Any]) -> Figure:
-    """BLEU against milliseconds a sentence at batch 1 (or, without it, a sentence's share of the smallest batch).
+    """BLEU against milliseconds per sentence at batch 1 (or, without it, a sentence's share of the smallest batch).
 
     Args:
         result: the mode "trained" of the JSON.
@@ -85,7 +85,9 @@ def draw_quality(result: dict[str, Any]) -> Figure:
         )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel(f"milliseconds a sentence, batch size {size}, model only (filled: this model)", fontsize=FONT_SIZE)
+    axes.set_xlabel(
+        f"milliseconds per sentence, batch size {size}, model only (filled: this model)", fontsize=FONT_SIZE
+    )
     axes.set_ylabel("BLEU (13a, cased)", fontsize=FONT_SIZE)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), labelspacing=1.0)

@@ -40,7 +40,7 @@ def _libraries(result: dict[str, Any], system: dict[str, Any]) -> float | None:
 
 
 def render_speed(result: dict[str, Any]) -> str:
-    """One row a system: quality if it is known, latency, speed-up, sentences a second by batch size, memory.
+    """One row a system: quality if it is known, latency, speed-up, sentences per second by batch size, memory.
 
     Args:
         result: one mode of the JSON.
@@ -144,7 +144,7 @@ def render_conditions(benchmark: dict[str, Any], mode: str) -> str:
     if "1" in result["sentences"]:
         over = result["baseline"]
         lines.append(
-            "The mean (std) of milliseconds a sentence is over sentences, one at a time."
+            "The mean (std) of milliseconds per sentence is over sentences, one at a time."
             + ("" if over is None else f" Speed-up: over {over}, from these means.")
         )
     listed = [system for system in result["systems"].values() if "whole_vocabulary_share" in system]
@@ -226,7 +226,7 @@ def render_document(benchmark: dict[str, Any]) -> str:
         parts += ["### Which overtakes, and when", render_crossovers(result)]
         parts += ["### Spread", render_spread(result)]
         parts.append(
-            f"The benchmark's own loop takes {result['harness_share']:.4%} of the time that was measured; sentences/s "
+            f"The benchmark's own loop takes {result['overhead_share']:.4%} of the time that was measured; sentences/s "
             f"against batch size: `throughput.{mode}.png`."
         )
         if mode == "random":

@@ -1,6 +1,6 @@
 """The tables of README, cards and docs/EXPERIMENTS.md, each made of the JSON in one folder of results.
 
-What is unusual: a table is a function of a folder, `model_cards/<model id>/results`; no number stands in its text.
+A table is a function of a folder, `model_cards/<model id>/results`; no number stands in its text.
 """
 
 import json
@@ -80,8 +80,9 @@ def quality_table(results: Path) -> str:
     return table(header, rows) + (
         f"\n\n{_test_set(test)}; {test['num_parameters'] / 1e6:.1f} M parameters; one latent, no rescoring. ± is half "
         f"the 95 % bootstrap interval. Repeated words in the references: {repeated_in_references:.1%}. "
-        f"{_signatures(test['results'][0])}. ELBO of the references: {elbo['elbo']:.3f} nats a target token ({parts}), "
-        f"{elbo['num_samples']} latent samples a sentence."
+        f"{_signatures(test['results'][0])}. ELBO of the references: {elbo['elbo']:.3f} nats per target token "
+        f"({parts}), "
+        f"{elbo['num_samples']} latent samples per sentence."
     )
 
 
@@ -180,9 +181,9 @@ def refinement_table(results: Path) -> str:
     ]
     rest = analysis["stopping"]["not_converged"]["share"]
     return table(("step", "ELBO", "BLEU", "stop here"), rows) + (
-        f"\n\n{analysis['num_sentences']:,} sentences of {analysis['test_set']}. ELBO: nats a token of the model's own "
-        f"translation, {analysis['num_elbo_samples']} latent samples a sentence. {rest:.1%} still change at the last "
-        f"step. BLEU: `{analysis['bleu_signature']}`."
+        f"\n\n{analysis['num_sentences']:,} sentences of {analysis['test_set']}. ELBO: nats per token of the "
+        f"model's own translation, {analysis['num_elbo_samples']} latent samples per sentence. "
+        f"{rest:.1%} still change at the last step. BLEU: `{analysis['bleu_signature']}`."
     )
 
 
@@ -251,7 +252,7 @@ def _training_table(log: Path) -> str:
         (line["epoch"] + 1, line["step"], *(f"{line[key]:.{digits}f}" for key, digits in shown.values()))
         for line in lines
     ]
-    return table(("epoch", "step", *shown), rows) + "\n\nNats a target token on the validation set."
+    return table(("epoch", "step", *shown), rows) + "\n\nNats per target token on the validation set."
 
 
 def training_step_table(results: Path) -> str:
@@ -270,10 +271,10 @@ def training_step_table(results: Path) -> str:
         (
             table(("part of the step", "seconds", "share"), parts),
             table(("operator", "share of the step"), operators),
-            *([table(("attention and dropout", "seconds a step", *_LEFT_OUT), ways)] if ways else []),
-            f"{step['target_tokens_per_second']:,.0f} target tokens a second: {step['num_parameters'] / 1e6:.1f} M "
+            *([table(("attention and dropout", "seconds per step", *_LEFT_OUT), ways)] if ways else []),
+            f"{step['target_tokens_per_second']:,.0f} target tokens per second: {step['num_parameters'] / 1e6:.1f} M "
             f"parameters, alignment {step.get('alignment', 'length')}, {step['num_sentences']} sentences of "
-            f"{step['sentence_length']} tokens a step, {number_type}, {machine_of(step)}, torch "
+            f"{step['sentence_length']} tokens per step, {number_type}, {machine_of(step)}, torch "
             f"{step['versions']['torch']}.",
         )
     )
@@ -296,7 +297,7 @@ def teacher_training_table(results: Path) -> str:
         for line in lines
         if line["kind"] == "valid"
     ]
-    return table(("epoch", "step", "nats a token", "token accuracy", "BLEU, beam 1"), rows) + (
+    return table(("epoch", "step", "nats per token", "token accuracy", "BLEU, beam 1"), rows) + (
         "\n\nBLEU (13a, cased) on 500 validation sentences at even distances."
     )
 

@@ -25,7 +25,7 @@ from transformers import MarianMTModel
 from lvnar_hf import LvnarConfig, LvnarForConditionalGeneration
 from lvnar_hf.engines.shortlist import Shortlist
 from training.recipe import TeacherArguments
-from training.shortlist import calibrate, decoder_states
+from training.speed.shortlists import calibrate, decoder_states
 
 LENGTHS_FILE = Path(__file__).with_name("newstest2014_lengths.json")
 NUM_SPECIAL_TOKENS = 3  # <pad>, </s>, <unk>

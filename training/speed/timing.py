@@ -1,6 +1,6 @@
-"""Rounds in which every system has a turn at every batch size, and what is made of their times.
+"""Rounds in which every system is measured at every batch size, and what is made of their times.
 
-What is unusual: the order of the systems moves on by one in each round, so that none always comes after the same; and a
+The order of the systems moves on by one in each round, so that none always comes after the same; and a
 round that would end too late is not begun, so that the benchmark ends in time on a slow machine, with fewer repeats, as
 its JSON then says.
 """
@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from training.speed.workers import Player, Turn, TurnResult, time_calls
+from training.speed.workers import Measurement, Runner, Workload, time_calls
 
 MIN_ROUNDS = 2
 # At batch size 1 a system that took less than so many seconds for its sentences takes them so many times a round: what
 # is quickly done is easily disturbed, and a machine that others use too is slower for seconds at a time.
 QUICK_SECONDS = 1.0
-QUICK_TURNS = 3
-SETTLING_SECONDS = 0.05  # between turns: threads that still wait for work are then asleep
+QUICK_REPEATS = 3
+SETTLING_SECONDS = 0.05  # between measurements: threads that still wait for work are then asleep
 
-TurnKey = tuple[str, int]  # kind of turn and batch size
-Times = dict[str, dict[TurnKey, list[list[float]]]]  # by system: rounds of the seconds of each batch
+WorkloadKey = tuple[str, int]  # kind of workload and batch size
+Times = dict[str, dict[WorkloadKey, list[list[float]]]]  # by system: rounds of the seconds of each batch
 
 
 def interleave(names: Sequence[str], num_rounds: int) -> Iterator[tuple[int, list[str]]]:
@@ -35,17 +35,17 @@ def interleave(names: Sequence[str], num_rounds: int) -> Iterator[tuple[int, lis
 
 
 @dataclass
-class Played:
+class Measurements:
     """What came of all rounds.
 
     Attributes:
-        times: by system and turn.
-        peak_memory_mib: by system and turn, in its first round; None where it is not known.
+        times: by system and workload.
+        peak_memory_mib: by system and workload, in its first round; None where it is not known.
         descriptions: of the systems, by themselves.
     """
 
     times: Times
-    peak_memory_mib: dict[str, dict[TurnKey, float | None]]
+    peak_memory_mib: dict[str, dict[WorkloadKey, float | None]]
     descriptions: dict[str, dict[str, Any]]
 
     @property
@@ -53,67 +53,73 @@ class Played:
         """Seconds of every call."""
         return [
             seconds
-            for turns in self.times.values()
-            for rounds in turns.values()
+            for workloads in self.times.values()
+            for rounds in workloads.values()
             for batches in rounds
             for seconds in batches
         ]
 
 
-def play_rounds(
-    players: Mapping[str, Player],
-    turns: Mapping[TurnKey, Turn],
+def measure_rounds(
+    runners: Mapping[str, Runner],
+    workloads: Mapping[WorkloadKey, Workload],
     num_rounds: int,
     max_seconds: float,
-    check: Callable[[Player, TurnKey, TurnResult], None],
+    check: Callable[[Runner, WorkloadKey, Measurement], None],
     progress_name: str,
-) -> Played:
-    """Give every system its turns.
+) -> Measurements:
+    """Measure every system with every workload, round by round.
 
     Args:
-        players: by the systems' names.
-        turns: what is translated.
-        num_rounds: repeats of each turn; of quick ones at batch size 1, `QUICK_TURNS` times as many.
-        max_seconds: from now on; after `MIN_ROUNDS` repeats a turn gets another one only if it would end by then.
+        runners: by the systems' names.
+        workloads: what is translated.
+        num_rounds: repeats of each workload; of quick ones at batch size 1, `QUICK_REPEATS` times as many.
+        max_seconds: from now on; after `MIN_ROUNDS` repeats a workload gets another one only if it would end by then.
         check: is called with each result; it raises if the system has not done what was asked.
         progress_name: of the progress bar.
     """
-    played = Played({name: {key: [] for key in turns} for name in players}, {name: {} for name in players}, {})
-    durations = dict.fromkeys(turns, 0.0)
+    measured = Measurements(
+        {name: {key: [] for key in workloads} for name in runners}, {name: {} for name in runners}, {}
+    )
+    durations = dict.fromkeys(workloads, 0.0)
     begin = time.monotonic()
-    with tqdm(total=num_rounds * len(turns) * len(players), desc=progress_name, unit="turn") as progress:
+    with tqdm(total=num_rounds * len(workloads) * len(runners), desc=progress_name, unit="measurement") as progress:
 
-        def take_turn(name: str, key: TurnKey) -> None:
+        def measure(name: str, key: WorkloadKey) -> None:
             progress.set_postfix_str(f"{name}, batch {key[1]}", refresh=False)
-            result = players[name].play(turns[key])
-            check(players[name], key, result)
-            played.times[name][key].append(result.seconds)
-            played.peak_memory_mib[name].setdefault(key, result.peak_memory_mib)
-            played.descriptions[name] = result.description
+            result = runners[name].run(workloads[key])
+            check(runners[name], key, result)
+            measured.times[name][key].append(result.seconds)
+            measured.peak_memory_mib[name].setdefault(key, result.peak_memory_mib)
+            measured.descriptions[name] = result.description
             time.sleep(SETTLING_SECONDS)
             progress.update()
 
-        def has_quick_turn(name: str, key: TurnKey, number: int) -> bool:
-            times = played.times[name][key]
-            return key[1] == 1 and len(times) < QUICK_TURNS * (number + 1) and sum(times[-1]) < QUICK_SECONDS
+        def is_due_again(name: str, key: WorkloadKey, number: int) -> bool:
+            times = measured.times[name][key]
+            return key[1] == 1 and len(times) < QUICK_REPEATS * (number + 1) and sum(times[-1]) < QUICK_SECONDS
 
-        for number, names in interleave(list(players), num_rounds):
-            for key in turns:
+        for number, names in interleave(list(runners), num_rounds):
+            for key in workloads:
                 start = time.monotonic()
                 if number >= MIN_ROUNDS and start - begin + durations[key] > max_seconds:
                     progress.update(len(names))
                     continue
                 for name in names:
-                    take_turn(name, key)
+                    measure(name, key)
                 again = [
-                    (name, other) for other in turns if other != key for name in names if played.times[name][other]
+                    (name, other)
+                    for other in workloads
+                    if other != key
+                    for name in names
+                    if measured.times[name][other]
                 ]
                 for name, other in again:
-                    if has_quick_turn(name, other, number):
+                    if is_due_again(name, other, number):
                         progress.total += 1
-                        take_turn(name, other)
+                        measure(name, other)
                 durations[key] = time.monotonic() - start
-    return played
+    return measured
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -122,7 +128,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def summarise_latency(rounds: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Milliseconds a sentence from times at batch 1.
+    """Milliseconds per sentence from times at batch 1.
 
     Args:
         rounds: seconds of each sentence, round by round.
@@ -144,7 +150,7 @@ def summarise_latency(rounds: Sequence[Sequence[float]]) -> dict[str, float]:
 
 
 def summarise_throughput(rounds: Sequence[Sequence[float]], num_sentences: int) -> dict[str, float]:
-    """Sentences a second: by the median round, by the slowest and by the fastest.
+    """Sentences per second: by the median round, by the slowest and by the fastest.
 
     Args:
         rounds: seconds of each batch, round by round.
@@ -164,7 +170,7 @@ def find_crossovers(
     """The smallest measured batch size at which each autoregressive system is at least as fast as each of this model's.
 
     Args:
-        throughputs: sentences a second by system and batch size.
+        throughputs: sentences per second by system and batch size.
         families: "lvnar" or "autoregressive" by system.
 
     Returns:
@@ -181,7 +187,7 @@ def find_crossovers(
     }
 
 
-def harness_share(num_calls: int, measured_seconds: float) -> float:
+def overhead_share(num_calls: int, measured_seconds: float) -> float:
     """Time that the benchmark's own loop takes for so many calls of nothing, relative to what was measured."""
     start = time.perf_counter()
     time_calls(lambda batch: batch, [[]] * num_calls, lambda: None)

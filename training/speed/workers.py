@@ -2,7 +2,7 @@
 
 Systems with one model that takes long to compile share a process (`SystemSpec.process`).
 
-What is unusual: the processes live side by side and are given work in turns, one at a time; the others wait without a
+The processes live side by side and are given work one after another; the others wait without a
 thread that runs. So repeats are interleaved, no engine disturbs another's threads, as CTranslate2 and torch do in one
 process, and the memory of the process is the system's own. What is timed is timed inside: the pipe is not in it.
 """
@@ -21,13 +21,14 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from training.speed.systems import System, SystemSpec, build_system
+from training.speed.specs import SystemSpec
+from training.speed.systems import System, build_system
 
 CLEAR_REFS = Path("/proc/self/clear_refs")  # Linux: writing 5 makes the peak memory what is resident now
 
 
 @dataclass(frozen=True)
-class Turn:
+class Workload:
     """Work for one system: what it translates, batch by batch.
 
     Attributes:
@@ -42,15 +43,15 @@ class Turn:
 
 
 @dataclass
-class TurnResult:
+class Measurement:
     """What came of it.
 
     Attributes:
         seconds: of each batch.
         outputs: for each batch its translations: ids where it was given ids, else texts.
         num_refinements: refinement steps, summed over the sentences of `batches`.
-        peak_memory_mib: on the CPU, of the process in this turn, libraries and weights included; on a GPU, of torch's
-            tensors in this turn; None where it is not known.
+        peak_memory_mib: on the CPU, of the process meanwhile, libraries and weights included; on a GPU, of torch's
+            tensors; None where it is not known.
         description: the system's own.
     """
 
@@ -61,18 +62,18 @@ class TurnResult:
     description: dict[str, Any] = field(default_factory=dict)
 
 
-class Player(Protocol):
-    """Takes turns."""
+class Runner(Protocol):
+    """Does the work of one system."""
 
     spec: SystemSpec
 
-    def play(self, turn: Turn) -> TurnResult: ...
+    def run(self, workload: Workload) -> Measurement: ...
 
 
 def time_calls(
     call: Callable[[Any], Any], batches: Sequence[Any], synchronize: Callable[[], None]
 ) -> tuple[list[float], list[Any]]:
-    """Call with each batch in turn: seconds of each call, and what it returned.
+    """Call with each batch: seconds of each call, and what it returned.
 
     `synchronize` is called before each timestamp.
     """
@@ -87,7 +88,7 @@ def time_calls(
     return seconds, outputs
 
 
-class SystemPlayer:
+class LocalRunner:
     """A system in this process."""
 
     def __init__(self, spec: SystemSpec):
@@ -97,22 +98,22 @@ class SystemPlayer:
         torch.set_num_threads(spec.num_threads)  # a translator of CTranslate2 sets its own for torch too
         self.tokenizer = None if spec.tokenizer_folder is None else AutoTokenizer.from_pretrained(spec.tokenizer_folder)
 
-    def play(self, turn: Turn) -> TurnResult:
+    def run(self, workload: Workload) -> Measurement:
         """Prepare, warm up, translate."""
-        is_text = isinstance(turn.batches[0][0], str)
-        batches = [self._encode(texts) for texts in turn.batches] if is_text else turn.batches
+        is_text = isinstance(workload.batches[0][0], str)
+        batches = [self._encode(texts) for texts in workload.batches] if is_text else workload.batches
         self.system.prepare(batches)
-        if turn.warm_up is not None:
-            self._translate_texts(turn.warm_up) if is_text else self.system.translate(turn.warm_up)
+        if workload.warm_up is not None:
+            self._translate_texts(workload.warm_up) if is_text else self.system.translate(workload.warm_up)
         self._reset_peak_memory()
         before = self.system.num_refinements
-        if turn.kind == "end_to_end":
-            seconds, outputs = time_calls(self._translate_texts, turn.batches, self._synchronize)
+        if workload.kind == "end_to_end":
+            seconds, outputs = time_calls(self._translate_texts, workload.batches, self._synchronize)
         else:
             seconds, outputs = time_calls(self.system.translate, batches, self._synchronize)
             outputs = [self._decode(ids) for ids in outputs] if is_text else outputs
         num_refinements = self.system.num_refinements - before
-        return TurnResult(seconds, outputs, num_refinements, self._peak_memory_mib(), self.system.description)
+        return Measurement(seconds, outputs, num_refinements, self._peak_memory_mib(), self.system.description)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         assert self.tokenizer is not None
@@ -149,16 +150,16 @@ def peak_memory_mib() -> float | None:
 
 
 def _serve(connection: Connection, specs: Sequence[SystemSpec]) -> None:
-    """A process's life: build its systems, then answer each turn, until the other end is closed."""
+    """A process's life: build its systems, then measure each workload, until the other end is closed."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         library_memory_mib = peak_memory_mib()
-        players = {spec.name: SystemPlayer(spec) for spec in specs}
+        runners = {spec.name: LocalRunner(spec) for spec in specs}
         connection.send((library_memory_mib, peak_memory_mib()))
         while True:
-            name, turn = connection.recv()
-            connection.send(players[name].play(turn))
+            name, workload = connection.recv()
+            connection.send(runners[name].run(workload))
     except EOFError:  # the benchmark has gone
         return
     except Exception:
@@ -193,14 +194,14 @@ class WorkerProcess:
         """
         self.library_memory_mib, self.loaded_memory_mib = self._receive(self.specs[0].name)
 
-    def play(self, name: str, turn: Turn) -> TurnResult:
-        """Have a system take its turn, and wait for it.
+    def run(self, name: str, workload: Workload) -> Measurement:
+        """Have a system do its work, and wait for it.
 
         Raises:
             RuntimeError: what went wrong in the process.
         """
         with contextlib.suppress(BrokenPipeError):  # `_receive` says why
-            self._connection.send((name, turn))
+            self._connection.send((name, workload))
         return self._receive(name)
 
     def close(self) -> None:
@@ -228,5 +229,5 @@ class Worker:
     spec: SystemSpec
     process: WorkerProcess
 
-    def play(self, turn: Turn) -> TurnResult:
-        return self.process.play(self.spec.name, turn)
+    def run(self, workload: Workload) -> Measurement:
+        return self.process.run(self.spec.name, workload)

@@ -1,7 +1,7 @@
 """Scores of translations against references: sacreBLEU's, each with its signature, and what is typical of parallel
 decoding, repeated tokens.
 
-What is unusual: this module is read from two places, as part of `training`, and by `evaluate.load` as a copy beside its
+This module is read from two places, as part of `training`, and by `evaluate.load` as a copy beside its
 metric; it imports nothing of this package.
 """
 

@@ -1,6 +1,6 @@
 """Figures, names, prices and times that a translation must hold: how many are there.
 
-What is unusual: a span is looked for as a whole, so that the 5 of 15 or of 5.30 is none, and what is found for one span
+A span is looked for as a whole, so that the 5 of 15 or of 5.30 is none, and what is found for one span
 is not found again for another.
 """
 

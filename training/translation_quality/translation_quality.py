@@ -1,4 +1,4 @@
-"""The measures of `training/evaluate.py` as a metric of Hugging Face's `evaluate`.
+"""The measures of `training/score.py` as a metric of Hugging Face's `evaluate`.
 
 import evaluate
 metric = evaluate.load("training/translation_quality")

@@ -1,6 +1,6 @@
 """Score a model on a test set: this package's with each number of refinement steps, another with each beam.
 
-    python training/evaluate.py --model model_cards/lvnar-tatoeba-en-de --source_file test.en --target_file test.de \
+    python training/score.py --model model_cards/lvnar-tatoeba-en-de --source_file test.en --target_file test.de \
         --output_folder runs/evaluation
 
 Writes `hypotheses.N-steps.txt` for each number of steps N (`hypotheses.beam-N.txt` for an autoregressive model), and
@@ -9,37 +9,20 @@ translations, makes the difference; here it is of the references, and analyse.py
 """
 
 import json
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script: import from the repository, not from this folder
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import training.command  # noqa: F401  (ends the script with one line where that is enough)
+from transformers.hf_argparser import HfArgumentParser
 
-import torch
-from transformers import (
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    HfArgumentParser,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-
-import lvnar_hf  # noqa: F401  (registers model and tokenizer)
+import training.command  # noqa: F401  (ends the script with one line where that is enough)
 from lvnar_hf.files.outputs import refuse_existing, refuse_missing_folder
-from lvnar_hf.jobs.environment import describe_machine, describe_versions
-from training.data.evaluation_sets import TestSet, TestSetArguments, load_test_set
-from training.quality.decoding import refine_texts, repetition_removal, translate_texts
-from training.quality.elbo import can_be_scored, elbo_of_sequences
-from training.translation_quality.measures import bleu_by_length, corpus_scores, repeated_share, words
+from training.data.evaluation_sets import TestSetArguments, load_test_set
 
 REMOVALS: dict[str, bool | str] = {"words": True, "tokens": "tokens", "none": False}
 
 
 @dataclass
-class EvaluationArguments:
+class ScoreArguments:
     """What to score, and where the results go."""
 
     model: str = field(metadata={"help": "model folder or Hub id"})
@@ -50,7 +33,7 @@ class EvaluationArguments:
     num_beams: list[int] | None = field(
         default=None, metadata={"help": "each is scored; for autoregressive models; by default 1 3"}
     )
-    num_elbo_samples: int = field(default=20, metadata={"help": "latent samples a sentence; 0: no ELBO"})
+    num_elbo_samples: int = field(default=20, metadata={"help": "latent samples per sentence; 0: no ELBO"})
     num_bootstrap: int = field(default=1000, metadata={"help": "resamples for the scores' 95 %% intervals; 0: none"})
     remove_repetitions: str | None = field(
         default=None,
@@ -74,8 +57,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         ValueError, FileNotFoundError, OSError: what `load_test_set` refuses; options and languages that are not the
             model's.
     """
-    parser = HfArgumentParser((EvaluationArguments, TestSetArguments))
+    parser = HfArgumentParser((ScoreArguments, TestSetArguments))
     arguments, test_set_arguments = parser.parse_args_into_dataclasses(argv)
+
+    import torch
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    import lvnar_hf  # noqa: F401  (registers model and tokenizer)
+    from lvnar_hf.jobs.environment import describe_machine, describe_versions
+    from training.quality.decoding import repetition_removal
+    from training.quality.evaluation import elbo_of_references, score_refined, score_searched
+
     refuse_missing_folder(arguments.model)
     folder = refuse_existing(arguments.output_folder, arguments.overwrite, "--output_folder")
     test_set = load_test_set(test_set_arguments)
@@ -127,92 +119,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         print(f"ELBO of the references: {json.dumps(metrics['elbo_of_references'])}", flush=True)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
     return metrics
-
-
-def score_refined(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    test_set: TestSet,
-    num_steps: int,
-    batch_size: int,
-    num_bootstrap: int,
-) -> tuple[list[str], dict[str, Any]]:
-    """Hypotheses, a line each, and scores of this package's model."""
-    texts = [text for text in test_set.source_texts if text.strip()]
-    refinements = refine_texts(model, tokenizer, texts, num_steps, batch_size)
-    of_texts = iter(refinements)
-    hypotheses = [next(of_texts).texts[-1] if text.strip() else "" for text in test_set.source_texts]
-    before = [refinement.target_ids[-1] for refinement in refinements]
-    after = [refinement.kept_ids[-1] for refinement in refinements]
-    return hypotheses, {
-        "mean_steps_taken": sum(refinement.num_steps_taken for refinement in refinements) / len(refinements),
-        **_text_scores(hypotheses, tokenizer, test_set, num_bootstrap),
-        "repeated_tokens": {
-            "before_removal": {
-                "subwords": repeated_share(before),
-                "words": repeated_share(words(tokenizer.batch_decode(before, skip_special_tokens=True))),
-            },
-            "after_removal": {
-                "subwords": repeated_share(after),
-                "words": repeated_share(words(hypotheses)),
-            },
-        },
-    }
-
-
-def score_searched(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    test_set: TestSet,
-    num_beams: int,
-    batch_size: int,
-    num_bootstrap: int,
-) -> tuple[list[str], dict[str, Any]]:
-    """Hypotheses, a line each, and scores of a model that searches token by token."""
-    texts = translate_texts(model, tokenizer, test_set.source_texts, batch_size, num_beams=num_beams)
-    hypotheses = [_one_line(text) for text in texts]
-    scores = _text_scores(hypotheses, tokenizer, test_set, num_bootstrap)
-    return hypotheses, scores | {"repeated_tokens": {"words": repeated_share(words(hypotheses))}}
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\n", " ")
-
-
-def _text_scores(
-    hypotheses: list[str], tokenizer: PreTrainedTokenizerBase, test_set: TestSet, num_bootstrap: int
-) -> dict[str, Any]:
-    languages = (test_set.source_language, test_set.target_language)
-    # without </s>
-    source_lengths = [len(ids) for ids in tokenizer(test_set.source_texts, add_special_tokens=False)["input_ids"]]
-    references = test_set.target_texts
-    return {
-        **corpus_scores(hypotheses, references, *languages, num_bootstrap),
-        "repeated_words_in_references": repeated_share(words(references)),
-        "bleu_by_source_length": bleu_by_length(hypotheses, references, source_lengths, test_set.target_language),
-    }
-
-
-def elbo_of_references(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    test_set: TestSet,
-    num_samples: int,
-    seed: int,
-    batch_size: int,
-) -> dict[str, Any]:
-    """Nats a target token, with the parts, over the pairs that the model gives a probability; how many those are."""
-    source_ids = tokenizer(test_set.source_texts, verbose=False)["input_ids"]
-    target_ids = tokenizer(text_target=test_set.target_texts, verbose=False)["input_ids"]
-    scored = [ids for ids in zip(source_ids, target_ids, strict=True) if can_be_scored(model, *ids)]
-    counts = {"num_samples": num_samples, "seed": seed, "num_sentences": len(scored)}
-    if not scored:
-        return counts
-    sources, targets = map(list, zip(*scored, strict=True))
-    bounds = elbo_of_sequences(model, sources, targets, num_samples, seed, batch_size)
-    num_tokens = sum(map(len, targets))
-    per_token = {name: float(values.sum()) / num_tokens for name, values in bounds.items()}
-    return per_token | counts
 
 
 if __name__ == "__main__":

@@ -5,14 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import evaluate as evaluate_library
+import evaluate
 import pytest
 import sacrebleu.utils
 from conftest import ROOT, SAMPLE
 from sacrebleu.metrics import BLEU, CHRF
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
-from training import evaluate
+from training import score
 from training.data.evaluation_sets import TestSetArguments, load_test_set
 from training.quality.decoding import refine_texts, translate_texts
 from training.quality.elbo import can_be_scored, elbo_of_sequences
@@ -99,7 +99,7 @@ def test_repeated_share():
 def test_the_metric_loads_without_a_network(sample_texts, hypotheses, tmp_path, monkeypatch):
     _, references = sample_texts
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked for"))
-    metric = evaluate_library.load(str(ROOT / "training" / "translation_quality"), cache_dir=str(tmp_path))
+    metric = evaluate.load(str(ROOT / "training" / "translation_quality"), cache_dir=str(tmp_path))
     result = metric.compute(predictions=hypotheses, references=references, num_bootstrap=50)
     scores = corpus_scores(hypotheses, references, num_bootstrap=50)
     for name in ("bleu", "bleu_intl_lowercased", "chrf"):
@@ -203,7 +203,7 @@ def test_evaluation_writes_what_it_scored(either_repository, tmp_path):
     arguments = ["--model", str(either_repository), "--source_file", str(files["en"]), "--output_folder"]
     arguments += [str(tmp_path / "out"), "--num_elbo_samples", "2", "--num_refinement_steps", "0", "2"]
     arguments += ["--num_bootstrap", "20"]
-    metrics = evaluate.main([*arguments, "--target_file", str(files["de"])])
+    metrics = score.main([*arguments, "--target_file", str(files["de"])])
     assert metrics == json.loads((tmp_path / "out" / "metrics.json").read_text())
     sources, references = (path.read_text("utf-8").split("\n")[:-1] for path in files.values())
     for result in metrics["results"]:
@@ -232,7 +232,7 @@ def test_evaluation_writes_what_it_scored(either_repository, tmp_path):
     assert ("length_nll" in metrics["elbo_of_references"]) is not is_ctc
     before = (tmp_path / "out" / "metrics.json").read_text()
     with pytest.raises(FileExistsError, match="--output_folder, or give --overwrite"):
-        evaluate.main([*arguments, "--target_file", str(files["de"])])
+        score.main([*arguments, "--target_file", str(files["de"])])
     assert (tmp_path / "out" / "metrics.json").read_text() == before
     with pytest.raises(ValueError, match=r"20 in .*test\.en.*300 in"):
-        evaluate.main([*arguments, "--overwrite", "--target_file", str(SAMPLE / "test.de")])
+        score.main([*arguments, "--overwrite", "--target_file", str(SAMPLE / "test.de")])

@@ -1,0 +1,164 @@
+"""The systems that are compared: each described by what a process needs in order to build it."""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from lvnar_hf.engines.compiled import find_cpp_compiler
+from lvnar_hf.engines.onnx_export import FILES as ONNX_FILES
+from training.distillation.teacher import end_ids
+
+REFINEMENT_STEPS = (0, 1, 3)
+NUM_BEAMS = (1, 3)
+CTRANSLATE2_TYPES = ("float32", "int8")
+SHORTLIST_ENGINE = "onnx int8 shortlist"
+VOCABULARY_MAP_ENGINE = "ctranslate2 int8 vmap"
+COMPILED_ENGINE = "compiled"
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class SystemSpec:
+    """What a process needs in order to build a system.
+
+    Attributes:
+        name: as in the tables; each system has its own.
+        family: "lvnar" or "autoregressive".
+        model: what the weights are, for example "marian 12-1".
+        engine: a key of `ENGINES`, with the number type behind it where the engine has several: the rows of one plot.
+        folder: the model, in the engine's format.
+        setting: refinement steps, or beams.
+        max_target_length: tokens at which an autoregressive translation is cut, `</s>` included.
+        end_ids: what ends an autoregressive translation.
+        forbidden: sequences of ids that an autoregressive translation must not have (`bad_words_ids`).
+        remove_repetitions: as in `generate`; None: as the model's generation config says.
+        tokenizer_folder: for texts; None where there are none.
+        device, dtype, num_threads: of torch; CTranslate2's number type is its own.
+    """
+
+    name: str
+    family: str
+    model: str
+    engine: str
+    folder: str
+    setting: int
+    max_target_length: int
+    end_ids: tuple[int, ...] = ()
+    forbidden: tuple[tuple[int, ...], ...] = ()
+    remove_repetitions: bool | None = None
+    tokenizer_folder: str | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    num_threads: int = 1
+
+    @property
+    def process(self) -> str:
+        """The name of its process: its own, but that what takes a minute to compile is compiled once."""
+        return self.engine if self.engine == COMPILED_ENGINE else self.name
+
+
+def lvnar_specs(
+    folder: str, exported: str, device: str = "cpu", has_shortlist: bool = False, **common: Any
+) -> list[SystemSpec]:
+    """This model in every engine the package has, with each number of refinement steps.
+
+    Args:
+        folder: the model.
+        exported: a folder with its configuration and ONNX graphs, or where they will be.
+        device: ONNX Runtime is for the CPU alone.
+        has_shortlist: whether there is, or will be, a shortlist in that folder.
+    """
+    folders = {"eager": folder, COMPILED_ENGINE: folder}
+    if device == "cpu":
+        folders |= {f"onnx {precision}": exported for precision in ONNX_FILES}
+        folders |= {SHORTLIST_ENGINE: exported} if has_shortlist else {}
+    return [
+        SystemSpec(
+            name=f"lvnar, {engine}, {steps} step{'s' * (steps != 1)}",
+            family="lvnar",
+            model="lvnar",
+            engine=engine,
+            folder=engine_folder,
+            setting=steps,
+            max_target_length=0,
+            device=device,
+            **common,
+        )
+        for engine, engine_folder in folders.items()
+        for steps in REFINEMENT_STEPS
+    ]
+
+
+def marian_name(model: PreTrainedModel) -> str:
+    """For example "marian 12-1": encoder and decoder layers."""
+    return f"{model.config.model_type} {model.config.encoder_layers}-{model.config.decoder_layers}"
+
+
+def marian_specs(
+    folder: str, converted: Path, model: PreTrainedModel, has_shortlist: bool = False, **common: Any
+) -> list[SystemSpec]:
+    """An autoregressive model in every engine, greedy and with three beams.
+
+    Args:
+        folder: the model.
+        converted: where its conversions to CTranslate2 are, or will be, by number type.
+        model: the same model, for its number of layers and its limits.
+        has_shortlist: whether there is one of its vocabulary.
+    """
+    name = marian_name(model)
+    engines = [f"ctranslate2 {kind}" for kind in CTRANSLATE2_TYPES] + [VOCABULARY_MAP_ENGINE] * has_shortlist
+    folders = {"transformers": folder} | {engine: str(converted / engine) for engine in engines}
+    return [
+        SystemSpec(
+            name=f"{name}, {engine}, beam {num_beams}",
+            family="autoregressive",
+            model=name,
+            engine=engine,
+            folder=engine_folder,
+            setting=num_beams,
+            max_target_length=model.config.max_position_embeddings,
+            forbidden=tuple(map(tuple, getattr(model.generation_config, "bad_words_ids", None) or [])),
+            end_ids=tuple(sorted(end_ids(model.generation_config))),
+            **common,
+        )
+        for engine, engine_folder in folders.items()
+        for num_beams in NUM_BEAMS
+    ]
+
+
+def select_systems(specs: Sequence[SystemSpec], parts: Sequence[str]) -> list[SystemSpec]:
+    """The systems whose name has one of the given parts; all, if none is given.
+
+    Raises:
+        ValueError: no system has any of them, or two systems have one name.
+        ImportError: CTranslate2 or a package of ONNX is missing, and a system needs it.
+        RuntimeError: the same of a C++ compiler.
+    """
+    names = [spec.name for spec in specs]
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"Two systems have the name {duplicates[0]}: give teachers of different sizes, or one.")
+    chosen = [spec for spec in specs if not parts or any(part in spec.name for part in parts)]
+    if not chosen:
+        raise ValueError(f"No system has {' or '.join(map(repr, parts))} in its name; there are: {'; '.join(names)}.")
+    needs_onnx = any(spec.engine.startswith("onnx") for spec in chosen)
+    if needs_onnx and (missing := [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]):
+        raise ImportError(
+            f"{', '.join(missing)} is not installed: pip install 'lvnar-hf[export]'. To go without: --systems eager "
+            "transformers ctranslate2"
+        )
+    if any(spec.engine == COMPILED_ENGINE and spec.device == "cpu" for spec in chosen):
+        try:
+            find_cpp_compiler()
+        except RuntimeError as error:
+            raise RuntimeError(f"{error} To go without: --systems eager onnx transformers ctranslate2") from error
+    needs_ctranslate2 = any(spec.engine.startswith("ctranslate2") for spec in chosen)
+    if needs_ctranslate2 and importlib.util.find_spec("ctranslate2") is None:
+        raise ImportError(
+            "CTranslate2 is not installed: pip install 'lvnar-hf[distil]'. To go without it: "
+            "--systems lvnar transformers"
+        )
+    return chosen
