@@ -190,7 +190,8 @@ def other_python(version: str | None) -> str:
 
 def run_with_transformers(version: str | None, code: str, *arguments: str) -> str:
     """Run a script in a fresh process on a version of transformers (None: the installed one); its output."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "HF_HUB_OFFLINE": "1"}
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONIOENCODING": "utf-8", "HF_HUB_OFFLINE": "1"}
     command = [other_python(version), "-c", code, *arguments]
     result = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -307,7 +307,7 @@ def test_training_is_deterministic(joint, unigram, tmp_path):
     joint.save_pretrained(tmp_path / "joint")
     unigram.save_pretrained(tmp_path / "unigram")
     program = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}\n"
         "from tests.model.test_tokenization import SOURCE_TEXTS, TARGET_TEXTS, make_unigram_tokenizer\n"
         "from lvnar_hf import train_tokenizer\n"
         "tokenizer = train_tokenizer(SOURCE_TEXTS, TARGET_TEXTS, vocab_size=330, max_length=64)\n"
