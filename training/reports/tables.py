@@ -232,6 +232,29 @@ def finetuning_table(results: Path) -> str:
     return _training_table(results / "log_finetuning.jsonl") + " BLEU as above."
 
 
+def training_ctc_table(results: Path) -> str:
+    """The same of the student with CTC alignment, whose run is not at its end."""
+    test = read_result(results, "test_ctc")
+    scores = [
+        (
+            _steps(row["num_refinement_steps"]),
+            _score(row["bleu"]),
+            _score(row["chrf"]),
+            f"{row['length_ratio']:.3f}",
+            f"{row['repeated_tokens']['before_removal']['words']:.2%}",
+        )
+        for row in test["results"]
+    ]
+    return "\n\n".join(
+        (
+            _training_table(results / "log_ctc.jsonl") + " BLEU as in the other runs.",
+            "The last of these models on the test set:",
+            table(("decoding", "BLEU", "chrF", "length ratio", "repeated words"), scores),
+            f"{_test_set(test)}. {_signatures(test['results'][0])}.",
+        )
+    )
+
+
 def training_raw_table(results: Path) -> str:
     """The same of the student on raw text, the first model that shipped."""
     return _training_table(results / "log_raw.jsonl") + (
@@ -413,6 +436,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "speed_trained": speed_trained_table,
     "training": training_table,
     "finetuning": finetuning_table,
+    "training_ctc": training_ctc_table,
     "training_raw": training_raw_table,
     "training_step": training_step_table,
     "teacher_training": teacher_training_table,
