@@ -128,7 +128,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     _pack(result, arguments.pieces_folder)
 
     where = ["--model", str(result / "model"), "--output_folder", str(result / "evaluation"), "--overwrite", "true"]
-    scores = score.main([*where, *test_flags, "--num_refinement_steps", "0", "1", "3", "--num_elbo_samples", "0"])
+    # A teacher is scored with its own search.
+    steps = ["--num_refinement_steps", "0", "1", "3", "--num_elbo_samples", "0"] if arguments.stage == "student" else []
+    scores = score.main([*where, *test_flags, *steps])
     finish("evaluation")
     summary |= {"bleu": [result["bleu"]["score"] for result in scores["results"]], "seconds": seconds}
     write_json(result / "sprint.json", summary)

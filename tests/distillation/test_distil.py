@@ -24,7 +24,6 @@ from lvnar_hf.jobs.file_translation import translate_file
 from tests.distillation.test_teacher_engines import make_teacher_model
 from training import distil
 from training.data.corpora import TextPairs
-from training.distillation import backends as teacher_engines
 from training.distillation.backends import (
     CTranslate2Engine,
     SearchSettings,
@@ -32,6 +31,7 @@ from training.distillation.backends import (
 )
 from training.distillation.degeneration import is_loop, most_repeats
 from training.distillation.run import Distillation, make_plan
+from training.distillation.teacher import load_teacher
 
 SETTINGS = {"on_degenerate": "reference", "shard_size": 4, "num_beams": 2}
 FILES = ("train.source.txt", "train.target.txt", "degenerate.jsonl")
@@ -428,7 +428,7 @@ def on_the_cpu(monkeypatch) -> None:
 
 
 def test_the_command_writes_what_the_teacher_says(workplace, unbroken, sample_tokenizer, sample_texts):
-    teacher = teacher_engines.load_teacher(str(workplace / "teacher"))
+    teacher = load_teacher(str(workplace / "teacher"))
     sources = sample_texts[0][:39]
     encoded = sample_tokenizer(sources)["input_ids"]
     taken = [len(ids) <= 40 for ids in encoded]

@@ -255,8 +255,8 @@ def test_the_command_survives_sigkill(tmp_path, monkeypatch, digit_tokenizer):  
     with pytest.raises(ValueError, match="seed: 1 then, 2 now"):
         train.main([*command, str(killed), "--resume", "--seed", "2"])
     metrics = []
-    for folder in (killed, tmp_path / "unbroken"):
+    for folder, *resume in ((killed, "--resume"), (tmp_path / "unbroken",)):
         AcceleratorState._reset_state(reset_partial_state=True)
-        metrics.append(train.main([*command, str(folder), "--resume"]))
+        metrics.append(train.main([*command, str(folder), *resume]))
     assert metrics[0] == metrics[1]
     assert_equal(weights(killed / "best"), weights(tmp_path / "unbroken" / "best"))

@@ -8,6 +8,7 @@ from conftest import make_model
 from transformers import AutoModelForSeq2SeqLM
 
 from training import engine_quality
+from training.quality import engines as engines_module
 from training.quality.engines import REFERENCE, load_engines
 from training.reports import tables
 
@@ -25,7 +26,7 @@ def test_other_sentences_and_bleu(either_repository, flags, tmp_path, monkeypatc
     model = AutoModelForSeq2SeqLM.from_pretrained(either_repository, dtype=torch.float32).eval()
     other = make_model(model.config, seed=1)
     engines = [(REFERENCE, model), ("the same", model), ("another", other)]
-    monkeypatch.setattr(engine_quality, "load_engines", lambda name: iter(engines))
+    monkeypatch.setattr(engines_module, "load_engines", lambda name: iter(engines))
     result = engine_quality.main(flags)
     assert json.loads((tmp_path / "engine_quality.json").read_text()) == result
     rows = {name: engine["results"] for name, engine in result["engines"].items()}
@@ -42,11 +43,11 @@ def test_other_sentences_and_bleu(either_repository, flags, tmp_path, monkeypatc
 
 
 def test_the_engines_are_those_of_the_cpu(tiny_repository, monkeypatch):
-    monkeypatch.setattr(engine_quality, "export_onnx", lambda model, folder: {"int8": "a file"})
+    monkeypatch.setattr(engines_module, "export_onnx", lambda model, folder: {"int8": "a file"})
     monkeypatch.setattr(
-        engine_quality, "LvnarOnnxModel", lambda config, generation_config, file, shortlist=None: shortlist or file
+        engines_module, "LvnarOnnxModel", lambda config, generation_config, file, shortlist=None: shortlist or file
     )
-    monkeypatch.setattr(engine_quality, "LvnarCompiledModel", lambda model: ("compiled", model.dtype))
+    monkeypatch.setattr(engines_module, "LvnarCompiledModel", lambda model: ("compiled", model.dtype))
     engines = {name: getattr(model, "dtype", model) for name, model in load_engines(str(tiny_repository))}
     assert engines == {
         REFERENCE: torch.float32,
