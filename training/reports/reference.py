@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import lvnar_hf
 from training.recipe import SECTIONS
@@ -151,8 +151,9 @@ def render_recipes() -> str:
         sections.setdefault(arguments, []).append(name)
     for arguments, names in sections.items():
         rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+        types = get_type_hints(arguments)  # parsing a command line takes the None out of the fields' own
         for field in dataclasses.fields(arguments):
-            kind = field.type if isinstance(field.type, str) else _type_name(field.type)
+            kind = _type_name(types[field.name])
             help_text = _escape(field.metadata["help"].replace("%%", "%"))
             cell = kind.replace("|", "or").replace("None", "null")
             rows.append(f"| `{field.name}` | {cell} | `{_default(field)}` | {help_text} |")
