@@ -4,6 +4,7 @@ A table is a function of a folder, `model_cards/<model id>/results`; no number s
 """
 
 import json
+import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,8 @@ def finetuning_table(results: Path) -> str:
 
 def training_ctc_table(results: Path) -> str:
     """The same of the student with CTC alignment, whose run is not at its end."""
+    lines = map(json.loads, (results / "log_ctc.jsonl").read_text("utf-8").splitlines())
+    speeds = [line["target_tokens_per_second"] for line in lines if line["kind"] == "train"]
     test = read_result(results, "test_ctc")
     scores = [
         (
@@ -247,7 +250,8 @@ def training_ctc_table(results: Path) -> str:
     ]
     return "\n\n".join(
         (
-            _training_table(results / "log_ctc.jsonl") + " BLEU as in the other runs.",
+            f"{_training_table(results / 'log_ctc.jsonl')} BLEU as in the other runs. The median of the log: "
+            f"{statistics.median(speeds):,.0f} target tokens per second.",
             "The last of these models on the test set:",
             table(("decoding", "BLEU", "chrF", "length ratio", "repeated words"), scores),
             f"{_test_set(test)}. {_signatures(test['results'][0])}.",
