@@ -14,7 +14,8 @@ _RUNS_AS_REMOTE_CODE = __name__.startswith("transformers_modules.")
 # Fields that transformers and its companions write into configurations, beside those that the base class lists.
 _WRITTEN_BY_OTHERS = (
     *("auto_map", "custom_pipelines", "distributed_config", "model_type", "quantization_config", "use_cache"),
-    *("attn_implementation", "_attn_implementation", "loss_type", "_name_or_path", "_commit_hash"),
+    *("attn_implementation", "_attn_implementation", "experts_implementation", "loss_type"),
+    *("_name_or_path", "_commit_hash"),
 )
 # What LvnarConfig's callers and a config.json may ask for: any other name is one of code that transformers would fetch.
 _ATTENTION = (None, "eager", "sdpa")
@@ -132,6 +133,10 @@ class LvnarConfig(PretrainedConfig):
         for name in ("attn_implementation", "_attn_implementation"):
             if kwargs.get(name) not in _ATTENTION:
                 raise ValueError(f"{name} is {kwargs[name]!r}; it must be eager or sdpa.")
+        if kwargs.get("experts_implementation") is not None:  # transformers 5.0 always hands it on
+            raise ValueError(
+                f"experts_implementation is {kwargs['experts_implementation']!r}; this model has no experts."
+            )
         try:
             super().__init__(
                 pad_token_id=pad_token_id,

@@ -13,6 +13,13 @@ from transformers import Pipeline
 
 from .text_lvnar import TextFormat
 
+# What the text's module imports: from a folder, transformers 4 finds only what this module imports itself.
+# isort: split
+from .repetitions_lvnar import find_stutter  # noqa: F401
+from .segmentation_lvnar import is_unspaced  # noqa: F401
+from .sentences_lvnar import SentenceSplitter  # noqa: F401
+from .tokenization_lvnar import PLACEHOLDERS  # noqa: F401
+
 SORTED_BATCHES = 64  # of a list, so many batches of texts are tokenized ahead and sorted by length
 
 

@@ -44,11 +44,20 @@ def test_the_golden_tokens_are_of_the_weights_that_ship():
     assert hash_file(MODEL / "model.safetensors") == GOLDEN_TOKENS["weights"], message
 
 
-def test_the_models_module_imports_all_others_itself():
+@pytest.mark.parametrize("entry", ["configuration", "tokenization", "pipeline", "modeling"])
+def test_what_transformers_imports_by_name_imports_all_that_it_needs_itself(entry):
     """From a folder, transformers 4 does not find what is imported at second hand."""
-    source = (PACKAGE_FOLDER / "modeling_lvnar.py").read_text("utf-8")
-    imported = {f"{name}.py" for name in re.findall(r"^from \.(\w+) import", source, flags=re.MULTILINE)}
-    assert imported | {"modeling_lvnar.py"} == set(TRAVELLING_MODULES)
+
+    def imported(module: str) -> set[str]:
+        source = (PACKAGE_FOLDER / f"{module}.py").read_text("utf-8")
+        return set(re.findall(r"^from \.(\w+) import", source, flags=re.MULTILINE))
+
+    needed = direct = imported(f"{entry}_lvnar")
+    while more := set().union(*map(imported, needed)) - needed:
+        needed = needed | more
+    assert direct == needed
+    if entry == "modeling":  # which is saved with all that travels
+        assert {f"{module}.py" for module in direct | {"modeling_lvnar"}} == set(TRAVELLING_MODULES)
 
 
 @pytest.fixture(scope="module")

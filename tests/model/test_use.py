@@ -189,6 +189,7 @@ def test_a_pipeline_is_saved_and_loaded(tiny_repository, tmp_path, kind):
         {"_attn_implementation": "someone/kernel"},
         {"attn_implementation": "flash_attention_2"},
         {"_experts_implementation_internal": "x"},
+        {"experts_implementation": "user/kernel"},
         {"_anything": 1},
         {"__class__": 1},
         {"quantization": {}},

@@ -46,6 +46,13 @@ def test_scores_carry_their_signatures_and_are_sacrebleus(sample_texts, hypothes
         corpus_scores(hypotheses, references, num_bootstrap=1)
 
 
+def test_resamples_of_which_some_match_nothing():
+    """As those of a model that has only begun; sacreBLEU's own chrF raises TypeError there."""
+    hypotheses, references = ["", "", "a", "", ""] * 3, ["Tom lachte laut."] * 15
+    low, high = corpus_scores(hypotheses, references, num_bootstrap=200)["chrf"]["interval_95"]
+    assert 0 <= low < CHRF().corpus_score(hypotheses, [references]).score < high
+
+
 def test_bleu_is_that_of_the_sacrebleu_command(sample_texts, hypotheses, tmp_path):
     """Score, signature and bootstrap interval, on the same files."""
     _, references = sample_texts

@@ -62,8 +62,15 @@ def corpus_scores(
         scores["bleu_moses"]["signature"] += f"|moses:sacremoses-{importlib.metadata.version('sacremoses')}"
     else:
         scores["bleu_intl_lowercased"] = _score(BLEU(tokenize="intl", lowercase=True), *texts, num_bootstrap)
-    scores["chrf"] = _score(CHRF(), *texts, num_bootstrap)
+    scores["chrf"] = _score(_FloatChrf(), *texts, num_bootstrap)
     return {**scores, "length_ratio": bleu.corpus_score(*texts).ratio}
+
+
+class _FloatChrf(CHRF):
+    """sacreBLEU cannot take the mean of resamples of which some match nothing: these are float, the others float32."""
+
+    def _compute_score_from_stats(self, stats: Sequence[float]) -> Any:
+        return super()._compute_score_from_stats(list(map(float, stats)))
 
 
 def _score(
