@@ -111,7 +111,8 @@ class TranslationTrainer:
             model.gradient_checkpointing_enable()
         # Neither compiled code nor what the backward pass computes again would see the mode.
         takes_mode = not arguments.torch_compile and not arguments.gradient_checkpointing
-        self.operators = FastCpuTraining() if takes_mode else nullcontext()
+        is_on_cpu = accelerator.device.type == "cpu"
+        self.operators = FastCpuTraining() if takes_mode and is_on_cpu else nullcontext()
         if arguments.torch_compile:
             _compile_layers(model)
         optimizer = torch.optim.Adam(

@@ -69,8 +69,9 @@ def corpus_scores(
 class _FloatChrf(CHRF):
     """sacreBLEU cannot take the mean of resamples of which some match nothing: these are float, the others float32."""
 
-    def _compute_score_from_stats(self, stats: Sequence[float]) -> Any:
-        return super()._compute_score_from_stats(list(map(float, stats)))
+    def _compute_score_from_stats(self, stats: Any) -> Any:
+        numbers: list[Any] = list(map(float, stats))
+        return super()._compute_score_from_stats(numbers)
 
 
 def _score(
