@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         finish("tokenizer")
     precision = "bf16" if torch.cuda.is_available() else "no"
     defaults = ["--cooldown_steps", "0", "--cooldown_share", "0.3", "--mixed_precision", precision]
-    defaults += ["--validate_every_minutes", str(arguments.minutes / 5)]
+    defaults += ["--validate_every_steps", "0", "--validate_every_minutes", str(arguments.minutes / 5)]
     fixed = ["--max_minutes", str(arguments.minutes), "--output_folder", str(run), "--overwrite", "true"]
     fixed += ["--tokenizer_folder", str(tokenizer_folder), "--train_on", "raw", *text_flags]
     if arguments.num_averaged > 1:
