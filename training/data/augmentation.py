@@ -89,6 +89,7 @@ class Augmenter:
 
     def __init__(self, arguments: AugmentationArguments, languages: Languages, words: CorpusWords):
         self.arguments, self.languages, self.words = arguments, languages, words
+        self.rates = arguments.rates
         self.space = ["" if language in WITHOUT_SPACES else " " for language in languages]
 
     def make(self, row_id: int, pair: TextPair, before: list[TextPair]) -> Iterator[tuple[str, TextPair]]:
@@ -99,7 +100,7 @@ class Augmenter:
             before: the pairs before it, at most two.
         """
         generator = random.Random(self.arguments.augmentation_seed << 40 | row_id)
-        for kind, rate in self.arguments.rates.items():
+        for kind, rate in self.rates.items():
             for _ in range(int(rate) + (generator.random() < rate % 1)):
                 made = self.make_one(kind, pair, before, generator)
                 if made is not None:

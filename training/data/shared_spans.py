@@ -207,6 +207,8 @@ def pair_up(source: Sequence[Span], target: Sequence[Span]) -> list[SharedSpan]:
 
 def shared_figures(source: str, target: str, languages: Languages) -> list[SharedSpan] | None:
     """All figures of a pair, source side and target side; None if there is a digit that the other side has not."""
+    if not DIGIT.search(source) and not DIGIT.search(target):
+        return []
     sides = [find_figures(text, language) for text, language in zip((source, target), languages, strict=True)]
     shared = [pair for pair in pair_up(*sides) if pair[0].kind == pair[1].kind]
     for side, text in enumerate((source, target)):
