@@ -26,6 +26,7 @@ ALIGNMENTS = ("length", "ctc")
 _MAX_LAYERS = 1000  # of one part
 _MAX_WEIGHTS = 2**33
 _MAX_UPSAMPLING_RATIO = 16
+_MAX_BLANK_PENALTY = 100.0
 
 # What `pipeline("translation")` needs to find the pipeline class inside a model repository.
 CUSTOM_PIPELINES = {
@@ -61,6 +62,8 @@ class LvnarConfig(PretrainedConfig):
             position for each token. "ctc": no length predictor; the decoder has ⌈upsampling_ratio · |x|⌉ cells, and
             the translation is what is left of them when equal neighbours are merged and blanks removed.
         upsampling_ratio: r, cells a source token, of alignment "ctc"; at least 1.
+        blank_penalty: with alignment "ctc", taken from blank's logit where the likeliest cells are chosen: a model that
+            leaves words out where it is unsure says more of them. Likelihood and bounds are without it.
         carries_source_states: the states of the source are carried to the decoder's positions beside the latents, as
             Gu and Kong (2021) do; the paper carries the latents alone.
         max_length_offset: with alignment "length", the length predictor chooses `target_length - source_length` in
@@ -96,6 +99,7 @@ class LvnarConfig(PretrainedConfig):
         latent_dim: int = 8,
         alignment: str = "length",
         upsampling_ratio: float = 2.0,
+        blank_penalty: float = 0.0,
         carries_source_states: bool = False,
         max_length_offset: int = 50,
         max_position_embeddings: int = 512,
@@ -121,6 +125,7 @@ class LvnarConfig(PretrainedConfig):
         self.latent_dim = latent_dim
         self.alignment = alignment
         self.upsampling_ratio = upsampling_ratio
+        self.blank_penalty = blank_penalty
         self.carries_source_states = carries_source_states
         self.max_length_offset = max_length_offset
         self.max_position_embeddings = max_position_embeddings
@@ -226,6 +231,10 @@ class LvnarConfig(PretrainedConfig):
         if type(self.upsampling_ratio) not in (int, float) or not 1.0 <= self.upsampling_ratio <= _MAX_UPSAMPLING_RATIO:
             raise ValueError(
                 f"upsampling_ratio is {self.upsampling_ratio!r}; it must be a number from 1 to {_MAX_UPSAMPLING_RATIO}."
+            )
+        if type(self.blank_penalty) not in (int, float) or not 0.0 <= self.blank_penalty <= _MAX_BLANK_PENALTY:
+            raise ValueError(
+                f"blank_penalty is {self.blank_penalty!r}; it must be a number from 0 to {_MAX_BLANK_PENALTY:g}."
             )
         if type(self.carries_source_states) is not bool:
             raise ValueError(f"carries_source_states is {self.carries_source_states!r}; it must be true or false.")

@@ -185,7 +185,8 @@ def likeliest_targets(
 ) -> torch.Tensor:
     """argmax p(y | x, z, l_y), padded on the right; with alignment "ctc", the likeliest cells collapsed.
 
-    Padding is no word: it is left out, or it is blank. An empty translation becomes the end of the sentence.
+    Padding is no word: it is left out, or it is blank, of whose logit the config's `blank_penalty` is taken. An empty
+    translation becomes the end of the sentence.
 
     Args:
         logits: (batch, target_length, decoder_vocab_size).
@@ -198,21 +199,26 @@ def likeliest_targets(
     """
     config = model.config
     logits = logits[..., :num_target_ids]
+    words, word_logits = _likeliest_words(logits, config.pad_token_id)
     if config.alignment == "length":
-        return _likeliest_words(logits, config.pad_token_id).masked_fill(target_mask == 0, config.pad_token_id)
+        return words.masked_fill(target_mask == 0, config.pad_token_id)
+    is_blank = logits[..., config.pad_token_id] - config.blank_penalty >= word_logits
+    cells = words.masked_fill(is_blank, config.pad_token_id)
     limit = config.max_position_embeddings
-    targets = collapse(logits.max(-1).indices, target_mask, config.pad_token_id)[:, : min(max_length or limit, limit)]
+    targets = collapse(cells, target_mask, config.pad_token_id)[:, : min(max_length or limit, limit)]
     if targets.shape[1] == 0:
         return targets.new_full((len(targets), 1), config.eos_token_id)
     is_empty = targets[:, :1] == config.pad_token_id
     return torch.cat([targets[:, :1].masked_fill(is_empty, config.eos_token_id), targets[:, 1:]], dim=-1)
 
 
-def _likeliest_words(logits: torch.Tensor, pad_token_id: int) -> torch.Tensor:
-    """argmax over all but padding, (..., vocabulary) to (...)."""
+def _likeliest_words(logits: torch.Tensor, pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """argmax over all but padding, and its logits: (..., vocabulary) to two of (...)."""
     if pad_token_id == 0:  # as the tokenizers here have it: all others are one view
-        return logits[..., 1:].max(-1).indices + 1
-    return logits.index_fill(-1, torch.tensor([pad_token_id], device=logits.device), float("-inf")).max(-1).indices
+        highest, places = logits[..., 1:].max(-1)
+        return places + 1, highest
+    highest, places = logits.index_fill(-1, torch.tensor([pad_token_id], device=logits.device), float("-inf")).max(-1)
+    return places, highest
 
 
 def _are_different(targets: torch.Tensor, others: torch.Tensor, pad_token_id: int) -> torch.Tensor:

@@ -21,6 +21,10 @@ class AverageArguments:
         default="float32",
         metadata={"help": "float32, float16 or bfloat16: of the stored weights; the model is loaded in float32"},
     )
+    blank_penalty: float | None = field(
+        default=None,
+        metadata={"help": "the model's blank_penalty (alignment ctc), chosen on validation text; null: as it is"},
+    )
     overwrite: bool = field(default=False, metadata={"help": "write into an output folder that is not empty"})
 
 
@@ -29,7 +33,8 @@ def main(argv: list[str] | None = None) -> None:
 
     Raises:
         FileExistsError: the output folder is not empty and `--overwrite` is not given.
-        ValueError: for a storage type that is not one of the three, or checkpoints that do not match.
+        ValueError: for a storage type that is not one of the three, a blank penalty that the configuration refuses, or
+            checkpoints that do not match.
     """
     (arguments,) = HfArgumentParser(AverageArguments).parse_args_into_dataclasses(argv)
     if arguments.storage_dtype not in ("float32", "float16", "bfloat16"):
@@ -37,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = refuse_existing(arguments.output_folder, arguments.overwrite, "--output_folder")
     from training.loop.averaging import write_average
 
-    write_average(arguments.checkpoints, folder, arguments.storage_dtype)
+    write_average(arguments.checkpoints, folder, arguments.storage_dtype, blank_penalty=arguments.blank_penalty)
     print(f"{len(arguments.checkpoints)} checkpoints, stored as {arguments.storage_dtype}: {folder}")
 
 

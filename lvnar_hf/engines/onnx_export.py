@@ -88,15 +88,15 @@ class _Posterior(nn.Module):
 class _Translation(nn.Module):
     """argmax p(y | x, z), as `generate` has it, in operations that know no number of positions beforehand."""
 
-    not_padding: torch.Tensor  # (target_vocab_size,), added to logits: padding is no word, unless it is blank
+    of_padding: torch.Tensor  # (target_vocab_size,), added to logits: padding is no word, unless it is blank
 
     def __init__(self, model: LvnarForConditionalGeneration):
         super().__init__()
         self.model = model
-        not_padding = torch.zeros(model.config.decoder_vocab_size)
-        if model.config.alignment == "length":
-            not_padding[model.config.pad_token_id] = float("-inf")
-        self.register_buffer("not_padding", not_padding)
+        config = model.config
+        of_padding = torch.zeros(config.decoder_vocab_size)
+        of_padding[config.pad_token_id] = -config.blank_penalty if config.alignment == "ctc" else float("-inf")
+        self.register_buffer("of_padding", of_padding)
 
     def forward(
         self,
@@ -125,7 +125,7 @@ class _Translation(nn.Module):
         mask = lengths_to_mask(lengths, longest)
         states = self.model.decoder(latents, source.decoder_keys_values, attention_mask, mask, source.carried_states)
         weight = self.model.output_weight
-        padding = torch.zeros_like(candidates, dtype=weight.dtype)
+        padding = self.of_padding[candidates]
         padding.masked_fill_(Shortlist.is_padding(candidates, config), float("-inf"))
         scores = states @ weight[candidates].transpose(1, 2) + padding[:, None]
         best, choice = scores.max(-1)
@@ -134,7 +134,7 @@ class _Translation(nn.Module):
         is_unsure = ~(confidence >= min_confidence) & (mask == 1)
         targets = torch.onnx.ops.symbolic(
             f"{DOMAIN}::LikeliestWhereUnsure",
-            (targets, is_unsure, states, weight, self.not_padding),
+            (targets, is_unsure, states, weight, self.of_padding),
             dtype=targets.dtype,
             shape=targets.shape,
             version=1,

@@ -46,7 +46,7 @@ def _likeliest_where_unsure(vocab_size: int) -> str:
     num_missing = -vocab_size % width
     return f"""
 <opset_import: ["" : {OPSET}], domain: "{DOMAIN}">
-LikeliestWhereUnsure (targets, is_unsure, states, weight, not_padding) => (merged) {{
+LikeliestWhereUnsure (targets, is_unsure, states, weight, of_padding) => (merged) {{
   unsure_numbers = Cast <to = 7> (is_unsure)
   num_unsure = ReduceSum <keepdims = 0> (unsure_numbers)
   is_any = Cast <to = 9> (num_unsure)
@@ -57,7 +57,7 @@ LikeliestWhereUnsure (targets, is_unsure, states, weight, not_padding) => (merge
       unsure_states = GatherND (states, rows)
       transposed = Transpose <perm = [1, 0]> (weight)
       products = MatMul (unsure_states, transposed)
-      {"products_and_padding" if num_missing else "logits"} = Add (products, not_padding)
+      {"products_and_padding" if num_missing else "logits"} = Add (products, of_padding)
       {_PAD_LOGITS.format(num_missing=num_missing) if num_missing else ""}
       parts_shape = Constant <value_ints = [0, {-(-vocab_size // width)}, {width}]> ()
       parts = Reshape (logits, parts_shape)

@@ -167,6 +167,11 @@ def test_averaging_takes_the_mean_and_stores_as_asked(either_repository, tmp_pat
         average.main(["--checkpoints", *folders, "--output_folder", str(tmp_path / "mean")])
     with pytest.raises(ValueError, match="float8"):
         average.main(["--checkpoints", *folders, "--output_folder", str(tmp_path / "x"), "--storage_dtype", "float8"])
+    penalty = ["--checkpoints", folders[0], "--output_folder", str(tmp_path / "penalty"), "--blank_penalty"]
+    average.main([*penalty, "0.5"])
+    assert json.loads((tmp_path / "penalty" / "config.json").read_text())["blank_penalty"] == 0.5
+    with pytest.raises(ValueError, match="blank_penalty is -1"):
+        average.main([*penalty, "-1", "--overwrite"])
     make_model(tiny_config(vocab_size=70)).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="differ in the weights"):
         average_weights([str(either_repository), str(tmp_path / "other")])

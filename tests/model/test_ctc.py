@@ -343,6 +343,8 @@ def test_a_translation_is_cut_at_max_length():
         ({"alignment": "CTC"}, "alignment is 'CTC'; it must be one of length, ctc"),
         ({"upsampling_ratio": 0.5}, "upsampling_ratio is 0.5; it must be a number from 1 to 16"),
         ({"upsampling_ratio": True}, "upsampling_ratio is True"),
+        ({"blank_penalty": -0.1}, "blank_penalty is -0.1; it must be a number from 0 to 100"),
+        ({"blank_penalty": True}, "blank_penalty is True"),
         ({"carries_source_states": 1}, "carries_source_states is 1; it must be true or false"),
     ],
 )

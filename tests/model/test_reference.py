@@ -26,7 +26,12 @@ MODELS = {
     "two-vocabularies-untied": {"target_vocab_size": 13, "tie_word_embeddings": False},
     "states-carried": {"carries_source_states": True},
     "ctc": {"alignment": "ctc"},
-    "ctc-states-carried": {"alignment": "ctc", "carries_source_states": True, "upsampling_ratio": 1.7},
+    "ctc-states-carried": {
+        "alignment": "ctc",
+        "carries_source_states": True,
+        "upsampling_ratio": 1.7,
+        "blank_penalty": 0.7,
+    },
     "ctc-two-vocabularies": {"alignment": "ctc", "target_vocab_size": 13, "tie_word_embeddings": False},
 }
 

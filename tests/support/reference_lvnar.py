@@ -296,14 +296,18 @@ class ReferenceLvnar:
 
     def likeliest_target(self, source: Source, z: Sequence) -> tuple[list[int], Scalar]:
         """y = argmax p(y | x, z), its length first, and the deterministic lower bound (Eq. 12):
-        log p(y | x, z, l_y) + log p(l_y | z, x) + log p(z | x). With ctc, y is spelt by the likeliest cells, and the
-        bound is log p(y | x, z) + log p(z | x)."""
+        log p(y | x, z, l_y) + log p(l_y | z, x) + log p(z | x). With ctc, y is spelt by the likeliest cells, which
+        are those of logits with less for blank, and the bound is log p(y | x, z) + log p(z | x)."""
         log_prior = sum(
             gaussian_log_density(z_k, mean, std) for z_k, mean, std in zip(z, source.means, source.stds, strict=True)
         )
         if self.config.alignment == "ctc":
-            log_probs = [log_softmax(logits_t) for logits_t in self.decode(source, z, self.num_cells(len(z)))]
-            y = collapse([int(log_probs_t.argmax()) for log_probs_t in log_probs], self.config.pad_token_id)
+            logits = self.decode(source, z, self.num_cells(len(z)))
+            log_probs = [log_softmax(logits_t) for logits_t in logits]
+            lowered = [logits_t.clone() for logits_t in logits]
+            for logits_t in lowered:
+                logits_t[self.config.pad_token_id] -= self.config.blank_penalty
+            y = collapse([int(logits_t.argmax()) for logits_t in lowered], self.config.pad_token_id)
             y = y[: self.config.max_position_embeddings] or [self.config.eos_token_id]
             return y, self.ctc_log_likelihood(log_probs, y) + log_prior
         length_log_probs = log_softmax(self.length_logits(source, z))

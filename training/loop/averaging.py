@@ -29,13 +29,24 @@ def average_weights(folders: list[str]) -> PreTrainedModel:
     return first
 
 
-def write_average(folders: list[str], output_folder: Path, storage_dtype: str, max_shard_size: str = "5GB") -> None:
+def write_average(
+    folders: list[str],
+    output_folder: Path,
+    storage_dtype: str,
+    max_shard_size: str = "5GB",
+    blank_penalty: float | None = None,
+) -> None:
     """Write the mean of model folders, with the first one's tokenizer, in files of weights up to a size.
 
+    Args:
+        blank_penalty: takes the place of the configuration's; None: that stays.
+
     Raises:
-        ValueError: if a checkpoint has other weights than the first.
+        ValueError: if a checkpoint has other weights than the first; for a penalty below 0.
     """
     model = average_weights(folders).to(getattr(torch, storage_dtype))
+    if blank_penalty is not None:
+        model.config = type(model.config).from_dict({**model.config.to_dict(), "blank_penalty": blank_penalty})
     model.save_pretrained(output_folder, max_shard_size=max_shard_size)
     AutoTokenizer.from_pretrained(folders[0]).save_pretrained(output_folder)
     # `dtype="auto"`, the default of transformers 5, follows this entry: 16 bits save space, not time, on most CPUs.
