@@ -40,11 +40,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if arguments.initial_model is not None:
             model = LvnarForConditionalGeneration.from_pretrained(arguments.initial_model, dtype="float32")
             model.config.check_languages(data.source_language, data.target_language)
-            return model
-        target_vocab_size = None if tokenizer.is_joint else tokenizer.target_vocab_size
-        config = sizes.to_config(len(tokenizer), target_vocab_size)
-        config.source_language, config.target_language = data.source_language, data.target_language
-        return LvnarForConditionalGeneration(config)
+        else:
+            target_vocab_size = None if tokenizer.is_joint else tokenizer.target_vocab_size
+            model = LvnarForConditionalGeneration(sizes.to_config(len(tokenizer), target_vocab_size))
+        model.config.source_language, model.config.target_language = data.source_language, data.target_language
+        return model
 
     return run_training(data, augmentation, sizes, arguments, make_model)
 

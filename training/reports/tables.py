@@ -234,7 +234,7 @@ def finetuning_table(results: Path) -> str:
 
 
 def training_ctc_table(results: Path) -> str:
-    """The same of the student with CTC alignment, whose run is not at its end."""
+    """The same of the first part of the student with CTC alignment, and its last model's scores."""
     lines = map(json.loads, (results / "log_ctc.jsonl").read_text("utf-8").splitlines())
     speeds = [line["target_tokens_per_second"] for line in lines if line["kind"] == "train"]
     test = read_result(results, "test_ctc")
@@ -257,6 +257,11 @@ def training_ctc_table(results: Path) -> str:
             f"{_test_set(test)}. {_signatures(test['results'][0])}.",
         )
     )
+
+
+def training_sprint_table(results: Path) -> str:
+    """The same of its seconds on a GPU."""
+    return _training_table(results / "log_sprint.jsonl") + " BLEU as above."
 
 
 def training_raw_table(results: Path) -> str:
@@ -441,6 +446,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "training": training_table,
     "finetuning": finetuning_table,
     "training_ctc": training_ctc_table,
+    "training_sprint": training_sprint_table,
     "training_raw": training_raw_table,
     "training_step": training_step_table,
     "teacher_training": teacher_training_table,
