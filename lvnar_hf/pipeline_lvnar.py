@@ -21,6 +21,7 @@ from .sentences_lvnar import SentenceSplitter  # noqa: F401
 from .tokenization_lvnar import PLACEHOLDERS  # noqa: F401
 
 SORTED_BATCHES = 64  # of a list, so many batches of texts are tokenized ahead and sorted by length
+SENTENCES_AT_ONCE = 32  # of one text
 
 
 class _Tokenized(dict):
@@ -149,7 +150,7 @@ class LvnarTranslationPipeline(Pipeline):
         """The base class's, sentence by sentence."""
         preserve_format, preprocess_params = self._take_preserve_format(preprocess_params)
         if preserve_format:
-            return next(self._iterate_formatted([text], 1, preprocess_params, *later_params))
+            return next(self._iterate_formatted([text], SENTENCES_AT_ONCE, preprocess_params, *later_params))
         return super().run_single(text, preprocess_params, *later_params)
 
     def get_iterator(
@@ -190,7 +191,7 @@ class LvnarTranslationPipeline(Pipeline):
     def _translate_sentences(
         self, sentences: list[str], batch_size: int, preprocess_params: dict, *later_params: dict
     ) -> Iterable[list[dict]]:
-        if batch_size > 1:
+        if batch_size > 1 and len(sentences) > 1:
             return self._iterate_by_length(sentences, 0, batch_size, preprocess_params, *later_params)
         return [
             super(LvnarTranslationPipeline, self).run_single(s, preprocess_params, *later_params) for s in sentences

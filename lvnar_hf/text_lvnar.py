@@ -3,7 +3,8 @@
 What is unusual: the model sees single clean sentences only. A text is taken apart into lines, marks at their edges,
 sentences, and spans that must not change; what is no sentence goes back where it was, character by character. A span
 inside a sentence goes through the model as a placeholder, a control character; if the model does not give each of them
-back exactly once, the text between the spans is translated piece by piece.
+back exactly once, the text between the spans is translated piece by piece. A figure that the model changes goes through
+it as a span too.
 
 This module travels to the Hub with the model: it imports nothing but the standard library.
 """
@@ -12,12 +13,13 @@ import re
 import unicodedata
 import warnings
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from .segmentation_lvnar import is_unspaced
-from .sentences_lvnar import BLOCK, MARK, MASKS, SENTENCE_MARKS, SPAN, SentenceSplitter, find_core, has_words
+from .sentences_lvnar import BLOCK, MARK, MASKS, SPAN, SentenceSplitter, find_core, has_words
 from .tokenization_lvnar import PLACEHOLDERS
 
 # Characters of no width, as a regular expression: soft hyphen, zero-width space, marks of direction, word joiner,
@@ -86,6 +88,10 @@ _SIGNS = re.compile(
     "[`:;@{}%#$/<&=^\x00-\x08\x0e-\x1b\x7f\u00a9-\u00ae\u2000-\uffff\U00010000-\U0010ffff]|www|--|\\.[a-z]"
 )
 
+# A figure by itself: 42, 1,234.56, 10:30, 12/24/2023, 192.168.0.1; and an English afternoon after it.
+_FIGURE = re.compile(r"(?<![\w.])\d+(?:[.,:/-]\d+)*(?!\w)")
+_AFTERNOON = re.compile(r"\s*p\.?m\b", re.IGNORECASE)
+_END_MARKS = re.compile(r"[\s.!?…,;:。！？、，；：]*$")
 _ENUMERATOR = re.compile(r"\s*\(?\d{1,3}[.)]\s*")
 # Where a sentence that is too long is parted, the best places first.
 _CLAUSE_MARKS = tuple(
@@ -117,6 +123,22 @@ def drop_invisible(text: str) -> str:
     return text if text.isascii() else _INVISIBLE.sub("", text)
 
 
+def figures_of(text: str) -> Counter[str]:
+    """How often each figure of two digits or more stands in a text: its digits, without zeros before them.
+
+    So 1,234.5 and 1.234,5 are the same, and so are the times of an afternoon in twelve and in twenty-four hours.
+    """
+    figures: Counter[str] = Counter()
+    for match in _FIGURE.finditer(text):
+        parts = re.split("[.,:/-]", unicodedata.normalize("NFKC", match[0]))
+        if _AFTERNOON.match(text, match.end()) and len(parts[0]) < 3 and int(parts[0]) < 12:
+            parts[0] = str(int(parts[0]) + 12)
+        digits = "".join(parts)
+        if len(digits) > 1:
+            figures[digits.lstrip("0")] += 1
+    return figures
+
+
 @dataclass
 class _Sentence:
     """What the model gets, and how its translation is finished.
@@ -136,16 +158,24 @@ class _Sentence:
     is_piece: bool = False
 
     def finish(self, translation: str) -> str | None:
-        """The translation with the spans in it; None if a placeholder is lost, doubled or invented."""
+        """The translation with the spans in it; None if a placeholder is lost, doubled or invented, or a figure lost.
+
+        A piece ends with the marks of its source. Where the model says nothing, the source stays.
+        """
         translation = _LINE_ENDS.sub(" ", translation).strip()
         if self.is_capitals:
             translation = translation.upper()
-        if self.is_piece and translation.endswith(".") and self.core[-1] not in SENTENCE_MARKS:
-            translation = translation.rstrip(".")
         found = sorted(character for character in translation if character in PLACEHOLDERS)
-        if not self.spans:
-            return "".join(c for c in translation if c not in PLACEHOLDERS) if found else translation
         if found != list(PLACEHOLDERS[: len(self.spans)]):
+            if self.spans:
+                return None
+            translation = "".join(c for c in translation if c not in PLACEHOLDERS).strip()
+        if self.is_piece:
+            translation = _END_MARKS.sub("", translation)
+            translation += _END_MARKS.search(self.core)[0] if translation else ""  # type: ignore[index]
+        if not translation:
+            return self.core
+        if figures_of(self.core) - figures_of(translation):
             return None
         spans = dict(zip(PLACEHOLDERS, self.spans, strict=False))
         return "".join(spans.get(character, character) for character in translation)
@@ -194,7 +224,7 @@ class TextFormat:
     `:smile:`, `@user`, `#42`, code in backticks and control characters; and whatever has no letter and no digit.
     Characters of no width are dropped elsewhere, and white space inside a sentence becomes single spaces. A sentence of
     several words in capitals is translated in lower case and brought back. One of more tokens than the model takes is
-    parted at sentence and clause marks.
+    parted at sentence and clause marks. A figure of two digits or more that the model changes is kept as it is.
 
     Args:
         tokenizer: the model's; placeholders are used if it has a token for each.
@@ -219,7 +249,7 @@ class TextFormat:
     def translate(
         self, texts: Sequence[str], translate_sentences: Callable[[list[str]], Sequence[Sequence[str]]]
     ) -> list[list[str]]:
-        """The translations of each text, as many as the model gives; one that is empty or white space alone: "".
+        """The translations of each text, as many as the model gives; a text without words is its own translation.
 
         Args:
             texts: of any kind.
@@ -245,8 +275,7 @@ class TextFormat:
         if lost:
             pieces = [_Plan() for _ in lost]
             for plan, index in zip(pieces, lost, strict=True):
-                sentence = sentences[index]
-                self._add_pieces(plan, sentence.core, sentence.spans, sentence.is_capitals)
+                self._add_otherwise(plan, sentences[index])
             for plan, index, found in zip(
                 pieces, lost, self._translate_plans(pieces, translate_sentences), strict=True
             ):
@@ -262,7 +291,7 @@ class TextFormat:
     def _plan(self, text: str) -> _Plan:
         plan = _Plan()
         if not has_words(text):
-            plan.add_literal(text if text.strip() else "")
+            plan.add_literal(text)
             return plan
         self._check_script(text)
         parts = _LINE_ENDS.split(text)
@@ -312,11 +341,29 @@ class TextFormat:
             if len(own) > (len(PLACEHOLDERS) if self._has_placeholders else 0):
                 self._add_pieces(plan, core, own, is_capitals)
             else:
-                placeholders = iter(PLACEHOLDERS)
-                text = "".join(next(placeholders) if character in MASKS else character for character in core)
-                text = _lower(text, self._language) if is_capitals else text
-                plan.add_sentence(_Sentence(core, own, is_capitals, text, is_part))
+                self._add_masked(plan, core, own, is_capitals, is_part)
         plan.add_literal(_unmask(piece[end:], spans))
+
+    def _add_otherwise(self, plan: _Plan, sentence: _Sentence) -> None:
+        """Add a sentence that the model did not keep whole: its figures as spans, or as pieces around its spans."""
+        remaining = iter(sentence.spans)
+        spans = [
+            next(remaining) if match[0] in MASKS else match[0]
+            for match in re.finditer(f"[{SPAN}{MARK}]|{_FIGURE.pattern}", sentence.core)
+        ]
+        core = _FIGURE.sub(SPAN, sentence.core)
+        fits = self._has_placeholders and len(sentence.spans) < len(spans) <= len(PLACEHOLDERS)
+        if fits and not sentence.is_piece and has_words(core):
+            self._add_masked(plan, core, spans, sentence.is_capitals)
+        else:
+            self._add_pieces(plan, core, spans, sentence.is_capitals)
+
+    def _add_masked(self, plan: _Plan, core: str, spans: list[str], is_capitals: bool, is_piece: bool = False) -> None:
+        """Add a sentence with placeholders for its masks."""
+        placeholders = iter(PLACEHOLDERS)
+        text = "".join(next(placeholders) if character in MASKS else character for character in core)
+        text = _lower(text, self._language) if is_capitals else text
+        plan.add_sentence(_Sentence(core, spans, is_capitals, text, is_piece))
 
     def _add_pieces(self, plan: _Plan, core: str, spans: list[str], is_capitals: bool) -> None:
         """Add a sentence as pieces around its spans."""

@@ -34,9 +34,13 @@ def claim(file: Path) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def appearing(file: Path) -> Iterator[Path]:
-    """A name to write to; if the block ends well, the file is brought to disk and gets its own name."""
-    unfinished = file.with_name(f".{file.name}.unfinished")
+def appearing(file: Path, writer: str = "") -> Iterator[Path]:
+    """A name to write to; if the block ends well, the file is brought to disk and gets its own name.
+
+    Args:
+        writer: is in the name to write to, where several may write the same file at the same time.
+    """
+    unfinished = file.with_name(f".{file.name}{writer}.unfinished")
     yield unfinished
     _sync(unfinished)
     os.replace(unfinished, file)

@@ -189,9 +189,17 @@ class ShardedRun(abc.ABC):
                     time.sleep(poll_seconds)
 
     def _write_shard(self, shard: int, header: dict[str, Any], lines: Iterable[str]) -> None:
-        """A shard's file, whole or not at all: a header in JSON, and lines."""
-        header = {"shard": shard, **header, "process": f"{socket.gethostname()}:{os.getpid()}"}
-        with appearing(self._shard_file(shard)) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+        """A shard's file, whole or not at all: a header in JSON, and lines.
+
+        Where a file system does not keep locks between machines, two processes may be at the same shard: each writes a
+        file of its own, and either's is right.
+        """
+        process = f"{socket.gethostname()}:{os.getpid()}"
+        header = {"shard": shard, **header, "process": process}
+        with (
+            appearing(self._shard_file(shard), f".{process}") as unfinished,
+            unfinished.open("w", encoding="utf-8") as file,
+        ):
             for line in (json.dumps(header), *lines):
                 file.write(line + "\n")
 

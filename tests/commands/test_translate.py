@@ -304,3 +304,22 @@ def test_a_lost_or_doubled_line_is_noticed(tmp_path, damage):
         run.merge({"num_refinement_steps": None})
     assert not (tmp_path / "out").exists() and second.exists()
     run.close()
+
+
+def test_two_processes_at_the_same_shard_do_no_harm(tmp_path, monkeypatch):
+    (tmp_path / "in").write_text("0\n1\n2\n")
+    run = FileTranslation(tmp_path / "in", tmp_path / "out", {"shard_size": 3})
+    run.prepare()
+    run.translate(Echo())
+    header, *texts = lines(run._shard_file(0))
+
+    def while_another_writes_it():
+        yield texts[0]
+        with monkeypatch.context() as other:
+            other.setattr(os, "getpid", lambda: 1)
+            run._write_shard(0, json.loads(header), texts)
+        yield from texts[1:]
+
+    run._write_shard(0, json.loads(header), while_another_writes_it())
+    run.merge({"num_refinement_steps": None})
+    assert (tmp_path / "out").read_text() == "0\n1\n2\n"

@@ -100,7 +100,7 @@ def translate(
         ("Go. --- ***", "⟨Go.⟩ --- ***"),
         ("```py\nprint('Hi.')\n```\nGo.\n```", "```py\nprint('Hi.')\n```\n⟨Go.⟩\n```"),
         ("", ""),
-        (" \n ", ""),
+        (" \n ", " \n "),
         # Capitals.
         ("I'M HERE, TOM. YES.", "⟨I'M HERE, TOM.⟩ ⟨YES.⟩"),
         ("NATO. I saw TOM.", "⟨NATO.⟩ ⟨I saw TOM.⟩"),
@@ -240,7 +240,7 @@ def test_placeholders_may_move():
 
 
 def test_what_a_model_loses_doubles_or_invents_is_translated_in_pieces():
-    pieces = "⟨Tom sent⟩ {a} ⟨to⟩ {b}, ⟨see?⟩"
+    pieces = "⟨Tom sent⟩ {a} ⟨to⟩ {b}, ⟨see?⟩?"  # the last mark is the source's
 
     def careless(change: Callable[[str], str]) -> str:
         return translate("Tom sent {a} to {b}, see?", lambda text: f"⟨{change(text)}⟩")
@@ -254,8 +254,38 @@ def test_what_a_model_loses_doubles_or_invents_is_translated_in_pieces():
         assert careless(change) == pieces
     assert careless(lambda text: text) == "⟨Tom sent {a} to {b}, see?⟩"
     assert translate("Tom sent {a} to {b}, see?", tokenizer=PlaceholderlessTokenizer()) == pieces
-    # A piece is no sentence: the full stop that a model puts after it goes.
-    assert translate("Tom sent {a}.", lambda text: f"{without_placeholders(text)}.") == "Tom sent {a}."
+    # A piece is no sentence: the mark that a model puts after it goes, and that of the source stays.
+    for mark in (".", "!", "", "?!"):
+        for source in ("Tom sent {a}.", "Hi, {a}!"):
+            assert translate(source, lambda text: without_placeholders(text).rstrip(".,") + mark) == source  # noqa: B023
+
+
+def test_where_the_model_says_nothing_the_source_stays():
+    assert translate("I\tam\thungry.", lambda text: "" if text == "am" else text.upper()) == "I\tam\tHUNGRY."
+    assert translate("I am ${a}, not ${b}!", lambda text: "" if "\x01" in text or text == "not" else text) == (
+        "I am ${a}, not ${b}!"
+    )
+    assert translate(" .\x01. ", lambda text: "") == " .\x01. "
+
+
+@pytest.mark.parametrize(
+    ("text", "translations", "expected"),
+    [
+        ("Room 1100 costs $99.99.", ["Raum 1,100 kostet 99,99 $."], "Raum 1,100 kostet 99,99 $."),
+        ("I paid 1000 yen.", ["Ich zahlte 100 Yen.", "Ich zahlte \x01 Yen."], "Ich zahlte 1000 Yen."),
+        ("We meet at 10:30.", ["Um 130.", "Um \x01 Uhr."], "Um 10:30 Uhr."),
+        ("We meet at 5:30 p.m.", ["Um 17:30 Uhr."], "Um 17:30 Uhr."),
+        ("We meet at 5:30 p.m.", ["Um 53 Uhr.", "Um \x01 Uhr abends."], "Um 5:30 Uhr abends."),
+        ("The IP is 192.168.0.1:8080.", ["11118.", "IP: \x01."], "IP: 192.168.0.1:8080."),
+        ("I see 3 cats.", ["Ich sehe drei Katzen."], "Ich sehe drei Katzen."),
+        ("12 and 12, {a}", ["12, \x01", "\x01 und \x02, \x03"], "12 und 12, {a}"),
+        ("I am 42.", ["Ich bin 4.", "Ich bin.", "Ich bin"], "Ich bin 42."),
+        ("42", ["4.", "no"], "42"),
+    ],
+)
+def test_figures_are_compared_and_kept(text, translations, expected):
+    remaining = iter(translations)
+    assert translate(text, lambda sentence: next(remaining)) == expected
 
 
 def test_more_spans_than_placeholders():
@@ -339,7 +369,7 @@ def test_random_text_keeps_lines_outer_spaces_and_protected_spans(model, languag
         results = text_format.translate(texts, lambda sentences: [[MODELS[model](s)] for s in sentences])
     for text, own, (result,) in zip(texts, spans, results, strict=True):
         if not text.strip():
-            assert result == ""
+            assert result == text
             continue
         (lines, ends), (result_lines, result_ends) = lines_of(text), lines_of(result)
         assert ends == result_ends, (text, result)
