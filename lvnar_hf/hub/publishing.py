@@ -106,7 +106,8 @@ def push(
                 f"{repo_id} has all files, in {commit}, but could not be tagged {tag}. {_AGAIN}\n{error}"
             ) from error
     try:
-        found, translations = verify_download(repo_id, tag, texts, api, verified)
+        _, translations = verify_download(repo_id, commit, texts, api, verified)
+        found = _commit_of(api, repo_id, tag)
     except Exception as error:
         raise PublishError(
             f"{repo_id} is uploaded and tagged {tag}, at {commit}, but was not verified after download. The files that "
