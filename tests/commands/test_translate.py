@@ -313,7 +313,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(tiny_reposi
     monkeypatch.setattr(LineTranslator, "translate", None)
     (tmp_path / "folder").mkdir()
     (tmp_path / "described.translation.json").mkdir()
-    names = {"folder": "is a folder", "described": "is a folder", "x" * 230: "cannot be written"}
+    names = {"folder": "is a folder", "described": "Is a directory", "x" * 230: "cannot be written"}
     for name, message in names.items():
         with pytest.raises(OSError, match=message):
             translate_file(**options(tiny_repository, source, tmp_path / name, num_workers=1))
