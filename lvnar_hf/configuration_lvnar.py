@@ -13,7 +13,7 @@ _RUNS_AS_REMOTE_CODE = __name__.startswith("transformers_modules.")
 
 # Fields that transformers and its companions write into configurations, beside those that the base class lists.
 _WRITTEN_BY_OTHERS = (
-    *("auto_map", "custom_pipelines", "distributed_config", "model_type", "quantization_config", "use_cache"),
+    *("auto_map", "custom_pipelines", "distributed_config", "model_type", "use_cache"),
     *("attn_implementation", "_attn_implementation", "experts_implementation", "loss_type"),
     *("_name_or_path", "_commit_hash"),
 )

@@ -22,7 +22,7 @@ GENERATION_DEFAULTS: dict[str, dict[str, Any]] = {
     "ctc": {"num_refinement_steps": 1, "remove_repetitions": False},
 }
 
-_OWN_OPTIONS = ("num_refinement_steps", "remove_repetitions", "max_length", "return_dict_in_generate", "output_scores")
+OWN_OPTIONS = ("num_refinement_steps", "remove_repetitions", "max_length", "return_dict_in_generate", "output_scores")
 # Options of transformers' GenerationConfig that change nothing here, whatever their value.
 _INERT_OPTIONS = ("use_cache", "return_legacy_cache", "disable_compile", "transformers_version")
 # All other options steer a search token by token, which this model does not have. These values of theirs ask for
@@ -221,7 +221,7 @@ class LvnarGenerationMixin:
         # What a Trainer fills in, on versions that leave the defaults of GenerationConfig empty.
         filled_in: dict[str, Any] = getattr(GenerationConfig, "_get_default_generation_params", dict)()
         for name, value in {**own, **changes, **arguments}.items():
-            if name in _OWN_OPTIONS or name in _INERT_OPTIONS or (name.startswith("_") and name not in arguments):
+            if name in OWN_OPTIONS or name in _INERT_OPTIONS or (name.startswith("_") and name not in arguments):
                 continue
             neutral = [source[name] for source in (defaults, own, _NEUTRAL_VALUES) if name in source]
             neutral += [filled_in[name]] if name in filled_in and name not in arguments else []
@@ -232,8 +232,8 @@ class LvnarGenerationMixin:
             if name in defaults or name in _AUTOREGRESSIVE_ARGUMENTS:
                 raise ValueError(
                     f"{name}={value!r} steers autoregressive decoding; this model predicts all tokens at once. Leave "
-                    f"it out; the options here are {', '.join(_OWN_OPTIONS)}."
+                    f"it out; the options here are {', '.join(OWN_OPTIONS)}."
                 )
-            raise ValueError(f"generate does not know {name}={value!r}; its options are {', '.join(_OWN_OPTIONS)}.")
+            raise ValueError(f"generate does not know {name}={value!r}; its options are {', '.join(OWN_OPTIONS)}.")
         given = {**GENERATION_DEFAULTS[self.config.alignment], **own, **changes, **arguments}
-        return DecodingOptions(**{name: given[name] for name in _OWN_OPTIONS if name in given})
+        return DecodingOptions(**{name: given[name] for name in OWN_OPTIONS if name in given})

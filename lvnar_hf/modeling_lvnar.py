@@ -33,6 +33,7 @@ from .length_lvnar import LvnarLengthPredictor, LvnarLengthTransform
 from .losses_lvnar import IGNORED_LABEL, budgeted_kl, gaussian_kl, length_nll, token_nll
 from .parts_lvnar import LvnarDecoder, LvnarGaussianHead, LvnarPosterior, LvnarPrior
 from .refinement_lvnar import EncodedSource, likeliest_targets, refine, target_positions
+from .trust_lvnar import SafeLoadingMixin
 
 # So that they are saved beside this module, and found: from a folder, transformers 4 copies what this module imports,
 # but not what those import in turn.
@@ -86,7 +87,7 @@ class LvnarOutput(ModelOutput):
     encoder_hidden_states: torch.Tensor | None = None
 
 
-class LvnarPreTrainedModel(PreTrainedModel):
+class LvnarPreTrainedModel(SafeLoadingMixin, PreTrainedModel):
     config_class = LvnarConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
@@ -152,8 +153,11 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
 
         Raises:
             ValueError: weights are missing, not finite, or of another shape (with `ignore_mismatched_sizes=True`, the
-                last ones are drawn anew); names them. transformers would fill or take all of them.
+                last ones are drawn anew); names them. transformers would fill or take all of them. Or an index of
+                shards names a file that is not safetensors, or is elsewhere.
         """
+        name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        cls._refuse_foreign_shards(name, kwargs.get("subfolder", ""))
         kwargs.setdefault("use_safetensors", True)
         takes_other_shapes = kwargs.pop("ignore_mismatched_sizes", False)
         model, info = super().from_pretrained(*args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)

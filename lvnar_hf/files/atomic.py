@@ -47,6 +47,19 @@ def appearing(file: Path, writer: str = "") -> Iterator[Path]:
     _sync(file.parent)
 
 
+def check_appearing(file: Path) -> None:
+    """Raise OSError if `appearing` could not write this file: a name that is too long, a folder of this name."""
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder: it cannot be written as a file.")
+    # As long a name, and nobody else's.
+    probe = file.with_name(f".{file.name}.{os.getpid():0{len('unfinished')}d}")
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise type(error)(error.errno, f"{file} cannot be written: {error.strerror}") from error
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
