@@ -27,7 +27,7 @@ from training.loop import trainer as trainer_module
 from training.loop.checkpoints import prepare_output_folder
 from training.loop.log import LogWindow
 from training.loop.objectives import LvnarObjective
-from training.loop.trainer import NonFiniteLossError, TranslationTrainer
+from training.loop.trainer import NonFiniteError, TranslationTrainer
 from training.recipe import OptimizationArguments
 
 NUM_TRAIN, NUM_VALID = 96, 24
@@ -264,7 +264,7 @@ def test_a_loss_that_is_no_number_stops_the_run(make_trainer, poison):
     trainer.model.register_forward_pre_hook(snapshot, with_kwargs=True)
     trainer.model.register_forward_hook(poison_loss)
     trainer.model.decoder.latent_proj.weight.register_hook(poison_gradient)
-    with pytest.raises(NonFiniteLossError) as stopped:
+    with pytest.raises(NonFiniteError) as stopped:
         trainer.train()
     trainer.sampler.set_epoch(1)
     rows = [trainer.train_pairs[index]["row_id"] for index in trainer.sampler.batches[1]]

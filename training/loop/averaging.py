@@ -33,9 +33,11 @@ def write_average(folders: list[str], output_folder: Path, storage_dtype: str, m
     """Write the mean of model folders, with the first one's tokenizer, in files of weights up to a size.
 
     Raises:
-        ValueError: if a checkpoint has other weights than the first.
+        ValueError: if a checkpoint has other weights than the first, or they are not finite in that precision.
     """
     model = average_weights(folders).to(getattr(torch, storage_dtype))
+    if names := [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
+        raise ValueError(f"In {storage_dtype}, weights are not finite numbers: {names[:5]}. Store them in float32.")
     model.save_pretrained(output_folder, max_shard_size=max_shard_size)
     AutoTokenizer.from_pretrained(folders[0]).save_pretrained(output_folder)
     # `dtype="auto"`, the default of transformers 5, follows this entry: 16 bits save space, not time, on most CPUs.
