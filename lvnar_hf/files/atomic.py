@@ -109,7 +109,13 @@ def _is_of_full_disk(error: BaseException) -> bool:
     """Whether a disk or a quota is full: torch speaks of its archive then, safetensors of the system's number."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    marks = ("inline_container.cc", "PytorchStreamWriter", f"os error {errno.ENOSPC}", f"os error {errno.EDQUOT}")
+    marks = (
+        "inline_container.cc",
+        "PytorchStreamWriter",
+        "iostream error",
+        f"os error {errno.ENOSPC}",
+        f"os error {errno.EDQUOT}",
+    )
     return any(mark in str(error) for mark in marks)
 
 

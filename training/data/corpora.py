@@ -171,9 +171,7 @@ def load_text_pairs(source_files: Sequence[str], target_files: Sequence[str], ma
             is_checked = True
         return zip(read_files(source_files), read_files(target_files), strict=True)
 
-    return TextPairs(
-        read, lambda: {"source": file_hashes(source_files), "target": file_hashes(target_files)}, max_rows
-    )
+    return TextPairs(read, lambda: {"source": file_hashes(source_files), "target": file_hashes(target_files)}, max_rows)
 
 
 # rows with a `translation` column
@@ -363,5 +361,5 @@ def _is_number(text: str) -> bool:
 
 
 def file_hashes(files: Sequence[str | Path]) -> list[list[str]]:
-    """How each file's name ends, by which it is read, and the SHA-256 of what it holds; of a remote one, its address."""
+    """How each file's name ends, by which it is read, and SHA-256 of what it holds; of a remote one, its address."""
     return [[Path(file).suffix, hash_file(Path(file))] if Path(file).exists() else [str(file)] for file in files]

@@ -1,5 +1,7 @@
-"""The output folder of a run: nothing is written over unasked, another run is not taken for this one, and one training at
-a time is at work in it."""
+"""The output folder of a run.
+
+Nothing is written over unasked, another run is not taken for this one, and one training at a time is at work in it.
+"""
 
 import contextlib
 import errno

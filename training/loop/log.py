@@ -81,7 +81,13 @@ class LogWindow:
     def state_dict(self) -> dict[str, Any]:
         """What the next line needs of the steps that were taken."""
         seconds = self.last_time - self.start
-        return {**vars(self), "sums": dict(self.sums), "settings": dict(self.settings), "start": 0.0, "last_time": seconds}
+        return {
+            **vars(self),
+            "sums": dict(self.sums),
+            "settings": dict(self.settings),
+            "start": 0.0,
+            "last_time": seconds,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The steps of another session; `leave_out_pause` must follow."""

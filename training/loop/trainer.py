@@ -291,7 +291,7 @@ class TranslationTrainer:
         run.seconds_validated = run.seconds
 
     def _refuse_non_finite_weights(self) -> None:
-        """Raise NonFiniteError in all processes if one of them has a weight, or part of it, that is no finite number."""
+        """Raise NonFiniteError in all processes if one of them has a weight, or a part, that is no finite number."""
         parameters = self.accelerator.unwrap_model(self.model).named_parameters()
         parts = {name: p.to_local() if hasattr(p, "to_local") else p for name, p in parameters}
         names = [name for name, part in parts.items() if not part.isfinite().all()]
