@@ -43,9 +43,12 @@ def write_average(
         blank_penalty: takes the place of the configuration's; None: that stays.
 
     Raises:
-        ValueError: if a checkpoint has other weights than the first; for a penalty below 0.
+        ValueError: if a checkpoint has other weights than the first, or they are not finite in that precision; for a
+            penalty below 0.
     """
     model = average_weights(folders).to(getattr(torch, storage_dtype))
+    if names := [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
+        raise ValueError(f"In {storage_dtype}, weights are not finite numbers: {names[:5]}. Store them in float32.")
     if blank_penalty is not None:
         model.config = type(model.config).from_dict({**model.config.to_dict(), "blank_penalty": blank_penalty})
     model.save_pretrained(output_folder, max_shard_size=max_shard_size)
