@@ -7,6 +7,11 @@ The length is predicted anew from μ_t in every step. With alignment "ctc", y_t 
 when equal neighbours are merged and blanks removed. There is no randomness anywhere. A sentence leaves the batch when
 its translation repeats itself.
 
+Some translations alternate: y_t = y_s, s < t - 1, and so on for ever. Each step of a sentence is compared with one
+landmark too, its translation of the last step that is a power of two (Brent, 1980), so that every cycle is found
+within a few rounds of it, in constant memory. The sentence then goes on to the step s' with s' ≡ T modulo the cycle,
+fewer than one round more, and leaves: its translation is y_T, that of all T steps.
+
 This module travels to the Hub with the model: it imports nothing but torch and transformers.
 """
 
@@ -22,6 +27,12 @@ from .generation_lvnar import DecodingOptions, LvnarGenerateOutput
 from .layers_lvnar import KeysValues
 from .length_lvnar import length_log_probs, lengths_to_mask, likeliest_lengths
 from .losses_lvnar import IGNORED_LABEL, gaussian_log_density, token_nll
+
+MAX_STEPS = 2**62  # steps are counted in 64 bits
+NOT_FINITE = (
+    "The model computes values that are not finite, so that it has no likeliest translation: its weights are absurd, or "
+    "too large for its number type. Load the model anew, in float32 or bfloat16."
+)
 
 
 class EncodedSource(NamedTuple):
@@ -96,44 +107,78 @@ def refine(
     rows = _fill(active, padded_batch_size)
     source = model.encode(input_ids[rows], attention_mask[rows])
     latents = source.prior_means  # μ_0 = E_p(z | x)[z]
-    targets, mask, bounds = _translate(model, source, latents, options)  # y_0 = argmax p(y | x, μ_0)
-    record = _Record(targets[: len(active)], bounds[: len(active)], model.config.pad_token_id)
-    for _ in range(options.num_refinement_steps):
+    translation = _translate(model, source, latents, options)  # y_0 = argmax p(y | x, μ_0)
+    record = _Record(translation, len(active), model.config.pad_token_id, options)
+    targets, mask = translation.targets, translation.mask
+    landmark, landmark_step = targets, 0
+    last_step = min(options.num_refinement_steps, MAX_STEPS)
+    ends = active.new_full((len(rows),), last_step)  # the step after which each sentence leaves
+    for step in range(1, last_step + 1):
         latents, _ = model.infer_posterior(source, targets, mask)  # μ_t = E_q(z | x, y_{t-1})[z]
         previous = targets
-        targets, mask, bounds = _translate(model, source, latents, options)  # y_t = argmax p(y | x, μ_t)
-        record.add_step(active, targets, bounds)
-        rows = _are_different(targets, previous, model.config.pad_token_id)[: len(active)].nonzero()[:, 0]
-        if len(rows) == 0:  # y_t = y_{t-1}
+        translation = _translate(model, source, latents, options)  # y_t = argmax p(y | x, μ_t)
+        targets, mask = translation.targets, translation.mask
+        record.add_step(active, translation)
+        if landmark_step < step - 1:
+            end = step + (last_step - step) % (step - landmark_step)
+            ends = ends.where(_are_different(targets, landmark, model.config.pad_token_id), end)
+        ends = ends.where(_are_different(targets, previous, model.config.pad_token_id), step)
+        if step & (step - 1) == 0:
+            landmark, landmark_step = targets, step
+        rows = (ends > step)[: len(active)].nonzero()[:, 0]
+        if len(rows) == 0:
             break
         if len(rows) < len(active):
             active, rows = active[rows], _fill(rows, padded_batch_size)
             source, targets, mask = source.select(rows), targets[rows], mask[rows]
-    return record.output(options.with_bounds)
+            landmark, ends = landmark[rows], ends[rows]
+    return record.output()
+
+
+class _Translation(NamedTuple):
+    """What `_translate` gives.
+
+    Args:
+        targets, mask: (batch, longest), ids and where they are.
+        bounds: (batch,) lower bounds, 0 if not asked.
+        is_finite: (), whether all positions have a likeliest token, and all sentences a likeliest length.
+    """
+
+    targets: torch.Tensor
+    mask: torch.Tensor
+    bounds: torch.Tensor
+    is_finite: torch.Tensor
 
 
 class _Record:
-    """The translations of a batch, y_0, y_1, ...; a sentence that has stopped keeps its own."""
+    """The translations of a batch, the last alone or y_0, y_1, ...; a sentence that has stopped keeps its own."""
 
-    def __init__(self, targets: torch.Tensor, bounds: torch.Tensor, pad_token_id: int):
-        self._targets, self._bounds, self._pad_token_id = [targets], [bounds], pad_token_id
-        self._num_steps = targets.new_zeros(len(targets))
+    def __init__(self, first: _Translation, batch_size: int, pad_token_id: int, options: DecodingOptions):
+        self._pad_token_id, self._options = pad_token_id, options
+        self._targets, self._bounds = [first.targets[:batch_size]], [first.bounds[:batch_size]]
+        self._num_steps = first.targets.new_zeros(batch_size)
+        self._is_finite = first.is_finite
 
-    def add_step(self, active: torch.Tensor, targets: torch.Tensor, bounds: torch.Tensor) -> None:
-        """Add y_t of the sentences `active`, the first rows of `targets` and `bounds`."""
+    def add_step(self, active: torch.Tensor, translation: _Translation) -> None:
+        """Add y_t of the sentences `active`, the first rows of `translation`."""
         self._num_steps[active] += 1
-        last, new = _pad_to_one_length(self._pad_token_id, self._targets[-1], targets[: len(active)])
-        self._targets.append(last.index_copy(0, active, new))
-        self._bounds.append(self._bounds[-1].index_copy(0, active, bounds[: len(active)]))
+        self._is_finite = self._is_finite & translation.is_finite
+        last, new = _pad_to_one_length(self._pad_token_id, self._targets[-1], translation.targets[: len(active)])
+        targets = last.index_copy(0, active, new)
+        bounds = self._bounds[-1].index_copy(0, active, translation.bounds[: len(active)])
+        kept = len(self._targets) if self._options.return_dict_in_generate else 0
+        self._targets, self._bounds = [*self._targets[:kept], targets], [*self._bounds[:kept], bounds]
 
-    def output(self, with_bounds: bool) -> LvnarGenerateOutput:
+    def output(self) -> LvnarGenerateOutput:
+        if not self._is_finite:
+            raise ValueError(NOT_FINITE)
         targets = self._targets[-1]
         longest = int((targets != self._pad_token_id).sum(-1).max())
         return LvnarGenerateOutput(
             sequences=targets[:, :longest],
             num_steps_taken=self._num_steps,
-            sequences_per_step=tuple(self._targets),
-            lower_bounds=torch.stack(self._bounds, dim=1) if with_bounds else None,
+            sequences_per_step=tuple(self._targets) if self._options.return_dict_in_generate else None,
+            lower_bounds=torch.stack(self._bounds, dim=1) if self._options.with_bounds else None,
         )
 
 
@@ -145,14 +190,18 @@ def _fill(rows: torch.Tensor, padded_batch_size: Callable[[int], int]) -> torch.
 
 def _translate(
     model: TranslationParts, source: EncodedSource, latents: torch.Tensor, options: DecodingOptions
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """argmax p(y | x, μ): ids and mask (batch, longest); lower bounds (batch,), 0 if not asked."""
+) -> _Translation:
+    """argmax p(y | x, μ), and how likely it is."""
     positions, length_logits = target_positions(model, source, latents, options.max_length)
     logits = model.decode(source, latents, positions)
-    targets = likeliest_targets(model, logits, positions, options.max_length, options.num_target_ids)
+    targets, highest = _likeliest_targets(model, logits, positions, options.max_length, options.num_target_ids)
+    # The greatest of some numbers is finite, unless one of them is NaN or infinite, or all are -infinite.
+    is_finite = torch.isfinite(highest.masked_fill(positions == 0, 0.0)).all()
+    if length_logits is not None:
+        is_finite = is_finite & torch.isfinite(length_logits.max(-1).values).all()
     mask = (targets != model.config.pad_token_id).long() if length_logits is None else positions
     if not options.with_bounds:
-        return targets, mask, latents.new_zeros(len(targets), dtype=torch.float32)
+        return _Translation(targets, mask, latents.new_zeros(len(targets), dtype=torch.float32), is_finite)
     labels = targets.masked_fill(mask == 0, IGNORED_LABEL)
     if length_logits is None:
         nll, _ = ctc_nll(logits, labels, positions, model.config.pad_token_id)
@@ -162,7 +211,7 @@ def _translate(
         nll = nll - length_log_probs(model.config, length_logits, length_offsets)
     log_densities = gaussian_log_density(latents, source.prior_means, source.prior_stds).sum(-1)
     log_prior = log_densities.masked_fill(source.attention_mask == 0, 0.0).sum(-1)
-    return targets, mask, -nll + log_prior
+    return _Translation(targets, mask, -nll + log_prior, is_finite)
 
 
 def target_positions(
@@ -196,23 +245,38 @@ def likeliest_targets(
     Returns:
         (batch, target_length); with "ctc", (batch, longest translation).
     """
+    return _likeliest_targets(model, logits, target_mask, max_length, num_target_ids)[0]
+
+
+def _likeliest_targets(
+    model: TranslationParts,
+    logits: torch.Tensor,
+    target_mask: torch.Tensor,
+    max_length: int | None,
+    num_target_ids: int | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `likeliest_targets` returns; and the highest logit of each position, (batch, target_length)."""
     config = model.config
     logits = logits[..., :num_target_ids]
     if config.alignment == "length":
-        return _likeliest_words(logits, config.pad_token_id).masked_fill(target_mask == 0, config.pad_token_id)
+        highest, targets = _likeliest_words(logits, config.pad_token_id)
+        return targets.masked_fill(target_mask == 0, config.pad_token_id), highest
     limit = config.max_position_embeddings
-    targets = collapse(logits.max(-1).indices, target_mask, config.pad_token_id)[:, : min(max_length or limit, limit)]
+    highest, cells = logits.max(-1)
+    targets = collapse(cells, target_mask, config.pad_token_id)[:, : min(max_length or limit, limit)]
     if targets.shape[1] == 0:
-        return targets.new_full((len(targets), 1), config.eos_token_id)
+        return targets.new_full((len(targets), 1), config.eos_token_id), highest
     is_empty = targets[:, :1] == config.pad_token_id
-    return torch.cat([targets[:, :1].masked_fill(is_empty, config.eos_token_id), targets[:, 1:]], dim=-1)
+    return torch.cat([targets[:, :1].masked_fill(is_empty, config.eos_token_id), targets[:, 1:]], dim=-1), highest
 
 
-def _likeliest_words(logits: torch.Tensor, pad_token_id: int) -> torch.Tensor:
-    """argmax over all but padding, (..., vocabulary) to (...)."""
+def _likeliest_words(logits: torch.Tensor, pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """max and argmax over all but padding, (..., vocabulary) to (...)."""
     if pad_token_id == 0:  # as the tokenizers here have it: all others are one view
-        return logits[..., 1:].max(-1).indices + 1
-    return logits.index_fill(-1, torch.tensor([pad_token_id], device=logits.device), float("-inf")).max(-1).indices
+        highest, words = logits[..., 1:].max(-1)
+        return highest, words + 1
+    highest, words = logits.index_fill(-1, torch.tensor([pad_token_id], device=logits.device), float("-inf")).max(-1)
+    return highest, words
 
 
 def _are_different(targets: torch.Tensor, others: torch.Tensor, pad_token_id: int) -> torch.Tensor:
