@@ -33,7 +33,7 @@ from .layers_lvnar import LvnarEmbedding, LvnarOutputProjection, sinusoidal_posi
 from .length_lvnar import LvnarLengthPredictor, LvnarLengthTransform
 from .losses_lvnar import IGNORED_LABEL, budgeted_kl, gaussian_kl, length_nll, token_nll
 from .parts_lvnar import LvnarDecoder, LvnarGaussianHead, LvnarPosterior, LvnarPrior
-from .refinement_lvnar import EncodedSource, likeliest_targets, refine, target_positions
+from .refinement_lvnar import EncodedSource, likeliest_targets, refine_in_parts, target_positions
 from .soundness_lvnar import check_generation_fields, check_shapes, check_stored_weights, shapes_of
 
 # So that they are saved beside this module, and found: from a folder, transformers 4 copies what this module imports,
@@ -154,8 +154,9 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         """As in transformers, from safetensors alone, and refusing weights that are not whole and sound.
 
         Raises:
-            ValueError: weights are missing, not finite, or of another shape (with `ignore_mismatched_sizes=True`, the
-                last ones are drawn anew); names them. transformers would fill or take all of them.
+            ValueError: weights are missing, unknown, not finite, or of another shape (with
+                `ignore_mismatched_sizes=True`, the last ones are drawn anew); names them. transformers would fill,
+                leave out or take all of them. Nothing has been allocated for them by then.
         """
         kwargs.setdefault("use_safetensors", True)
         folder = args[0] if args else kwargs.get("pretrained_model_name_or_path", "")
@@ -219,7 +220,8 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: DecodingOptions
     ) -> LvnarGenerateOutput:
         check_evaluation_mode(self)
-        return refine(self, input_ids, attention_mask, options)
+        max_positions = (2**28 if self.device.type == "cpu" else 2**31) // self.config.decoder_vocab_size
+        return refine_in_parts(self, input_ids, attention_mask, options, max_positions)
 
     # The four parts, as training and Algorithm 1 use them (`TranslationParts`), and what follows from them.
 

@@ -16,13 +16,13 @@ This module travels to the Hub with the model: it imports nothing but torch and 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.nn.functional import pad
 
 from .configuration_lvnar import LvnarConfig
-from .ctc_lvnar import collapse, ctc_cell_mask, ctc_nll
+from .ctc_lvnar import collapse, ctc_cell_mask, ctc_nll, num_ctc_cells
 from .generation_lvnar import DecodingOptions, LvnarGenerateOutput
 from .layers_lvnar import KeysValues
 from .length_lvnar import length_log_probs, lengths_to_mask, likeliest_lengths
@@ -30,8 +30,8 @@ from .losses_lvnar import IGNORED_LABEL, gaussian_log_density, token_nll
 
 MAX_STEPS = 2**62  # steps are counted in 64 bits
 NOT_FINITE = (
-    "The model computes values that are not finite, so that it has no likeliest translation: its weights are absurd, or "
-    "too large for its number type. Load the model anew, in float32 or bfloat16."
+    "The model computes values that are not finite, so that it has no likeliest translation: its weights are absurd, "
+    "or too large for its number type. Load the model anew, in float32 or bfloat16."
 )
 
 
@@ -133,6 +133,77 @@ def refine(
             source, targets, mask = source.select(rows), targets[rows], mask[rows]
             landmark, ends = landmark[rows], ends[rows]
     return record.output()
+
+
+def refine_in_parts(
+    model: TranslationParts,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    options: DecodingOptions,
+    max_positions: int,
+) -> LvnarGenerateOutput:
+    """`refine`, of a batch with more than `max_positions` in parts; see `parts_by_length`."""
+    ratio = model.config.upsampling_ratio if model.config.alignment == "ctc" else 1.0
+    if input_ids.numel() * ratio <= max_positions:
+        return refine(model, input_ids, attention_mask, options)
+    order, sizes = parts_by_length(model.config, attention_mask, max_positions)
+    outputs = []
+    for rows in order.split(sizes):
+        width = int(attention_mask[rows].sum(-1).max())
+        outputs.append(refine(model, input_ids[rows, :width], attention_mask[rows, :width], options))
+    return _merge_parts(outputs, order, model.config.pad_token_id)
+
+
+def parts_by_length(
+    config: LvnarConfig, attention_mask: torch.Tensor, max_positions: int
+) -> tuple[torch.Tensor, list[int]]:
+    """A batch in parts of sentences alike in length, so that one long sentence does not pad all others.
+
+    Args:
+        attention_mask: (batch, source_length).
+        max_positions: of a part, padding included: source tokens, or cells of alignment "ctc". A longer sentence is a
+            part of its own.
+
+    Returns:
+        The order of the sentences, shortest first, (batch,); and the sizes of the parts.
+    """
+    lengths = attention_mask.sum(-1)
+    order = lengths.argsort(stable=True)
+    ratio = config.upsampling_ratio if config.alignment == "ctc" else 1.0
+    sizes = [0]
+    for length in num_ctc_cells(lengths[order], ratio).tolist():  # the last one of a part is its longest
+        if sizes[-1] and (sizes[-1] + 1) * length > max_positions:
+            sizes.append(0)
+        sizes[-1] += 1
+    return order, sizes
+
+
+def _merge_parts(outputs: list[LvnarGenerateOutput], order: torch.Tensor, pad_token_id: int) -> LvnarGenerateOutput:
+    """What `refine` gives for the parts of a batch, as for the batch; a sentence that has stopped keeps its own."""
+    place = order.argsort()
+
+    def join(tensors: list[Any]) -> torch.Tensor:
+        longest = max(tensor.shape[1] for tensor in tensors)
+        padded = [pad(tensor, (0, longest - tensor.shape[1]), value=pad_token_id) for tensor in tensors]
+        return torch.cat(padded)[place]
+
+    steps = bounds = None
+    if outputs[0].sequences_per_step is not None:
+        of_parts: list[Any] = [output.sequences_per_step for output in outputs]
+        most = max(map(len, of_parts))
+        steps = tuple(join([part[min(step, len(part) - 1)] for part in of_parts]) for step in range(most))
+    if outputs[0].lower_bounds is not None:
+        tensors: list[Any] = [output.lower_bounds for output in outputs]
+        most = max(tensor.shape[1] for tensor in tensors)
+        columns = [torch.arange(most, device=place.device).clamp(max=tensor.shape[1] - 1) for tensor in tensors]
+        bounds = torch.cat([t.index_select(1, c) for t, c in zip(tensors, columns, strict=True)])[place]
+    taken: list[Any] = [output.num_steps_taken for output in outputs]
+    return LvnarGenerateOutput(
+        sequences=join([output.sequences for output in outputs]),
+        num_steps_taken=torch.cat(taken)[place],
+        sequences_per_step=steps,
+        lower_bounds=bounds,
+    )
 
 
 class _Translation(NamedTuple):

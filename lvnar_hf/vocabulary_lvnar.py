@@ -113,9 +113,8 @@ def _check_model(model: Any) -> None:
     )
     for name, allowed in _MODEL_FIELDS[kind].items():
         value = model.get(name)
-        _refuse_unless(
-            any(value is a or (type(value) is type(a) and value == a) for a in allowed), f"model.{name}", value
-        )
+        is_allowed = any(type(value) is type(one) and value == one for one in allowed)
+        _refuse_unless(is_allowed, f"model.{name}", value)
     vocab = model.get("vocab")
     if kind == "BPE":
         _refuse_unless(isinstance(vocab, dict), "model.vocab", vocab)
@@ -144,9 +143,9 @@ def _check_added_tokens(tokens: Any) -> None:
 
 
 def _parts(fields: dict[str, Any], name: str, list_name: str, kinds: tuple[str, ...]) -> list[dict[str, Any]]:
-    part = fields.get(name)
+    part: Any = fields.get(name)
     _refuse_unless(isinstance(part, dict), name, part)
-    parts = part.get(list_name) if part.get("type") == "Sequence" else [part]
+    parts: Any = part.get(list_name) if part.get("type") == "Sequence" else [part]
     _refuse_unless(isinstance(parts, list) and len(parts) <= _MOST_PARTS, name, parts)
     for one in parts:
         _refuse_unless(isinstance(one, dict) and one.get("type") in kinds, name, one)
@@ -155,12 +154,9 @@ def _parts(fields: dict[str, Any], name: str, list_name: str, kinds: tuple[str, 
 
 def _check_normalizer(part: dict[str, Any]) -> None:
     if part["type"] == "Precompiled":
-        charsmap = part.get("precompiled_charsmap")
-        _refuse_unless(
-            isinstance(charsmap, str) and len(charsmap) <= _LONGEST_CHARSMAP,
-            "normalizer.precompiled_charsmap",
-            charsmap,
-        )
+        charsmap: Any = part.get("precompiled_charsmap")
+        is_short = isinstance(charsmap, str) and len(charsmap) <= _LONGEST_CHARSMAP
+        _refuse_unless(is_short, "normalizer.precompiled_charsmap", charsmap)
         try:
             content = base64.b64decode(charsmap, validate=True)
             (trie_size,) = struct.unpack_from("<I", content)
@@ -174,7 +170,8 @@ def _check_normalizer(part: dict[str, Any]) -> None:
 
 
 def _check_replacement(field: str, part: dict[str, Any]) -> None:
-    pattern, content = part.get("pattern"), part.get("content")
+    pattern: Any = part.get("pattern")
+    content = part.get("content")
     _refuse_unless(isinstance(content, str) and len(content) <= 1, f"{field}.content", content)
     _refuse_unless(isinstance(pattern, dict) and len(pattern) == 1, f"{field}.pattern", pattern)
     text = pattern.get("String")
