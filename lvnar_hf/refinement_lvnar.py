@@ -15,6 +15,7 @@ fewer than one round more, and leaves: its translation is y_T, that of all T ste
 This module travels to the Hub with the model: it imports nothing but torch and transformers.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -212,13 +213,14 @@ class _Translation(NamedTuple):
     Args:
         targets, mask: (batch, longest), ids and where they are.
         bounds: (batch,) lower bounds, 0 if not asked.
-        is_finite: (), whether all positions have a likeliest token, and all sentences a likeliest length.
+        total: (), of what is greatest at each position and of the lengths; finite unless one of them is not. The
+            greatest of some numbers is finite, unless one of them is NaN or infinite, or all are -infinite.
     """
 
     targets: torch.Tensor
     mask: torch.Tensor
     bounds: torch.Tensor
-    is_finite: torch.Tensor
+    total: torch.Tensor
 
 
 class _Record:
@@ -228,12 +230,12 @@ class _Record:
         self._pad_token_id, self._options = pad_token_id, options
         self._targets, self._bounds = [first.targets[:batch_size]], [first.bounds[:batch_size]]
         self._num_steps = first.targets.new_zeros(batch_size)
-        self._is_finite = first.is_finite
+        self._total = first.total
 
     def add_step(self, active: torch.Tensor, translation: _Translation) -> None:
         """Add y_t of the sentences `active`, the first rows of `translation`."""
         self._num_steps[active] += 1
-        self._is_finite = self._is_finite & translation.is_finite
+        self._total = self._total + translation.total
         last, new = _pad_to_one_length(self._pad_token_id, self._targets[-1], translation.targets[: len(active)])
         targets = last.index_copy(0, active, new)
         bounds = self._bounds[-1].index_copy(0, active, translation.bounds[: len(active)])
@@ -241,7 +243,7 @@ class _Record:
         self._targets, self._bounds = [*self._targets[:kept], targets], [*self._bounds[:kept], bounds]
 
     def output(self) -> LvnarGenerateOutput:
-        if not self._is_finite:
+        if not math.isfinite(float(self._total.detach())):
             raise ValueError(NOT_FINITE)
         targets = self._targets[-1]
         longest = int((targets != self._pad_token_id).sum(-1).max())
@@ -266,13 +268,12 @@ def _translate(
     positions, length_logits = target_positions(model, source, latents, options.max_length)
     logits = model.decode(source, latents, positions)
     targets, highest = _likeliest_targets(model, logits, positions, options.max_length, options.num_target_ids)
-    # The greatest of some numbers is finite, unless one of them is NaN or infinite, or all are -infinite.
-    is_finite = torch.isfinite(highest.masked_fill(positions == 0, 0.0)).all()
+    total = highest.masked_fill(positions == 0, 0.0).sum()
     if length_logits is not None:
-        is_finite = is_finite & torch.isfinite(length_logits.max(-1).values).all()
+        total = total + length_logits.amax(-1).sum()
     mask = (targets != model.config.pad_token_id).long() if length_logits is None else positions
     if not options.with_bounds:
-        return _Translation(targets, mask, latents.new_zeros(len(targets), dtype=torch.float32), is_finite)
+        return _Translation(targets, mask, latents.new_zeros(len(targets), dtype=torch.float32), total)
     labels = targets.masked_fill(mask == 0, IGNORED_LABEL)
     if length_logits is None:
         nll, _ = ctc_nll(logits, labels, positions, model.config.pad_token_id)
@@ -282,7 +283,7 @@ def _translate(
         nll = nll - length_log_probs(model.config, length_logits, length_offsets)
     log_densities = gaussian_log_density(latents, source.prior_means, source.prior_stds).sum(-1)
     log_prior = log_densities.masked_fill(source.attention_mask == 0, 0.0).sum(-1)
-    return _Translation(targets, mask, -nll + log_prior, is_finite)
+    return _Translation(targets, mask, -nll + log_prior, total)
 
 
 def target_positions(

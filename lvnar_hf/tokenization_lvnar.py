@@ -113,6 +113,9 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
         kwargs.setdefault("unk_token", SPECIAL_TOKENS[2])
         kwargs.setdefault("clean_up_tokenization_spaces", False)
         kwargs.setdefault("split_special_tokens", True)
+        for name in ("clean_up_tokenization_spaces", "split_special_tokens"):
+            if type(kwargs[name]) is not bool:
+                raise ValueError(f"{name} is {kwargs[name]!r}; it must be true or false.")
         self._lock = _Lock()
         folder = kwargs.get("name_or_path")
         self._source_segmenter = make_segmenter(source_segmenter, source_language, kytea_model, folder)
