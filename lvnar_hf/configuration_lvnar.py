@@ -236,8 +236,10 @@ class LvnarConfig(PretrainedConfig):
             raise ValueError(
                 f"blank_penalty is {self.blank_penalty!r}; it must be a number from 0 to {_MAX_BLANK_PENALTY:g}."
             )
-        if type(self.carries_source_states) is not bool:
-            raise ValueError(f"carries_source_states is {self.carries_source_states!r}; it must be true or false.")
+        booleans = {name for name, default in vars(PretrainedConfig()).items() if type(default) is bool}
+        for name in sorted({*booleans, "carries_source_states", "tie_word_embeddings", "is_encoder_decoder"}):
+            if type(value := getattr(self, name, False)) is not bool:
+                raise ValueError(f"{name} is {value!r}; it must be true or false.")
         if self.max_length_offset >= self.max_position_embeddings:
             raise ValueError(
                 f"max_length_offset is {self.max_length_offset} and max_position_embeddings is "

@@ -21,15 +21,8 @@ from typing import Any
 from .segmentation_lvnar import is_unspaced
 from .sentences_lvnar import BLOCK, MARK, MASKS, SPAN, SentenceSplitter, find_core, has_words
 from .tokenization_lvnar import PLACEHOLDERS
+from .vocabulary_lvnar import INVISIBLE
 
-# Characters of no width, as a regular expression: soft hyphen, zero-width space, marks of direction, word joiner,
-# invisible operators, byte order mark; and joiners, except inside scripts and emoji that are written with them.
-_JOINED = "\u0590-\u1cff\u2190-\u21ff\u231a-\u23ff\u2600-\u27bf\u2934-\u2935\u2b00-\u2bff\ufe0f\U0001f000-\U0001faff"
-_JOINERS = "[\u200c\u200d]+"
-INVISIBLE = (
-    "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]+"
-    f"|(?<![{_JOINED}\u200c\u200d]){_JOINERS}|(?<![\u200c\u200d]){_JOINERS}(?![{_JOINED}\u200c\u200d])"
-)
 _INVISIBLE = re.compile(INVISIBLE)
 # What ends a line; and the tab, which ends a cell of a table.
 _LINE_ENDS = re.compile("(\r\n|[\t\n\r\x0b\x0c\x1c-\x1f\x85\u2028\u2029])")

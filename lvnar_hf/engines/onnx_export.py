@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 FILES = {"float32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}  # in a model repository, by precision
+_MAX_FLOAT = 3e38
+_NOT_FINITE = -(2**40)  # what is added to `num_positions` where a number is not finite
 
 
 class _ExportedAttention(LvnarAttention):
@@ -140,7 +142,11 @@ class _Translation(nn.Module):
             shape=targets.shape,
             version=1,
         )
+        total = states.masked_fill(mask[..., None] == 0, 0.0).sum()
+        if not is_ctc:
+            total = total + length_logits.sum()
         num_positions = torch.stack([mask.sum(), is_unsure.sum()])
+        num_positions = torch.where(total.abs() < _MAX_FLOAT, num_positions, _NOT_FINITE)
         if is_ctc:
             return self._collapsed(targets, mask, max_length), num_positions
         return targets.masked_fill(mask == 0, config.pad_token_id), num_positions

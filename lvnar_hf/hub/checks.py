@@ -7,7 +7,6 @@ listed. So a repository that passes may be loaded with `trust_remote_code=True` 
 """
 
 import inspect
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -23,6 +22,7 @@ from lvnar_hf.engines.shortlist import FILE as SHORTLIST_FILE
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS, OWN_OPTIONS, DecodingOptions
 from lvnar_hf.modeling_lvnar import LvnarForConditionalGeneration, is_finite
+from lvnar_hf.soundness_lvnar import check_generation_fields, read_json_object
 from lvnar_hf.tokenization_lvnar import LvnarTokenizer
 from lvnar_hf.trust_lvnar import shard_names
 
@@ -42,9 +42,11 @@ TRAVELLING_MODULES = (
     "repetitions_lvnar.py",
     "segmentation_lvnar.py",
     "sentences_lvnar.py",
+    "soundness_lvnar.py",
     "text_lvnar.py",
     "tokenization_lvnar.py",
     "trust_lvnar.py",
+    "vocabulary_lvnar.py",
 )
 PACKAGE_FOLDER = Path(__file__).parents[1]
 # Where transformers looks for the classes; in a tokenizer's entry, the second place is for another kind of tokenizer.
@@ -208,26 +210,6 @@ def refuse_unknown(folder: Path) -> None:
             )
 
 
-def read_json_object(file: Path) -> dict[str, Any]:
-    """The fields of a JSON file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a JSON object in UTF-8; names the file.
-    """
-
-    def refuse_constant(name: str) -> None:
-        raise ValueError(f"{name} is no JSON")
-
-    try:
-        fields = json.loads(file.read_text("utf-8"), parse_constant=refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{file} must hold a JSON object; it is a {type(fields).__name__}.")
-    return fields
-
-
 def read_config(folder: Path) -> LvnarConfig:
     """The configuration of a model folder.
 
@@ -254,7 +236,7 @@ def read_generation_config(folder: Path, config: LvnarConfig) -> dict[str, Any]:
         FileNotFoundError, ValueError: as `check_repository`.
     """
     file = folder / "generation_config.json"
-    fields = read_json_object(file)
+    fields = check_generation_fields(file, GENERATION_DEFAULTS[config.alignment])
     own = {name: value for name, value in fields.items() if name in DecodingOptions.__dataclass_fields__}
     try:
         DecodingOptions(**{**GENERATION_DEFAULTS[config.alignment], **own})

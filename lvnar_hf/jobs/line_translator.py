@@ -18,7 +18,7 @@ from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.files.atomic import hash_file
 from lvnar_hf.files.fingerprints import StaleError, folder_fingerprint
 from lvnar_hf.files.outputs import refuse_missing_folder
-from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS
+from lvnar_hf.generation_lvnar import stored_refinement_steps
 from lvnar_hf.loading import load_model, load_tokenizer
 from lvnar_hf.text_lvnar import TextFormat
 
@@ -187,8 +187,7 @@ def load_translator(
     if model is None:
         model = load_model(name, dtype=torch.float32).eval().to(device)
     if model.config.model_type == "lvnar" and num_refinement_steps is None:
-        default = GENERATION_DEFAULTS[model.config.alignment]["num_refinement_steps"]
-        num_refinement_steps = getattr(model.generation_config, "num_refinement_steps", default)
+        num_refinement_steps = stored_refinement_steps(model.config, model.generation_config)
     tokenizer = load_tokenizer(name)
     fingerprint = _fingerprint(name, model, with_graphs=engine in ONNX_ENGINES)
     text_format = None
