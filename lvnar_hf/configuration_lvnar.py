@@ -13,7 +13,7 @@ _RUNS_AS_REMOTE_CODE = __name__.startswith("transformers_modules.")
 
 # Fields that transformers and its companions write into configurations, beside those that the base class lists.
 _WRITTEN_BY_OTHERS = (
-    *("auto_map", "custom_pipelines", "distributed_config", "model_type", "quantization_config", "use_cache"),
+    *("auto_map", "custom_pipelines", "distributed_config", "model_type", "use_cache"),
     *("attn_implementation", "_attn_implementation", "experts_implementation", "loss_type"),
     *("_name_or_path", "_commit_hash"),
 )
@@ -236,8 +236,10 @@ class LvnarConfig(PretrainedConfig):
             raise ValueError(
                 f"blank_penalty is {self.blank_penalty!r}; it must be a number from 0 to {_MAX_BLANK_PENALTY:g}."
             )
-        if type(self.carries_source_states) is not bool:
-            raise ValueError(f"carries_source_states is {self.carries_source_states!r}; it must be true or false.")
+        booleans = {name for name, default in vars(PretrainedConfig()).items() if type(default) is bool}
+        for name in sorted({*booleans, "carries_source_states", "tie_word_embeddings", "is_encoder_decoder"}):
+            if type(value := getattr(self, name, False)) is not bool:
+                raise ValueError(f"{name} is {value!r}; it must be true or false.")
         if self.max_length_offset >= self.max_position_embeddings:
             raise ValueError(
                 f"max_length_offset is {self.max_length_offset} and max_position_embeddings is "

@@ -22,7 +22,10 @@ GENERATION_DEFAULTS: dict[str, dict[str, Any]] = {
     "ctc": {"num_refinement_steps": 1, "remove_repetitions": False},
 }
 
-_OWN_OPTIONS = ("num_refinement_steps", "remove_repetitions", "max_length", "return_dict_in_generate", "output_scores")
+# Of a model's generation_config.json, which strangers write; who translates may ask for more.
+MAX_STORED_STEPS = 1000
+
+OWN_OPTIONS = ("num_refinement_steps", "remove_repetitions", "max_length", "return_dict_in_generate", "output_scores")
 # Options of transformers' GenerationConfig that change nothing here, whatever their value.
 _INERT_OPTIONS = ("use_cache", "return_legacy_cache", "disable_compile", "transformers_version")
 # All other options steer a search token by token, which this model does not have. These values of theirs ask for
@@ -80,6 +83,23 @@ class DecodingOptions:
             raise ValueError(f"max_length is {self.max_length!r}; it must be a whole number of at least 1.")
 
 
+def stored_refinement_steps(config: LvnarConfig, generation_config: GenerationConfig) -> int:
+    """The model's own number of refinement steps.
+
+    Raises:
+        ValueError: it is above MAX_STORED_STEPS.
+    """
+    default = GENERATION_DEFAULTS[config.alignment]["num_refinement_steps"]
+    num_steps = getattr(generation_config, "num_refinement_steps", default)
+    DecodingOptions(num_refinement_steps=num_steps, remove_repetitions=False)
+    if num_steps > MAX_STORED_STEPS:
+        raise ValueError(
+            f"generation_config.json: num_refinement_steps is {num_steps}; the model's own must be at most "
+            f"{MAX_STORED_STEPS}. Pass num_refinement_steps to generate for more."
+        )
+    return int(num_steps)
+
+
 @dataclass
 class LvnarGenerateOutput(ModelOutput):
     """What `generate` returns with `return_dict_in_generate=True`. T is the largest number of steps taken.
@@ -88,9 +108,10 @@ class LvnarGenerateOutput(ModelOutput):
         sequences: (batch, longest translation) final translations, padded, repetitions removed if asked.
         sequences_before_removal: (batch, length) the same as the decoder gave them.
         num_steps_taken: (batch,) refinement steps of each sentence, 0 to `num_refinement_steps`; the last one is the
-            one that changed nothing, if it was reached.
+            one that changed nothing, if it was reached; or, of translations that alternate, that which is the same as
+            the step `num_refinement_steps`.
         sequences_per_step: T + 1 tensors (batch, length); the translation before refinement and after each step, as
-            the decoder gave it. A sentence that has stopped keeps its translation.
+            the decoder gave it. A sentence that has stopped keeps its translation, one that alternates too.
         lower_bounds: with `output_scores=True`, (batch, T + 1) nats a sentence, the deterministic lower bound after
             each step, Eq. 12: log p(y_t | x, μ_t, l_t) + log p(l_t | x, μ_t) + log p(μ_t | x), the last one a density.
     """
@@ -162,7 +183,8 @@ class LvnarGenerationMixin:
             input_ids: (batch, source_length).
             generation_config: decoding options; by default, the model's own.
             attention_mask: (batch, source_length), 1 at valid positions; by default, all but padding ids.
-            num_refinement_steps: T; 0 gives one pass from the prior's mean.
+            num_refinement_steps: T; 0 gives one pass from the prior's mean. A sentence whose translation it has had
+                before stops earlier, with the translation of all T steps.
             remove_repetitions: True takes out words, and pieces of a word, that only repeat what stands before them;
                 ids do not say where words are, so without `tokenizer` nothing is taken out. "tokens" keeps only the
                 first of consecutive equal tokens, as the paper does before scoring: it changes numbers.
@@ -177,7 +199,7 @@ class LvnarGenerationMixin:
 
         Raises:
             ValueError: for input the model cannot take, unknown arguments, options that have a meaning in
-                autoregressive decoding alone, and a model in training mode.
+                autoregressive decoding alone, a model in training mode, and weights that give no finite numbers.
         """
         inputs = kwargs.pop("inputs", None)
         input_ids = input_ids if input_ids is not None else inputs
@@ -216,12 +238,14 @@ class LvnarGenerationMixin:
                 "attention_mask by its name."
             )
         own = self.generation_config.to_dict()
+        if "num_refinement_steps" not in arguments:
+            stored_refinement_steps(self.config, self.generation_config)
         changes = {} if generation_config is None else generation_config.to_diff_dict()
         defaults = GenerationConfig().to_dict()
         # What a Trainer fills in, on versions that leave the defaults of GenerationConfig empty.
         filled_in: dict[str, Any] = getattr(GenerationConfig, "_get_default_generation_params", dict)()
         for name, value in {**own, **changes, **arguments}.items():
-            if name in _OWN_OPTIONS or name in _INERT_OPTIONS or (name.startswith("_") and name not in arguments):
+            if name in OWN_OPTIONS or name in _INERT_OPTIONS or (name.startswith("_") and name not in arguments):
                 continue
             neutral = [source[name] for source in (defaults, own, _NEUTRAL_VALUES) if name in source]
             neutral += [filled_in[name]] if name in filled_in and name not in arguments else []
@@ -232,8 +256,8 @@ class LvnarGenerationMixin:
             if name in defaults or name in _AUTOREGRESSIVE_ARGUMENTS:
                 raise ValueError(
                     f"{name}={value!r} steers autoregressive decoding; this model predicts all tokens at once. Leave "
-                    f"it out; the options here are {', '.join(_OWN_OPTIONS)}."
+                    f"it out; the options here are {', '.join(OWN_OPTIONS)}."
                 )
-            raise ValueError(f"generate does not know {name}={value!r}; its options are {', '.join(_OWN_OPTIONS)}.")
+            raise ValueError(f"generate does not know {name}={value!r}; its options are {', '.join(OWN_OPTIONS)}.")
         given = {**GENERATION_DEFAULTS[self.config.alignment], **own, **changes, **arguments}
-        return DecodingOptions(**{name: given[name] for name in _OWN_OPTIONS if name in given})
+        return DecodingOptions(**{name: given[name] for name in OWN_OPTIONS if name in given})

@@ -17,6 +17,7 @@ source and every target.
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +33,9 @@ from .layers_lvnar import LvnarEmbedding, LvnarOutputProjection, sinusoidal_posi
 from .length_lvnar import LvnarLengthPredictor, LvnarLengthTransform
 from .losses_lvnar import IGNORED_LABEL, budgeted_kl, gaussian_kl, length_nll, token_nll
 from .parts_lvnar import LvnarDecoder, LvnarGaussianHead, LvnarPosterior, LvnarPrior
-from .refinement_lvnar import EncodedSource, likeliest_targets, refine, target_positions
+from .refinement_lvnar import EncodedSource, likeliest_targets, refine_in_parts, target_positions
+from .soundness_lvnar import check_generation_fields, check_shapes, check_stored_weights, shapes_of
+from .trust_lvnar import SafeLoadingMixin
 
 # So that they are saved beside this module, and found: from a folder, transformers 4 copies what this module imports,
 # but not what those import in turn.
@@ -43,6 +46,7 @@ from .segmentation_lvnar import is_unspaced  # noqa: F401
 from .sentences_lvnar import SentenceSplitter  # noqa: F401
 from .text_lvnar import TextFormat  # noqa: F401
 from .tokenization_lvnar import PLACEHOLDERS  # noqa: F401
+from .vocabulary_lvnar import INVISIBLE  # noqa: F401
 
 _FINITE_PIECE = 32_767  # values; torch divides work among threads from one more on
 
@@ -86,7 +90,7 @@ class LvnarOutput(ModelOutput):
     encoder_hidden_states: torch.Tensor | None = None
 
 
-class LvnarPreTrainedModel(PreTrainedModel):
+class LvnarPreTrainedModel(SafeLoadingMixin, PreTrainedModel):
     config_class = LvnarConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
@@ -151,25 +155,44 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         """As in transformers, from safetensors alone, and refusing weights that are not whole and sound.
 
         Raises:
-            ValueError: weights are missing, not finite, or of another shape (with `ignore_mismatched_sizes=True`, the
-                last ones are drawn anew); names them. transformers would fill or take all of them.
+            ValueError: weights are missing, unknown, not finite, or of another shape (with
+                `ignore_mismatched_sizes=True`, the last ones are drawn anew); names them. transformers would fill,
+                leave out or take all of them. Nothing has been allocated for them by then. Or an index of shards names
+                a file that is not safetensors, or is elsewhere.
         """
+        folder = args[0] if args else kwargs.get("pretrained_model_name_or_path", "")
+        cls._refuse_foreign_shards(folder, kwargs.get("subfolder", ""))
         kwargs.setdefault("use_safetensors", True)
-        takes_other_shapes = kwargs.pop("ignore_mismatched_sizes", False)
-        model, info = super().from_pretrained(*args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
-        other_shapes = {entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]}
-        if other_shapes and not takes_other_shapes:
-            shapes = {name: tuple(model.get_parameter(name).shape) for name in sorted(other_shapes)}
-            raise ValueError(
-                f"These weights have another shape in the checkpoint than the configuration asks: {shapes}."
-            )
-        if missing := sorted(set(info["missing_keys"]) - other_shapes):
-            raise ValueError(f"The checkpoint lacks {len(missing)} weights: {', '.join(missing[:5])}.")
+        file = Path(str(folder), "generation_config.json")
+        if file.is_file():
+            check_generation_fields(file, GENERATION_DEFAULTS["ctc"])
+        try:
+            model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        except (ImportError, MemoryError, OSError, ValueError):
+            raise
+        except Exception as error:  # of many kinds, from files of the wrong form
+            raise ValueError(f"{folder} does not load: {type(error).__name__}: {error}") from error
         for name, parameter in model.named_parameters():
             is_here = parameter.is_floating_point() and not parameter.is_meta
             if is_here and not is_finite(parameter.detach()):
                 raise ValueError(f"The weight {name} has values that are not finite.")
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _load_pretrained_model(
+        cls, model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        # The model has no memory yet. Quantised weights have other shapes, and names beside them.
+        if getattr(model.config, "quantization_config", None) is None:
+            load_config = args[0] if args and hasattr(args[0], "ignore_mismatched_sizes") else kwargs.get("load_config")
+            takes_other_shapes = kwargs.get("ignore_mismatched_sizes", False)
+            takes_other_shapes = getattr(load_config, "ignore_mismatched_sizes", takes_other_shapes)
+            needed = shapes_of(model.state_dict())
+            if state_dict is not None:
+                check_shapes(shapes_of(state_dict), needed, takes_other_shapes)
+            else:
+                check_stored_weights(checkpoint_files or [], needed, takes_other_shapes)
+        return super()._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.source_embedding
@@ -200,7 +223,8 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: DecodingOptions
     ) -> LvnarGenerateOutput:
         check_evaluation_mode(self)
-        return refine(self, input_ids, attention_mask, options)
+        max_positions = (2**28 if self.device.type == "cpu" else 2**31) // self.config.decoder_vocab_size
+        return refine_in_parts(self, input_ids, attention_mask, options, max_positions)
 
     # The four parts, as training and Algorithm 1 use them (`TranslationParts`), and what follows from them.
 

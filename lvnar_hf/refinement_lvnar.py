@@ -7,21 +7,33 @@ The length is predicted anew from μ_t in every step. With alignment "ctc", y_t 
 when equal neighbours are merged and blanks removed. There is no randomness anywhere. A sentence leaves the batch when
 its translation repeats itself.
 
+Some translations alternate: y_t = y_s, s < t - 1, and so on for ever. Each step of a sentence is compared with one
+landmark too, its translation of the last step that is a power of two (Brent, 1980), so that every cycle is found
+within a few rounds of it, in constant memory. The sentence then goes on to the step s' with s' ≡ T modulo the cycle,
+fewer than one round more, and leaves: its translation is y_T, that of all T steps.
+
 This module travels to the Hub with the model: it imports nothing but torch and transformers.
 """
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.nn.functional import pad
 
 from .configuration_lvnar import LvnarConfig
-from .ctc_lvnar import collapse, ctc_cell_mask, ctc_nll
+from .ctc_lvnar import collapse, ctc_cell_mask, ctc_nll, num_ctc_cells
 from .generation_lvnar import DecodingOptions, LvnarGenerateOutput
 from .layers_lvnar import KeysValues
 from .length_lvnar import length_log_probs, lengths_to_mask, likeliest_lengths
 from .losses_lvnar import IGNORED_LABEL, gaussian_log_density, token_nll
+
+MAX_STEPS = 2**62  # steps are counted in 64 bits
+NOT_FINITE = (
+    "The model computes values that are not finite, so that it has no likeliest translation: its weights are absurd, "
+    "or too large for its number type. Load the model anew, in float32 or bfloat16."
+)
 
 
 class EncodedSource(NamedTuple):
@@ -96,44 +108,150 @@ def refine(
     rows = _fill(active, padded_batch_size)
     source = model.encode(input_ids[rows], attention_mask[rows])
     latents = source.prior_means  # μ_0 = E_p(z | x)[z]
-    targets, mask, bounds = _translate(model, source, latents, options)  # y_0 = argmax p(y | x, μ_0)
-    record = _Record(targets[: len(active)], bounds[: len(active)], model.config.pad_token_id)
-    for _ in range(options.num_refinement_steps):
+    translation = _translate(model, source, latents, options)  # y_0 = argmax p(y | x, μ_0)
+    record = _Record(translation, len(active), model.config.pad_token_id, options)
+    targets, mask = translation.targets, translation.mask
+    landmark, landmark_step = targets, 0
+    last_step = min(options.num_refinement_steps, MAX_STEPS)
+    ends = active.new_full((len(rows),), last_step)  # the step after which each sentence leaves
+    for step in range(1, last_step + 1):
         latents, _ = model.infer_posterior(source, targets, mask)  # μ_t = E_q(z | x, y_{t-1})[z]
         previous = targets
-        targets, mask, bounds = _translate(model, source, latents, options)  # y_t = argmax p(y | x, μ_t)
-        record.add_step(active, targets, bounds)
-        rows = _are_different(targets, previous, model.config.pad_token_id)[: len(active)].nonzero()[:, 0]
-        if len(rows) == 0:  # y_t = y_{t-1}
+        translation = _translate(model, source, latents, options)  # y_t = argmax p(y | x, μ_t)
+        targets, mask = translation.targets, translation.mask
+        record.add_step(active, translation)
+        if landmark_step < step - 1:
+            end = step + (last_step - step) % (step - landmark_step)
+            ends = ends.where(_are_different(targets, landmark, model.config.pad_token_id), end)
+        ends = ends.where(_are_different(targets, previous, model.config.pad_token_id), step)
+        if step & (step - 1) == 0:
+            landmark, landmark_step = targets, step
+        rows = (ends > step)[: len(active)].nonzero()[:, 0]
+        if len(rows) == 0:
             break
         if len(rows) < len(active):
             active, rows = active[rows], _fill(rows, padded_batch_size)
             source, targets, mask = source.select(rows), targets[rows], mask[rows]
-    return record.output(options.with_bounds)
+            landmark, ends = landmark[rows], ends[rows]
+    return record.output()
+
+
+def refine_in_parts(
+    model: TranslationParts,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    options: DecodingOptions,
+    max_positions: int,
+) -> LvnarGenerateOutput:
+    """`refine`, of a batch with more than `max_positions` in parts; see `parts_by_length`."""
+    ratio = model.config.upsampling_ratio if model.config.alignment == "ctc" else 1.0
+    if input_ids.numel() * ratio <= max_positions:
+        return refine(model, input_ids, attention_mask, options)
+    order, sizes = parts_by_length(model.config, attention_mask, max_positions)
+    outputs = []
+    for rows in order.split(sizes):
+        width = int(attention_mask[rows].sum(-1).max())
+        outputs.append(refine(model, input_ids[rows, :width], attention_mask[rows, :width], options))
+    return _merge_parts(outputs, order, model.config.pad_token_id)
+
+
+def parts_by_length(
+    config: LvnarConfig, attention_mask: torch.Tensor, max_positions: int
+) -> tuple[torch.Tensor, list[int]]:
+    """A batch in parts of sentences alike in length, so that one long sentence does not pad all others.
+
+    Args:
+        attention_mask: (batch, source_length).
+        max_positions: of a part, padding included: source tokens, or cells of alignment "ctc". A longer sentence is a
+            part of its own.
+
+    Returns:
+        The order of the sentences, shortest first, (batch,); and the sizes of the parts.
+    """
+    lengths = attention_mask.sum(-1)
+    order = lengths.argsort(stable=True)
+    ratio = config.upsampling_ratio if config.alignment == "ctc" else 1.0
+    sizes = [0]
+    for length in num_ctc_cells(lengths[order], ratio).tolist():  # the last one of a part is its longest
+        if sizes[-1] and (sizes[-1] + 1) * length > max_positions:
+            sizes.append(0)
+        sizes[-1] += 1
+    return order, sizes
+
+
+def _merge_parts(outputs: list[LvnarGenerateOutput], order: torch.Tensor, pad_token_id: int) -> LvnarGenerateOutput:
+    """What `refine` gives for the parts of a batch, as for the batch; a sentence that has stopped keeps its own."""
+    place = order.argsort()
+
+    def join(tensors: list[Any]) -> torch.Tensor:
+        longest = max(tensor.shape[1] for tensor in tensors)
+        padded = [pad(tensor, (0, longest - tensor.shape[1]), value=pad_token_id) for tensor in tensors]
+        return torch.cat(padded)[place]
+
+    steps = bounds = None
+    if outputs[0].sequences_per_step is not None:
+        of_parts: list[Any] = [output.sequences_per_step for output in outputs]
+        most = max(map(len, of_parts))
+        steps = tuple(join([part[min(step, len(part) - 1)] for part in of_parts]) for step in range(most))
+    if outputs[0].lower_bounds is not None:
+        tensors: list[Any] = [output.lower_bounds for output in outputs]
+        most = max(tensor.shape[1] for tensor in tensors)
+        columns = [torch.arange(most, device=place.device).clamp(max=tensor.shape[1] - 1) for tensor in tensors]
+        bounds = torch.cat([t.index_select(1, c) for t, c in zip(tensors, columns, strict=True)])[place]
+    taken: list[Any] = [output.num_steps_taken for output in outputs]
+    return LvnarGenerateOutput(
+        sequences=join([output.sequences for output in outputs]),
+        num_steps_taken=torch.cat(taken)[place],
+        sequences_per_step=steps,
+        lower_bounds=bounds,
+    )
+
+
+class _Translation(NamedTuple):
+    """What `_translate` gives.
+
+    Args:
+        targets, mask: (batch, longest), ids and where they are.
+        bounds: (batch,) lower bounds, 0 if not asked.
+        total: (), of what is greatest at each position and of the lengths; finite unless one of them is not. The
+            greatest of some numbers is finite, unless one of them is NaN or infinite, or all are -infinite.
+    """
+
+    targets: torch.Tensor
+    mask: torch.Tensor
+    bounds: torch.Tensor
+    total: torch.Tensor
 
 
 class _Record:
-    """The translations of a batch, y_0, y_1, ...; a sentence that has stopped keeps its own."""
+    """The translations of a batch, the last alone or y_0, y_1, ...; a sentence that has stopped keeps its own."""
 
-    def __init__(self, targets: torch.Tensor, bounds: torch.Tensor, pad_token_id: int):
-        self._targets, self._bounds, self._pad_token_id = [targets], [bounds], pad_token_id
-        self._num_steps = targets.new_zeros(len(targets))
+    def __init__(self, first: _Translation, batch_size: int, pad_token_id: int, options: DecodingOptions):
+        self._pad_token_id, self._options = pad_token_id, options
+        self._targets, self._bounds = [first.targets[:batch_size]], [first.bounds[:batch_size]]
+        self._num_steps = first.targets.new_zeros(batch_size)
+        self._total = first.total
 
-    def add_step(self, active: torch.Tensor, targets: torch.Tensor, bounds: torch.Tensor) -> None:
-        """Add y_t of the sentences `active`, the first rows of `targets` and `bounds`."""
+    def add_step(self, active: torch.Tensor, translation: _Translation) -> None:
+        """Add y_t of the sentences `active`, the first rows of `translation`."""
         self._num_steps[active] += 1
-        last, new = _pad_to_one_length(self._pad_token_id, self._targets[-1], targets[: len(active)])
-        self._targets.append(last.index_copy(0, active, new))
-        self._bounds.append(self._bounds[-1].index_copy(0, active, bounds[: len(active)]))
+        self._total = self._total + translation.total
+        last, new = _pad_to_one_length(self._pad_token_id, self._targets[-1], translation.targets[: len(active)])
+        targets = last.index_copy(0, active, new)
+        bounds = self._bounds[-1].index_copy(0, active, translation.bounds[: len(active)])
+        kept = len(self._targets) if self._options.return_dict_in_generate else 0
+        self._targets, self._bounds = [*self._targets[:kept], targets], [*self._bounds[:kept], bounds]
 
-    def output(self, with_bounds: bool) -> LvnarGenerateOutput:
+    def output(self) -> LvnarGenerateOutput:
+        if not math.isfinite(float(self._total.detach())):
+            raise ValueError(NOT_FINITE)
         targets = self._targets[-1]
         longest = int((targets != self._pad_token_id).sum(-1).max())
         return LvnarGenerateOutput(
             sequences=targets[:, :longest],
             num_steps_taken=self._num_steps,
-            sequences_per_step=tuple(self._targets),
-            lower_bounds=torch.stack(self._bounds, dim=1) if with_bounds else None,
+            sequences_per_step=tuple(self._targets) if self._options.return_dict_in_generate else None,
+            lower_bounds=torch.stack(self._bounds, dim=1) if self._options.with_bounds else None,
         )
 
 
@@ -145,14 +263,17 @@ def _fill(rows: torch.Tensor, padded_batch_size: Callable[[int], int]) -> torch.
 
 def _translate(
     model: TranslationParts, source: EncodedSource, latents: torch.Tensor, options: DecodingOptions
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """argmax p(y | x, μ): ids and mask (batch, longest); lower bounds (batch,), 0 if not asked."""
+) -> _Translation:
+    """argmax p(y | x, μ), and how likely it is."""
     positions, length_logits = target_positions(model, source, latents, options.max_length)
     logits = model.decode(source, latents, positions)
-    targets = likeliest_targets(model, logits, positions, options.max_length, options.num_target_ids)
+    targets, highest = _likeliest_targets(model, logits, positions, options.max_length, options.num_target_ids)
+    total = highest.masked_fill(positions == 0, 0.0).sum()
+    if length_logits is not None:
+        total = total + length_logits.amax(-1).sum()
     mask = (targets != model.config.pad_token_id).long() if length_logits is None else positions
     if not options.with_bounds:
-        return targets, mask, latents.new_zeros(len(targets), dtype=torch.float32)
+        return _Translation(targets, mask, latents.new_zeros(len(targets), dtype=torch.float32), total)
     labels = targets.masked_fill(mask == 0, IGNORED_LABEL)
     if length_logits is None:
         nll, _ = ctc_nll(logits, labels, positions, model.config.pad_token_id)
@@ -162,7 +283,7 @@ def _translate(
         nll = nll - length_log_probs(model.config, length_logits, length_offsets)
     log_densities = gaussian_log_density(latents, source.prior_means, source.prior_stds).sum(-1)
     log_prior = log_densities.masked_fill(source.attention_mask == 0, 0.0).sum(-1)
-    return targets, mask, -nll + log_prior
+    return _Translation(targets, mask, -nll + log_prior, total)
 
 
 def target_positions(
@@ -197,19 +318,31 @@ def likeliest_targets(
     Returns:
         (batch, target_length); with "ctc", (batch, longest translation).
     """
+    return _likeliest_targets(model, logits, target_mask, max_length, num_target_ids)[0]
+
+
+def _likeliest_targets(
+    model: TranslationParts,
+    logits: torch.Tensor,
+    target_mask: torch.Tensor,
+    max_length: int | None,
+    num_target_ids: int | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `likeliest_targets` returns; and the highest logit of each position, (batch, target_length)."""
     config = model.config
     logits = logits[..., :num_target_ids]
     words, word_logits = _likeliest_words(logits, config.pad_token_id)
     if config.alignment == "length":
-        return words.masked_fill(target_mask == 0, config.pad_token_id)
-    is_blank = logits[..., config.pad_token_id] - config.blank_penalty >= word_logits
-    cells = words.masked_fill(is_blank, config.pad_token_id)
+        return words.masked_fill(target_mask == 0, config.pad_token_id), word_logits
+    blank_logits = logits[..., config.pad_token_id]
+    highest = torch.maximum(word_logits, blank_logits)
+    cells = words.masked_fill(blank_logits - config.blank_penalty >= word_logits, config.pad_token_id)
     limit = config.max_position_embeddings
     targets = collapse(cells, target_mask, config.pad_token_id)[:, : min(max_length or limit, limit)]
     if targets.shape[1] == 0:
-        return targets.new_full((len(targets), 1), config.eos_token_id)
+        return targets.new_full((len(targets), 1), config.eos_token_id), highest
     is_empty = targets[:, :1] == config.pad_token_id
-    return torch.cat([targets[:, :1].masked_fill(is_empty, config.eos_token_id), targets[:, 1:]], dim=-1)
+    return torch.cat([targets[:, :1].masked_fill(is_empty, config.eos_token_id), targets[:, 1:]], dim=-1), highest
 
 
 def _likeliest_words(logits: torch.Tensor, pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -31,6 +31,11 @@ _UNSPACED_BLOCKS = (
 )
 
 
+# Characters that an engine gets at once, several times what a line has: MeCab's time grows with their square.
+_LONGEST_PART = 4096
+_SENTENCE_ENDS = re.compile("[。！？!?]+[」』）]*| ")
+
+
 class Segmenter:
     """The segmenter `none`: text that is segmented already, or needs no segmentation.
 
@@ -103,7 +108,7 @@ class JapaneseSegmenter(Segmenter, ABC):
 
     def segment(self, text: str) -> str:
         text = _WHITE_SPACE.sub(" ", text).strip(" ")
-        words = list(self._find_words(text)) if text else []
+        words = [word for part in _short_parts(text) for word in self._find_words(part)]
         if "".join(words) != text.replace(" ", ""):
             words = text.split(" ")  # the engine has lost something, as they do with control characters
         position = 0
@@ -220,6 +225,20 @@ def make_segmenter(
     if name == "kytea":
         return KyteaSegmenter(kytea_model, folder)
     raise ValueError(f"A segmenter is one of {', '.join(SEGMENTERS)}, not {name!r}.")
+
+
+def _short_parts(text: str) -> list[str]:
+    """A text of at most _LONGEST_PART characters as it is, none for an empty one; a longer one in parts.
+
+    It is cut after its last sentence mark or space within them, or else where they end.
+    """
+    parts, start = [], 0
+    while len(text) - start > _LONGEST_PART:
+        ends = [match.end() for match in _SENTENCE_ENDS.finditer(text, start, start + _LONGEST_PART)]
+        end = ends[-1] if ends else start + _LONGEST_PART
+        parts.append(text[start:end])
+        start = end
+    return [part for part in (*parts, text[start:]) if part]
 
 
 def is_unspaced(character: str) -> bool:

@@ -21,15 +21,8 @@ from typing import Any
 from .segmentation_lvnar import is_unspaced
 from .sentences_lvnar import BLOCK, MARK, MASKS, SPAN, SentenceSplitter, find_core, has_words
 from .tokenization_lvnar import PLACEHOLDERS
+from .vocabulary_lvnar import INVISIBLE
 
-# Characters of no width, as a regular expression: soft hyphen, zero-width space, marks of direction, word joiner,
-# invisible operators, byte order mark; and joiners, except inside scripts and emoji that are written with them.
-_JOINED = "\u0590-\u1cff\u2190-\u21ff\u231a-\u23ff\u2600-\u27bf\u2934-\u2935\u2b00-\u2bff\ufe0f\U0001f000-\U0001faff"
-_JOINERS = "[\u200c\u200d]+"
-INVISIBLE = (
-    "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]+"
-    f"|(?<![{_JOINED}\u200c\u200d]){_JOINERS}|(?<![\u200c\u200d]){_JOINERS}(?![{_JOINED}\u200c\u200d])"
-)
 _INVISIBLE = re.compile(INVISIBLE)
 # What ends a line; and the tab, which ends a cell of a table.
 _LINE_ENDS = re.compile("(\r\n|[\t\n\r\x0b\x0c\x1c-\x1f\x85\u2028\u2029])")
@@ -124,18 +117,18 @@ def drop_invisible(text: str) -> str:
 
 
 def figures_of(text: str) -> Counter[str]:
-    """How often each figure of two digits or more stands in a text: its digits, without zeros before them.
+    """How often each figure of two digits or more stands in a text: its parts, without zeros before them.
 
     So 1,234.5 and 1.234,5 are the same, and so are the times of an afternoon in twelve and in twenty-four hours.
     """
     figures: Counter[str] = Counter()
     for match in _FIGURE.finditer(text):
-        parts = re.split("[.,:/-]", unicodedata.normalize("NFKC", match[0]))
-        if _AFTERNOON.match(text, match.end()) and len(parts[0]) < 3 and int(parts[0]) < 12:
-            parts[0] = str(int(parts[0]) + 12)
-        digits = "".join(parts)
-        if len(digits) > 1:
-            figures[digits.lstrip("0")] += 1
+        figure = re.sub("[.,](?=[0-9]{3}(?![0-9]))", "", unicodedata.normalize("NFKC", match[0]))  # thousands
+        parts = [part.lstrip("0") for part in re.split("[.,:/-]", figure)]
+        if _AFTERNOON.match(text, match.end()) and len(parts[0]) < 3 and int(parts[0] or 0) < 12:
+            parts[0] = str(int(parts[0] or 0) + 12)
+        if sum(map(str.isdigit, figure)) > 1:
+            figures[":".join(parts)] += 1
     return figures
 
 

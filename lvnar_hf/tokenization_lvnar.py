@@ -20,6 +20,8 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from .repetitions_lvnar import find_stutter
 from .segmentation_lvnar import make_segmenter
+from .soundness_lvnar import read_json_object  # noqa: F401  (imported by vocabulary_lvnar: transformers 4 looks here)
+from .vocabulary_lvnar import check_vocabulary_file
 
 # The same ids on both sides: <pad> 0, </s> 1, <unk> 2.
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
@@ -111,6 +113,9 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
         kwargs.setdefault("unk_token", SPECIAL_TOKENS[2])
         kwargs.setdefault("clean_up_tokenization_spaces", False)
         kwargs.setdefault("split_special_tokens", True)
+        for name in ("clean_up_tokenization_spaces", "split_special_tokens"):
+            if type(kwargs[name]) is not bool:
+                raise ValueError(f"{name} is {kwargs[name]!r}; it must be true or false.")
         self._lock = _Lock()
         folder = kwargs.get("name_or_path")
         self._source_segmenter = make_segmenter(source_segmenter, source_language, kytea_model, folder)
@@ -120,6 +125,9 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
         kwargs.update({name: value for name, value in segmenters.items() if value != "none"})
         options = {"source_language": source_language, "target_language": target_language, "kytea_model": kytea_model}
         kwargs.update({name: value for name, value in options.items() if value is not None})
+        for vocabulary_file in (kwargs.get("tokenizer_file"), target_tokenizer_file):
+            if vocabulary_file is not None:
+                check_vocabulary_file(vocabulary_file)
         super().__init__(**kwargs)
         if not isinstance(self.model_max_length, (int, float)):
             raise ValueError(f"model_max_length is {self.model_max_length!r}; it must be a number of tokens.")
@@ -145,6 +153,8 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
         try:
             tokenizer = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
             for backend in (tokenizer._source_tokenizer, tokenizer._target_tokenizer):
+                backend.no_padding()
+                backend.no_truncation()
                 backend.decode(backend.encode("a").ids)
         except (ImportError, OSError, ValueError):
             raise

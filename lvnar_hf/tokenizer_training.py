@@ -17,8 +17,8 @@ from tokenizers.trainers import BpeTrainer
 
 from .repetitions_lvnar import SPACE_MARK
 from .segmentation_lvnar import Segmenter, make_segmenter
-from .text_lvnar import INVISIBLE
 from .tokenization_lvnar import BYTE_TOKENS, SPECIAL_TOKENS, LvnarTokenizer
+from .vocabulary_lvnar import INVISIBLE
 
 NORMALIZATIONS: dict[str, list[normalizers.Normalizer]] = {
     "nfc": [normalizers.NFC()],
@@ -57,7 +57,7 @@ def train_tokenizer(
         target_vocab_size: the same for a target vocabulary; None: as the source. Not with `joint`.
         joint: one vocabulary from both sides together.
         normalization: "nfc", "nfkc" or "none", the Unicode form that texts are brought to; "sentencepiece" has its own,
-            NMT-NFKC. But for that one, characters of no width are dropped (`text_lvnar.INVISIBLE`).
+            NMT-NFKC. But for that one, characters of no width are dropped (`vocabulary_lvnar.INVISIBLE`).
         min_character_count: a character seen less often gets no id of its own and is spelt in bytes.
         max_length: stored as `model_max_length`: the longest sequence for the model, in tokens with `</s>`.
         algorithm: "bpe", or "sentencepiece" for a unigram model trained by that library, whose ids it then gives.

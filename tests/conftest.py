@@ -94,6 +94,7 @@ SLOW_FILES = (
     "test_translate.py",
     "test_loading.py",
     "test_hub.py",
+    "test_trust.py",
     "test_distil.py",
     "test_scripts.py",
     "test_sprint.py",

@@ -43,17 +43,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments, test_set_arguments = parser.parse_args_into_dataclasses(argv)
 
     import torch
-    from transformers import AutoTokenizer
 
     import lvnar_hf  # noqa: F401  (registers the tokenizer)
     from lvnar_hf.jobs.environment import describe_machine, describe_versions
+    from lvnar_hf.loading import load_tokenizer
     from training.quality.decoding import translate_texts
     from training.quality.engines import load_engines
     from training.translation_quality.measures import corpus_scores
 
     file = refuse_existing(arguments.output_file, arguments.overwrite, "--output_file")
     test_set = load_test_set(test_set_arguments)
-    tokenizer = AutoTokenizer.from_pretrained(refuse_missing_folder(arguments.model))
+    tokenizer = load_tokenizer(refuse_missing_folder(arguments.model))
     engines: dict[str, dict[str, Any]] = {}
     references: dict[int, list[str]] = {}  # by number of steps, the translations of the first engine
     for name, model in load_engines(arguments.model):

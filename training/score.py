@@ -61,10 +61,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments, test_set_arguments = parser.parse_args_into_dataclasses(argv)
 
     import torch
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     import lvnar_hf  # noqa: F401  (registers model and tokenizer)
     from lvnar_hf.jobs.environment import describe_machine, describe_versions
+    from lvnar_hf.loading import load_model, load_tokenizer
     from training.quality.decoding import repetition_removal
     from training.quality.evaluation import elbo_of_references, score_refined, score_searched
 
@@ -72,9 +72,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     folder = refuse_existing(arguments.output_folder, arguments.overwrite, "--output_folder")
     test_set = load_test_set(test_set_arguments)
     where = {} if arguments.revision is None else {"revision": arguments.revision}
-    model = AutoModelForSeq2SeqLM.from_pretrained(arguments.model, dtype=torch.float32, **where).eval()
+    model = load_model(arguments.model, dtype=torch.float32, **where).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model, **where)
+    tokenizer = load_tokenizer(arguments.model, **where)
     is_lvnar = model.config.model_type == "lvnar"
     names = ["num_beams"] if is_lvnar else ["num_refinement_steps", "remove_repetitions"]
     if wrong := [name for name in names if getattr(arguments, name) is not None]:

@@ -60,11 +60,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     data, arguments = parse_recipe({"data": DataArguments, "shortlist": ShortlistArguments}, argv)
 
     import torch
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     import lvnar_hf  # noqa: F401  (registers model and tokenizer)
     from lvnar_hf.engines.shortlist import FILE, Shortlist
     from lvnar_hf.jobs.environment import describe_machine, describe_versions
+    from lvnar_hf.loading import load_model, load_tokenizer
     from training.data.corpora import load_pairs
     from training.speed.shortlists import aligned_counts, calibrate, make_shortlist, measure, states_of
 
@@ -75,8 +75,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     refuse_existing(folder / FILE, arguments.overwrite, "--output_folder")
     if arguments.results_file is not None:
         refuse_existing(arguments.results_file, arguments.overwrite, "--results_file")
-    model: Any = AutoModelForSeq2SeqLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
-    tokenizer: Any = AutoTokenizer.from_pretrained(arguments.model)
+    model: Any = load_model(arguments.model, dtype=torch.float32).eval()
+    tokenizer: Any = load_tokenizer(arguments.model)
     config = model.config
     target_size = config.decoder_vocab_size
 

@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     write_average(list(map(str, checkpoints)), result / "model", "float16", f"{PIECE_BYTES // 1_000_000}MB")
     for name in ("log.jsonl", "run.json"):
         shutil.copy(run / name, result / name)
-    (state,) = (run / "states").iterdir()
+    state = max((run / "states").iterdir())  # the last of two
     state_megabytes = sum(file.stat().st_size for file in state.rglob("*") if file.is_file()) / 1e6
     if state_megabytes <= arguments.max_state_megabytes:
         shutil.copytree(state, result / "states" / state.name)

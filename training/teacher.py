@@ -31,13 +31,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     }
     data, augmentation, sizes, arguments = parse_recipe(sections, argv)
 
-    from transformers import AutoModelForSeq2SeqLM, MarianMTModel
+    from transformers import MarianMTModel
 
+    from lvnar_hf.loading import load_model
     from training.loop.run import run_training
 
     def make_model(tokenizer: "LvnarTokenizer") -> "PreTrainedModel":
         if arguments.initial_model is not None:
-            return AutoModelForSeq2SeqLM.from_pretrained(arguments.initial_model, dtype="float32")
+            return load_model(arguments.initial_model, dtype="float32")
         target_vocab_size = None if tokenizer.is_joint else tokenizer.target_vocab_size
         model = MarianMTModel(sizes.to_config(len(tokenizer), target_vocab_size))
         # transformers 4.57 gives 20 where nothing is said.

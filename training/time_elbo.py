@@ -43,17 +43,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments, named = HfArgumentParser((ElboTimingArguments, TestSetArguments)).parse_args_into_dataclasses(argv)
 
     import torch
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     import lvnar_hf  # noqa: F401  (registers model and tokenizer)
     from lvnar_hf.jobs.environment import describe_machine, describe_versions
+    from lvnar_hf.loading import load_model, load_tokenizer
     from training.quality.elbo import can_be_scored, elbo_of_sequences, pad_rows
 
     refuse_missing_folder(arguments.model)
     refuse_existing(arguments.output_file, arguments.overwrite, "--output_file")
     test_set = load_test_set(named)
-    model: Any = AutoModelForSeq2SeqLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
-    tokenizer: Any = AutoTokenizer.from_pretrained(arguments.model)
+    model: Any = load_model(arguments.model, dtype=torch.float32).eval()
+    tokenizer: Any = load_tokenizer(arguments.model)
     ids = zip(
         tokenizer(test_set.source_texts, verbose=False)["input_ids"],
         tokenizer(text_target=test_set.target_texts, verbose=False)["input_ids"],

@@ -26,12 +26,13 @@ from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.fingerprints import KEY as FINGERPRINT
 from lvnar_hf.files.fingerprints import refuse_stale
 from lvnar_hf.generation_lvnar import DecodingOptions, LvnarGenerateOutput
+from lvnar_hf.refinement_lvnar import MAX_STEPS, NOT_FINITE, parts_by_length
 
-# Source tokens, padding included, of the parts that a batch is translated in. In larger parts nothing is faster, and
+# Positions, padding included, of the parts that a batch is translated in: source tokens, or the cells of alignment
+# "ctc". In larger parts nothing is faster, and
 # what passes between the operations no longer fits the processor's cache: the logits alone are 4 bytes for each token
 # of the vocabulary and each position.
-MAX_PART_TOKENS = 512
-MAX_STEPS = 2**62  # the graph counts in 64 bits
+MAX_PART_POSITIONS = 512
 
 
 @dataclass
@@ -92,12 +93,14 @@ class LvnarOnnxModel(LvnarEngine):
             self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # of classes that onnxruntime does not name in public
             raise ValueError(f"ONNX Runtime {onnxruntime.__version__} cannot load {file}: {error}") from error
-        inputs = [value.name for value in self.session.get_inputs()]
-        if sorted(inputs) != sorted(_INPUTS):
-            raise ValueError(
-                f"{file} has the inputs {', '.join(inputs)}; a graph of this version has {', '.join(_INPUTS)}. "
-                "Make it again: lvnar export --model FOLDER --overwrite"
-            )
+        sides = (("inputs", self.session.get_inputs(), _INPUTS), ("outputs", self.session.get_outputs(), _OUTPUTS))
+        for side, values, expected in sides:
+            names = [value.name for value in values]
+            if sorted(names) != sorted(expected):
+                raise ValueError(
+                    f"{file} has the {side} {', '.join(names)}; a graph of this version has {', '.join(expected)}. "
+                    "Make it again: lvnar export --model FOLDER --overwrite"
+                )
 
     def __reduce__(self) -> tuple[object, ...]:
         """A copy, or what is pickled, opens the graph's file again."""
@@ -147,7 +150,7 @@ class LvnarOnnxModel(LvnarEngine):
         if options.output_scores:
             raise ValueError("output_scores=True needs the PyTorch model: the graph computes no probabilities.")
         input_ids, attention_mask = input_ids.cpu().long(), attention_mask.cpu()
-        order, sizes = _parts(attention_mask.sum(-1))
+        order, sizes = parts_by_length(self.config, attention_mask, MAX_PART_POSITIONS)
         outputs = [self._run(input_ids[rows], attention_mask[rows], options) for rows in order.split(sizes)]
         sequences, num_steps_taken, num_positions = zip(*outputs, strict=True)
         place = order.argsort()
@@ -178,19 +181,17 @@ class LvnarOnnxModel(LvnarEngine):
             "candidates": candidates,
             "min_confidence": min_confidence,
         }
-        outputs = self.session.run(list(_OUTPUTS), {name: tensor.numpy() for name, tensor in inputs.items()})
-        return tuple(map(torch.from_numpy, outputs))
-
-
-def _parts(lengths: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
-    """Sentences of these lengths, (batch,), in parts of at most MAX_PART_TOKENS: their order, and the parts' sizes."""
-    order = lengths.argsort(stable=True)
-    sizes = [0]
-    for length in lengths[order].tolist():  # the last one of a part is its longest
-        if sizes[-1] and (sizes[-1] + 1) * length > MAX_PART_TOKENS:
-            sizes.append(0)
-        sizes[-1] += 1
-    return order, sizes
+        try:
+            outputs = self.session.run(list(_OUTPUTS), {name: tensor.numpy() for name, tensor in inputs.items()})
+            sequences, num_steps_taken, num_positions = map(torch.from_numpy, outputs)
+        except Exception as error:  # of classes that onnxruntime does not name in public
+            raise ValueError(f"ONNX Runtime cannot compute {self.file}: {error}") from error
+        if len(num_positions) == 2 and int(num_positions.min()) < 0:  # as the graph says that a number was not finite
+            raise ValueError(NOT_FINITE)
+        is_sound = sequences.dim() == 2 and len(sequences) == len(num_steps_taken) == len(input_ids)
+        if not is_sound or bool(((sequences < 0) | (sequences >= self.config.decoder_vocab_size)).any()):
+            raise ValueError(f"{self.file} gives no translations of {len(input_ids)} sentences: make it again.")
+        return sequences, num_steps_taken, num_positions
 
 
 _INPUTS = ("input_ids", "attention_mask", "num_refinement_steps", "max_length", "candidates", "min_confidence")

@@ -14,6 +14,7 @@ from torch import nn
 from lvnar_hf.ctc_lvnar import is_kept, move_left, num_ctc_cells
 from lvnar_hf.engines.onnx_graph import DOMAIN, OPSET, assemble, lay_out_for_products, move_weights_into_loop
 from lvnar_hf.engines.shortlist import Shortlist
+from lvnar_hf.files.atomic import appearing
 from lvnar_hf.files.fingerprints import KEY as FINGERPRINT
 from lvnar_hf.files.fingerprints import weights_fingerprint
 from lvnar_hf.layers_lvnar import KeysValues, LvnarAttention
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 FILES = {"float32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}  # in a model repository, by precision
+_MAX_FLOAT = 3e38
+_NOT_FINITE = -(2**40)  # what is added to `num_positions` where a number is not finite
 
 
 class _ExportedAttention(LvnarAttention):
@@ -139,7 +142,11 @@ class _Translation(nn.Module):
             shape=targets.shape,
             version=1,
         )
+        total = states.masked_fill(mask[..., None] == 0, 0.0).sum()
+        if not is_ctc:
+            total = total + length_logits.sum()
         num_positions = torch.stack([mask.sum(), is_unsure.sum()])
+        num_positions = torch.where(total.abs() < _MAX_FLOAT, num_positions, _NOT_FINITE)
         if is_ctc:
             return self._collapsed(targets, mask, max_length), num_positions
         return targets.masked_fill(mask == 0, config.pad_token_id), num_positions
@@ -187,9 +194,10 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
         folder: of the model repository.
 
     Returns:
-        The files, by precision.
+        The files, by precision; they get their names when both are whole.
 
     Raises:
+        OSError: the disk is full; what was there before stays.
         ImportError: onnx, onnxscript or onnxruntime is missing; says how to install them.
     """
     try:
@@ -209,20 +217,21 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
     onnx.helper.set_model_props(graph, fingerprint)
     onnx.checker.check_model(graph)
     files["float32"].parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(graph, str(files["float32"]))
-    lay_out_for_products(graph.graph)
-    quantize_dynamic(
-        graph,
-        files["int8"],
-        op_types_to_quantize=["MatMul"],
-        per_channel=True,
-        reduce_range=True,  # 7 bits of a weight: with 8, processors without VNNI overflow
-        extra_options={"EnableSubgraph": True},
-    )
-    quantised = onnx.load(str(files["int8"]))
-    onnx.helper.set_model_props(quantised, fingerprint)
-    move_weights_into_loop(quantised.graph)
-    onnx.save(quantised, str(files["int8"]))
+    with appearing(files["float32"]) as float32_file, appearing(files["int8"]) as int8_file:
+        onnx.save(graph, str(float32_file))
+        lay_out_for_products(graph.graph)
+        quantize_dynamic(
+            graph,
+            int8_file,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            reduce_range=True,  # 7 bits of a weight: with 8, processors without VNNI overflow
+            extra_options={"EnableSubgraph": True},
+        )
+        quantised = onnx.load(str(int8_file))
+        onnx.helper.set_model_props(quantised, fingerprint)
+        move_weights_into_loop(quantised.graph)
+        onnx.save(quantised, str(int8_file))
     return files
 
 

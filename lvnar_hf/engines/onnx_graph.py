@@ -2,8 +2,9 @@
 
 What is unusual: the posterior, and what makes a translation of latents, are the body of a loop, whose first round takes
 the prior's means for the posterior's, so that each product with a weight is there once. The loop ends when every
-sentence has repeated itself; those that have leave the batch. Its body reads the encoded source from outside. With
-alignment "ctc", the cells are collapsed in it. Batch, lengths and number of steps are dynamic:
+sentence has repeated itself; those that have leave the batch. A cycle is found and left as in `refine`. Its body reads
+the encoded source from outside. With alignment "ctc", the cells are collapsed in it. Batch, lengths and number of steps
+are dynamic:
 
     input_ids, attention_mask   (batch, source_length) int64
     num_refinement_steps        () int64
@@ -14,7 +15,7 @@ alignment "ctc", the cells are collapsed in it. Batch, lengths and number of ste
     sequences                   (batch, longest translation) int64, padded, repetitions not removed
     num_steps_taken             (batch,) int64
     num_positions               (2,) int64, over all passes: positions of the decoder, and those of them for which the
-                                whole vocabulary was computed
+                                whole vocabulary was computed; negative if numbers were not finite
 """
 
 import hashlib
@@ -84,8 +85,10 @@ LikeliestWhereUnsure (targets, is_unsure, states, weight, of_padding) => (merged
 # What a round of the loop does around the exported pieces, which see only the sentences that have not stopped. In the
 # first one all targets are padding, so that no sentence is as it was.
 _AROUND_PASS = """
-body (int64 iteration, bool going, int64[b, l] targets, bool[b] active, int64[b] taken, int64[2] positions)
-  => (bool going_on, int64[b, m] merged, bool[b] still_active, int64[b] taken_now, int64[2] positions_now) {
+body (int64 iteration, bool going, int64[b, l] targets, bool[b] active, int64[b] taken, int64[2] positions,
+      int64[b, k] landmark, int64 landmark_step, int64 next_landmark, int64[b] ends)
+  => (bool going_on, int64[b, m] merged, bool[b] still_active, int64[b] taken_now, int64[2] positions_now,
+      int64[b, m] landmark_now, int64 landmark_step_now, int64 next_landmark_now, int64[b] ends_now) {
   positions_now = Add (positions, pass_positions)
   axis = Constant <value_ints = [1]> ()
   active_numbers = Cast <to = 7> (active)
@@ -95,7 +98,8 @@ body (int64 iteration, bool going, int64[b, l] targets, bool[b] active, int64[b]
   padding = Constant <value_int = PADDING> ()
   old_length = Shape <start = 1> (targets)
   new_length = Shape <start = 1> (new_targets)
-  length = Max (old_length, new_length)
+  landmark_length = Shape <start = 1> (landmark)
+  length = Max (old_length, new_length, landmark_length)
   old_missing = Sub (length, old_length)
   new_missing = Sub (length, new_length)
   old_pads = Concat <axis = 0> (no_padding, old_missing)
@@ -108,7 +112,28 @@ body (int64 iteration, bool going, int64[b, l] targets, bool[b] active, int64[b]
   different_numbers = Cast <to = 7> (different)
   num_different = ReduceSum <keepdims = 0> (different_numbers, axis)
   changed = Cast <to = 9> (num_different)
-  still_active = And (active, changed)
+  landmark_missing = Sub (length, landmark_length)
+  landmark_pads = Concat <axis = 0> (no_padding, landmark_missing)
+  old_landmark = Pad (landmark, landmark_pads, padding)
+  equal_landmark = Equal (merged, old_landmark)
+  away = Not (equal_landmark)
+  away_numbers = Cast <to = 7> (away)
+  num_away = ReduceSum <keepdims = 0> (away_numbers, axis)
+  is_away = Cast <to = 9> (num_away)
+  period = Sub (iteration, landmark_step)
+  steps_left = Sub (num_refinement_steps, iteration)
+  steps_more = Mod (steps_left, period)
+  end = Add (iteration, steps_more)
+  ends_of_cycles = Where (is_away, ends, end)
+  ends_now = Where (changed, ends_of_cycles, iteration)
+  goes_on = Greater (ends_now, iteration)
+  is_landmark = Equal (iteration, next_landmark)
+  landmark_now = Where (is_landmark, merged, old_landmark)
+  landmark_step_now = Where (is_landmark, iteration, landmark_step)
+  twice = Add (iteration, iteration)
+  next_step = Max (twice, one)
+  next_landmark_now = Where (is_landmark, next_step, next_landmark)
+  still_active = And (active, goes_on)
   taken_now = Add (taken, active_numbers)
   still_numbers = Cast <to = 7> (still_active)
   num_still = ReduceSum <keepdims = 0> (still_numbers)
@@ -131,9 +156,13 @@ main (int64[b, s] input_ids, int64[b, s] attention_mask, int64 num_refinement_st
   first_targets = ConstantOfShape <value = int64[1] {PADDING}> (first_shape)
   no_positions = Constant <value_ints = [0, 0]> ()
   begin = Constant <value = bool {1}> ()
-  last_targets, last_active, num_steps_taken, num_positions =
+  no_landmark_step = Constant <value_int = -1> ()
+  first_landmark = Constant <value_int = 0> ()
+  first_ends = Expand (num_refinement_steps, batch)
+  last_targets, last_active, num_steps_taken, num_positions, last_landmark, last_step, last_next, last_ends =
     Loop <body = placeholder () => () {}>
-      (num_passes, begin, first_targets, all_active, before_the_first, no_positions)
+      (num_passes, begin, first_targets, all_active, before_the_first, no_positions,
+       first_targets, no_landmark_step, first_landmark, first_ends)
   zeros = Constant <value_ints = [0]> ()
   ones = Constant <value_ints = [1]> ()
   pad_token_id = Constant <value_int = PADDING> ()

@@ -112,14 +112,22 @@ class Shortlist:
                 candidates, frequent, min_confidence = map(
                     tensors.get_tensor, ("candidates", "frequent", "min_confidence")
                 )
-        except SafetensorError as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise ValueError(f"{file} is no shortlist: {error}") from error
         num_targets = config.decoder_vocab_size
-        is_sound = candidates.dtype == frequent.dtype == torch.int32 and min_confidence.dtype == torch.float32
-        is_sound = is_sound and (candidates.dim(), frequent.dim(), min_confidence.dim()) == (2, 1, 0)
+        given = {"candidates": candidates, "frequent": frequent, "min_confidence": min_confidence}
+        expected = ((torch.int32, 2), (torch.int32, 1), (torch.float32, 0))
+        for (name, tensor), (dtype, rank) in zip(given.items(), expected, strict=True):
+            if tensor.dtype != dtype or tensor.dim() != rank:
+                raise ValueError(
+                    f"{file}: {name} is {tensor.dtype} of the shape {tuple(tensor.shape)}; it must be {dtype} with "
+                    f"{rank} dimensions."
+                )
         tokens = torch.cat([candidates.flatten(), frequent])
-        if not is_sound or bool(((tokens < 0) | (tokens >= num_targets)).any()):
+        if bool(((tokens < 0) | (tokens >= num_targets)).any()):
             raise ValueError(f"{file} is no shortlist of target ids 0 to {num_targets - 1}.")
+        if bool(min_confidence.isnan()):
+            raise ValueError(f"{file}: min_confidence is no number.")
         if len(candidates) != config.vocab_size:
             raise ValueError(f"{file} is for {len(candidates)} source tokens; the model has {config.vocab_size}.")
         return cls(candidates, frequent, min_confidence)

@@ -17,7 +17,9 @@ from lvnar_hf.hub.checks import (
     TRAVELLING_MODULES,
     WEIGHTS,
     check_repository,
+    list_files,
     read_json_object,
+    refuse_links,
     weight_files,
 )
 from lvnar_hf.tokenization_lvnar import LvnarTokenizer
@@ -42,7 +44,8 @@ def assemble(
 
     Raises:
         FileExistsError: the output folder is not empty, and `overwrite` is not given or it holds something else.
-        FileNotFoundError, ValueError: the model folder lacks a file, or is unsound: see `check_repository`.
+        FileNotFoundError, ValueError: the model folder lacks a file, or is unsound: see `check_repository`; or one of
+            its files is a link that leaves it.
     """
     source, output = Path(model_folder), Path(output_folder)
     if output.resolve() == source.resolve():
@@ -89,6 +92,8 @@ def published_card(card: str, name: str, repository: Path, repo_id: str | None) 
 
 def _copy_files(source: Path, output: Path) -> None:
     output.mkdir()
+    json_names = ("config.json", "generation_config.json", "tokenizer_config.json")
+    refuse_links(source, ["README.md", *json_names, SHARDS_INDEX])  # before they are read
     names = ["README.md", "tokenizer.json", *weight_files(source)]
     optional = [LvnarTokenizer.vocab_files_names["target_tokenizer_file"], *ONNX_FILES.values(), SHORTLIST_FILE]
     if SHARDS_INDEX not in names and WEIGHTS not in names:
@@ -106,15 +111,16 @@ def _copy_files(source: Path, output: Path) -> None:
         "tokenizer_config.json": tokenizer_config,
         "generation_config.json": generation_config,
     }
+    names += [name for name in optional if (source / name).is_file()]
+    results = [f"results/{name}" for name in list_files(source / "results")]
+    refuse_links(source, [*names, *results])
     for name, fields in written.items():
         fields.pop("_name_or_path", None)
         (output / name).write_text(json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
-    for name in [*names, *(name for name in optional if (source / name).is_file())]:
+    for name in [*names, *results]:
         if not (source / name).is_file():
             raise FileNotFoundError(f"{source} has no {name}.")
-        (output / name).parent.mkdir(exist_ok=True)
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, output / name)
     for name in TRAVELLING_MODULES:
         shutil.copyfile(PACKAGE_FOLDER / name, output / name)
-    if (source / "results").is_dir():
-        shutil.copytree(source / "results", output / "results", copy_function=shutil.copyfile)

@@ -1,11 +1,13 @@
 """What a model repository must hold, read from its files alone: none of its code runs here, and nothing is unpickled.
 
 What is unusual: the shapes that the weights must have come from a model built without memory (torch's meta device), and
-the code beside the weights must be this package's own modules, byte for byte. So a repository that passes may be loaded
-with `trust_remote_code=True` as safely as with the package.
+the code beside the weights must be this package's own modules, byte for byte. Files and fields pass by lists of those
+that are allowed, not of those that are known to be bad: what a later transformers reads is refused here until it is
+listed. So a repository that passes may be loaded with `trust_remote_code=True` as safely as with the package.
 """
 
-import json
+import inspect
+import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,9 +20,11 @@ from lvnar_hf.configuration_lvnar import CUSTOM_PIPELINES, LvnarConfig
 from lvnar_hf.engines.onnx_export import FILES as ONNX_FILES
 from lvnar_hf.engines.shortlist import FILE as SHORTLIST_FILE
 from lvnar_hf.engines.shortlist import Shortlist
-from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS, DecodingOptions
+from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS, OWN_OPTIONS, DecodingOptions
 from lvnar_hf.modeling_lvnar import LvnarForConditionalGeneration, is_finite
+from lvnar_hf.soundness_lvnar import check_generation_fields, read_json_object
 from lvnar_hf.tokenization_lvnar import LvnarTokenizer
+from lvnar_hf.trust_lvnar import shard_names
 
 # The modules that a user needs who has not the package, all of them flat beside the weights.
 TRAVELLING_MODULES = (
@@ -38,8 +42,11 @@ TRAVELLING_MODULES = (
     "repetitions_lvnar.py",
     "segmentation_lvnar.py",
     "sentences_lvnar.py",
+    "soundness_lvnar.py",
     "text_lvnar.py",
     "tokenization_lvnar.py",
+    "trust_lvnar.py",
+    "vocabulary_lvnar.py",
 )
 PACKAGE_FOLDER = Path(__file__).parents[1]
 # Where transformers looks for the classes; in a tokenizer's entry, the second place is for another kind of tokenizer.
@@ -54,21 +61,38 @@ REQUIRED_FILES = (
     *("README.md", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
     *TRAVELLING_MODULES,
 )
-# What Python, torch, Keras and Flax unpickle or may run when it is loaded.
-REFUSED_SUFFIXES = (
-    ".bin",
-    ".ckpt",
-    ".h5",
-    ".joblib",
-    ".keras",
-    ".msgpack",
-    ".npy",
-    ".npz",
-    ".pickle",
-    ".pkl",
-    ".pt",
-    ".pth",
+# Those that may be there too, as full names or as patterns; and the KyTea model that tokenizer_config.json names.
+_OPTIONAL_FILES = (
+    *map(re.escape, (".gitattributes", "LICENSE", SHARDS_INDEX, SHORTLIST_FILE, *ONNX_FILES.values())),
+    re.escape(LvnarTokenizer.vocab_files_names["target_tokenizer_file"]),
+    r"model(-\d{5}-of-\d{5})?\.safetensors",
+    r"results/([\w-][\w.-]*/)*[\w-][\w.-]*\.(csv|json|jsonl|md|png|svg|tsv|txt)",
 )
+_FILES = re.compile("|".join([*map(re.escape, REQUIRED_FILES), *_OPTIONAL_FILES]))
+_KYTEA_ENDING = ".mod"
+
+# The fields of the JSON files, as the supported versions of transformers write them.
+_CONFIG_FIELDS = {
+    *(set(inspect.signature(LvnarConfig.__init__).parameters) - {"self", "kwargs"}),
+    *("architectures", "auto_map", "custom_pipelines", "dtype", "model_type", "torch_dtype", "transformers_version"),
+}
+_GENERATION_FIELDS = {
+    *OWN_OPTIONS,
+    *("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "use_cache"),
+}
+_TOKENIZER_FIELDS = {
+    *("auto_map", "backend", "clean_up_tokenization_spaces", "is_local", "local_files_only", "model_max_length"),
+    *("model_input_names", "padding_side", "split_special_tokens", "tokenizer_class", "truncation_side"),
+    *("bos_token", "cls_token", "eos_token", "mask_token", "pad_token", "sep_token", "unk_token"),
+    *("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"),
+    *("source_segmenter", "target_segmenter", "source_language", "target_language", "kytea_model"),
+}
+_ALLOWED_FIELDS = {
+    "config.json": _CONFIG_FIELDS,
+    "generation_config.json": _GENERATION_FIELDS,
+    "tokenizer_config.json": _TOKENIZER_FIELDS,
+    SHARDS_INDEX: {"metadata", "weight_map"},
+}
 
 
 def check_repository(folder: str | Path) -> None:
@@ -79,15 +103,17 @@ def check_repository(folder: str | Path) -> None:
 
     Raises:
         FileNotFoundError: a file is missing; names it.
-        ValueError: file names that lead elsewhere, formats that are unpickled, code and graphs that are not this
-            package's; a configuration with unknown or impossible fields; weights that are missing, unknown, of another
-            shape or not finite; a vocabulary that does not match its embedding. Names file and field or tensor.
+        ValueError: links and file names that lead elsewhere; files and fields that a repository has no place for;
+            modules that are not this package's; a configuration with impossible fields; weights that are missing,
+            unknown, of another shape or not finite; a vocabulary that does not match its embedding. Names file and
+            field or tensor.
     """
     folder = Path(folder)
-    check_file_names(list_files(folder))
+    refuse_links(folder, list_files(folder))
     for name in REQUIRED_FILES:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}; `lvnar publish` makes a whole repository.")
+    refuse_unknown(folder)
     for name in TRAVELLING_MODULES:
         if (folder / name).read_bytes() != (PACKAGE_FOLDER / name).read_bytes():
             raise ValueError(f"{folder / name} differs from the module of this package: assemble the repository anew.")
@@ -119,12 +145,36 @@ def check_model_files(folder: Path) -> None:
 
 
 def list_files(folder: Path) -> list[str]:
-    """All files under a folder, as a repository names them."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    """All files under a folder, as a repository names them, and links to folders, which a repository has none of."""
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
+    )
+
+
+def refuse_links(folder: Path, names: Iterable[str]) -> None:
+    """Refuse files of a folder that are links out of it; and links to folders, pipes and devices.
+
+    The Hub's cache has links in its folder of a commit, to files that are beside it: these stay within the model's.
+
+    Args:
+        names: of the files; those that are not there are left to others.
+
+    Raises:
+        ValueError: names the file.
+    """
+    root = folder.resolve()
+    if root.parent.name == "snapshots" and root.parents[1].name.startswith("models--"):
+        root = root.parents[1]
+    for name in names:
+        path = folder / name
+        if not path.resolve().is_relative_to(root):
+            raise ValueError(f"{path} is, or lies behind, a link that leaves the folder, to {path.resolve()}: copy it.")
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is no file.")
 
 
 def check_file_names(names: Iterable[str]) -> None:
-    """Refuse names in a repository that lead out of it, or whose files are unpickled, or run.
+    """Refuse names in a repository that lead out of it.
 
     Raises:
         ValueError: names the file.
@@ -133,35 +183,31 @@ def check_file_names(names: Iterable[str]) -> None:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not name.isprintable():
             raise ValueError(f"The file name {name!r} leads out of the repository, or may on some systems.")
-        if path.suffix.lower() in REFUSED_SUFFIXES:
-            raise ValueError(
-                f"{name}: files that are unpickled, or may run code, when they are loaded have no place in the "
-                "repository. Store weights with model.save_pretrained(folder), which writes safetensors."
-            )
-        if path.suffix == ".py" and name not in TRAVELLING_MODULES:
-            raise ValueError(f"{name} is no module of this package; code of another origin is refused.")
-        if (path.parts[:1] == ("onnx",) or path.suffix == ".onnx") and name not in ONNX_FILES.values():
-            raise ValueError(f"{name} is no graph of this package, which has all in {', '.join(ONNX_FILES.values())}.")
 
 
-def read_json_object(file: Path) -> dict[str, Any]:
-    """The fields of a JSON file.
+def refuse_unknown(folder: Path) -> None:
+    """Refuse files that a model repository has no place for, and fields of its JSON files, by name.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a JSON object in UTF-8; names the file.
+        ValueError: names the file, and the field.
     """
-
-    def refuse_constant(name: str) -> None:
-        raise ValueError(f"{name} is no JSON")
-
-    try:
-        fields = json.loads(file.read_text("utf-8"), parse_constant=refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{file} must hold a JSON object; it is a {type(fields).__name__}.")
-    return fields
+    names = list_files(folder)
+    check_file_names(names)
+    stored_model = read_json_object(folder / "tokenizer_config.json").get("kytea_model")
+    for name in names:
+        is_kytea_model = name == stored_model and "/" not in name and name.endswith(_KYTEA_ENDING)
+        if not _FILES.fullmatch(name) and not is_kytea_model:
+            raise ValueError(
+                f"{folder / name} has no place in a model repository, which has weights in safetensors, this package's "
+                f"modules and graphs, {', '.join(REQUIRED_FILES[:5])}, {SHORTLIST_FILE}, a KyTea model that ends in "
+                f"{_KYTEA_ENDING}, and text and pictures in results/. Remove it."
+            )
+    for name, allowed in _ALLOWED_FIELDS.items():
+        if name in names and (unknown := sorted(read_json_object(folder / name).keys() - allowed)):
+            raise ValueError(
+                f"{folder / name}: a model repository has no {', '.join(unknown[:5])} there. Remove it; if the model "
+                "is newer than this package, bring the package up to date."
+            )
 
 
 def read_config(folder: Path) -> LvnarConfig:
@@ -190,7 +236,7 @@ def read_generation_config(folder: Path, config: LvnarConfig) -> dict[str, Any]:
         FileNotFoundError, ValueError: as `check_repository`.
     """
     file = folder / "generation_config.json"
-    fields = read_json_object(file)
+    fields = check_generation_fields(file, GENERATION_DEFAULTS[config.alignment])
     own = {name: value for name, value in fields.items() if name in DecodingOptions.__dataclass_fields__}
     try:
         DecodingOptions(**{**GENERATION_DEFAULTS[config.alignment], **own})
@@ -215,13 +261,8 @@ def weight_files(folder: Path) -> list[str]:
             f"{folder} has no {WEIGHTS} and no {SHARDS_INDEX}. Weights in another format are not loaded: store them "
             "with model.save_pretrained(folder), which writes safetensors."
         )
-    weight_map = read_json_object(index_file).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{index_file}: weight_map must name the file of each tensor.")
-    names = sorted({str(name) for name in weight_map.values()})
+    names = shard_names(index_file)
     for name in names:
-        if PurePosixPath(name).name != name or "\\" in name or not name.endswith(".safetensors"):
-            raise ValueError(f"{index_file} names the file {name!r}; it must be a safetensors file in the same folder.")
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}, which {SHARDS_INDEX} names.")
     return names

@@ -14,7 +14,14 @@ from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from lvnar_hf.hub.checks import list_files
-from lvnar_hf.hub.verification import GIT_ATTRIBUTES, GOLDEN_TEXTS, differing_files, verify, verify_download
+from lvnar_hf.hub.verification import (
+    GIT_ATTRIBUTES,
+    GOLDEN_TEXTS,
+    differing_files,
+    file_hashes,
+    verify,
+    verify_download,
+)
 from lvnar_hf.version import __version__
 
 _AGAIN = "Run the same command again to go on from there."
@@ -51,6 +58,8 @@ def push(
 ) -> PublishedRevision:
     """Publish an assembled repository: verify, create, upload in one commit, tag, download again, verify again.
 
+    What is downloaded must be the folder that was verified, file by file, by SHA-256.
+
     What is there already is left as it is, so a call that failed may be made again. A version is published once: its
     tag is never moved. The commit makes main equal to the folder; files that the folder has not are removed there.
 
@@ -68,6 +77,7 @@ def push(
     """
     validate_repo_id(repo_id)
     folder, api, tag = Path(folder), api or HfApi(), f"v{version}"
+    verified = file_hashes(folder)
     verify(folder, texts=texts)
     # Each step may fail with anything: the client's errors of transport have no base class in common.
     try:
@@ -96,12 +106,13 @@ def push(
                 f"{repo_id} has all files, in {commit}, but could not be tagged {tag}. {_AGAIN}\n{error}"
             ) from error
     try:
-        found, translations = verify_download(repo_id, tag, texts, api)
+        _, translations = verify_download(repo_id, commit, texts, api, verified)
+        found = _commit_of(api, repo_id, tag)
     except Exception as error:
         raise PublishError(
             f"{repo_id} is uploaded and tagged {tag}, at {commit}, but was not verified after download. The files that "
-            f"were sent had been verified, so the download is the likely cause. {_AGAIN} To take the version back: "
-            f"hf repos tag delete {repo_id} {tag}\n{error}"
+            f"were sent had been verified, so the download, or the Hub, is the likely cause. {_AGAIN} To take the "
+            f"version back: hf repos tag delete {repo_id} {tag}\n{error}"
         ) from error
     if found != commit:
         raise PublishError(

@@ -22,6 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.engines.onnx_export import FILES as ONNX_FILES
+from lvnar_hf.files.atomic import hash_file
 from lvnar_hf.hub.checks import check_file_names, check_repository, list_files
 from lvnar_hf.modeling_lvnar import LvnarForConditionalGeneration
 from lvnar_hf.tokenization_lvnar import LvnarTokenizer
@@ -89,8 +90,18 @@ def verify(
     return verify_download(str(folder_or_repo), revision, texts, api or HfApi())[1]
 
 
-def verify_download(repo_id: str, revision: str | None, texts: Sequence[str], api: HfApi) -> tuple[str, list[str]]:
-    """The commit that was downloaded, and its translations."""
+def verify_download(
+    repo_id: str,
+    revision: str | None,
+    texts: Sequence[str],
+    api: HfApi,
+    published: dict[str, str] | None = None,
+) -> tuple[str, list[str]]:
+    """The commit that was downloaded, and its translations.
+
+    Args:
+        published: what the download must hold, as `file_hashes` gives it; None: what its author has put there.
+    """
     info = api.model_info(repo_id, revision=revision)
     check_file_names(file.rfilename for file in info.siblings or [])  # before any is written
     with tempfile.TemporaryDirectory(prefix="lvnar-verify-") as cache:
@@ -98,9 +109,18 @@ def verify_download(repo_id: str, revision: str | None, texts: Sequence[str], ap
         differing = differing_files(api, repo_id, str(info.sha), folder)
         if differing:
             raise ValueError(f"{repo_id} at {info.sha}: these files were not downloaded as they are: {differing}.")
+        found = file_hashes(folder)
+        if published is not None and found != published:
+            names = sorted(n for n in found.keys() | published.keys() if found.get(n) != published.get(n))
+            raise ValueError(f"{repo_id} at {info.sha} has other files than were sent: {', '.join(names[:5])}.")
         check_repository(folder)
         expected = _package_ids(folder, texts)
         return str(info.sha), _compare(repo_id, info.sha, texts, expected, cache)
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a repository but the Hub's own."""
+    return {name: hash_file(folder / name) for name in list_files(folder) if name != GIT_ATTRIBUTES}
 
 
 def _package_ids(folder: Path, texts: Sequence[str]) -> list[list[list[int]]]:

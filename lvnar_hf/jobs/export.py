@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 import lvnar_hf  # noqa: F401  (registers the model)
 from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.engines.onnx_export import export_onnx
 from lvnar_hf.files.outputs import refuse_existing, refuse_missing_folder
+from lvnar_hf.loading import load_model
 
 NUM_CHECKED = 256  # sentences, of random tokens
 
@@ -30,7 +31,7 @@ def export_and_compare(name: str, output_folder: str | None = None, overwrite: b
     if output_folder is None and not Path(folder).is_dir():
         raise ValueError(f"{folder} is no folder: give --output-folder.")
     refuse_existing(Path(folder) / "onnx", overwrite, "--output-folder")
-    model: Any = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32).eval()
+    model: Any = load_model(name, dtype=torch.float32).eval()
     result: dict[str, Any] = {"model": name, "num_sentences": NUM_CHECKED}
     for precision, file in export_onnx(model, folder).items():
         engine = LvnarOnnxModel(model.config, model.generation_config, file)

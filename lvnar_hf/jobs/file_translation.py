@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import transformers
 
-from lvnar_hf.files.atomic import appearing, hash_file, read_json, write_json
+from lvnar_hf.files.atomic import appearing, check_appearing, hash_file, read_json, write_json
 from lvnar_hf.files.outputs import refuse_existing
 from lvnar_hf.files.text import check_files, one_line, read_lines, spool
 from lvnar_hf.jobs.environment import describe_machine
@@ -81,16 +81,23 @@ class FileTranslation(ShardedRun):
     def _remove_result(self) -> None:
         self.place.unlink(missing_ok=True)
 
-    def _make_plan(self) -> None:
-        offsets, num_lines = [0], 0
+    def _refuse_unwritable(self) -> None:
+        check_appearing(self.place)
+        super()._refuse_unwritable()
+
+    def _make_plan(self) -> dict[str, Any]:
+        offsets, num_lines, digest = [0], 0, hashlib.sha256()
         with appearing(self.work / SOURCE_FILE) as unfinished, unfinished.open("wb") as copy:
             for num_lines, line in enumerate(read_lines(self.input_file), start=1):
-                copy.write(line.encode() + b"\n")
+                content = line.encode() + b"\n"
+                copy.write(content)
+                digest.update(content)
                 if num_lines % self.settings["shard_size"] == 0:
                     offsets.append(copy.tell())
             if copy.tell() > offsets[-1]:
                 offsets.append(copy.tell())
         write_json(self.work / PLAN_FILE, {"num_lines": num_lines, "offsets": offsets})
+        return {"input_lines": num_lines, "input_sha256": digest.hexdigest()}
 
     # Shards
 
@@ -149,6 +156,11 @@ class FileTranslation(ShardedRun):
                     raise RuntimeError(f"{self._shard_file(shard)} does not hold the translations of its {size} lines.")
                 output.write(translations)
         counts = {name: sum(header[name] for header in headers) for name in ("sentences", "blank", "cut")}
+        settings = json.loads((self.work / "run.json").read_text("utf-8"))
+        if counts["sentences"] != settings["input_lines"]:
+            raise RuntimeError(
+                f"{self.place} has {counts['sentences']} lines; the input has {settings['input_lines']}."
+            )
         seconds, num_translated = busy_seconds(headers), sum(header["translated"] for header in headers)
         has_steps = num_translated and description["num_refinement_steps"] is not None
         result = {
@@ -159,7 +171,7 @@ class FileTranslation(ShardedRun):
             "mean_steps_taken": sum(h["steps_taken"] for h in headers) / num_translated if has_steps else None,
             "processes_of_all_runs": len({header["process"] for header in headers}),
             "files": {self.place.name: {"lines": counts["sentences"], "sha256": hash_file(self.place)}},
-            "settings": read_json(self.work / "run.json"),
+            "settings": settings,
         }
         write_json(self.result_file, result)
         self.clean_up()

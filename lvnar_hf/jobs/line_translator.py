@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 import lvnar_hf  # noqa: F401  (registers the model)
 from lvnar_hf.decoding import make_batches
@@ -18,7 +18,8 @@ from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.files.atomic import hash_file
 from lvnar_hf.files.fingerprints import StaleError, folder_fingerprint
 from lvnar_hf.files.outputs import refuse_missing_folder
-from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS
+from lvnar_hf.generation_lvnar import stored_refinement_steps
+from lvnar_hf.loading import load_model, load_tokenizer
 from lvnar_hf.text_lvnar import TextFormat
 
 # Of a line, so many characters are looked at: more than fit any model, and few enough to tokenize in a second.
@@ -184,11 +185,10 @@ def load_translator(
     elif engine == "compiled":
         model = LvnarCompiledModel.from_pretrained(name, device=device)
     if model is None:
-        model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32).eval().to(device)
+        model = load_model(name, dtype=torch.float32).eval().to(device)
     if model.config.model_type == "lvnar" and num_refinement_steps is None:
-        default = GENERATION_DEFAULTS[model.config.alignment]["num_refinement_steps"]
-        num_refinement_steps = getattr(model.generation_config, "num_refinement_steps", default)
-    tokenizer = AutoTokenizer.from_pretrained(name)
+        num_refinement_steps = stored_refinement_steps(model.config, model.generation_config)
+    tokenizer = load_tokenizer(name)
     fingerprint = _fingerprint(name, model, with_graphs=engine in ONNX_ENGINES)
     text_format = None
     if preserve_format:

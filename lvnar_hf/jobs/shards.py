@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lvnar_hf.files.atomic import appearing, claim, hash_file, read_json, write_json
+from lvnar_hf.files.atomic import appearing, check_appearing, claim, hash_file, read_json, write_json
 from lvnar_hf.files.outputs import different_settings
 
 
@@ -63,8 +63,12 @@ class ShardedRun(abc.ABC):
         """Remove the files of a result that is thrown away."""
 
     @abc.abstractmethod
-    def _make_plan(self) -> None:
-        """Write to the work folder what the processes need to find their shards."""
+    def _make_plan(self) -> dict[str, Any]:
+        """Write to the work folder what the processes need to find their shards.
+
+        Returns:
+            The fingerprint of what was read for it, if that is a file, which may have changed; else {}.
+        """
 
     @property
     @abc.abstractmethod
@@ -86,20 +90,27 @@ class ShardedRun(abc.ABC):
         Raises:
             ValueError: there is a run with other settings; each is named with both values.
             FileExistsError: there is something else.
+            OSError: the result could not be written.
         """
         settings = {**self.settings, **self._fingerprint()}
         if self._what_is_there(settings, overwrite) == "finished" and not self.work.exists():
             return True
-        self._wait_for_other_runs()
+        self.result_file.parent.mkdir(parents=True, exist_ok=True)
+        self._refuse_unwritable()
+        if self._wait_for_other_runs():
+            settings |= self._fingerprint()  # the input may have changed
         found = self._what_is_there(settings, overwrite)
         if found == "finished":
             self.clean_up()
             return True
         if found == "nothing":
             self._remove_all()
-            self._make_plan()
-            write_json(self.work / "run.json", settings)
+            write_json(self.work / "run.json", settings | self._make_plan())
         return False
+
+    def _refuse_unwritable(self) -> None:
+        """Fail before the work as what is written after it would."""
+        check_appearing(self.result_file)
 
     def _what_is_there(self, settings: dict[str, Any], overwrite: bool) -> str:
         """ "finished", "begun" (both with these settings), or "nothing" to keep; raises what `prepare` does."""
@@ -125,8 +136,13 @@ class ShardedRun(abc.ABC):
                 )
         return "finished"
 
-    def _wait_for_other_runs(self) -> None:
-        """Hold a lock as long as this process lives: of a killed launcher the processes may go on, and then finish."""
+    def _wait_for_other_runs(self) -> bool:
+        """Hold a lock as long as this process lives: of a killed launcher the processes may go on, and then finish.
+
+        Returns:
+            Whether there was one to wait for.
+        """
+        has_waited = False
         while True:
             self.work.mkdir(parents=True, exist_ok=True)
             file = self.work / "lock"
@@ -136,8 +152,9 @@ class ShardedRun(abc.ABC):
             except BlockingIOError:
                 print(f"another run is at work in {self.place}: waiting until it ends", file=sys.stderr, flush=True)
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
+                has_waited = True
             if file.exists() and file.stat().st_ino == os.fstat(self._lock).st_ino:
-                return
+                return has_waited
             self.close()  # the other run has ended, and its files are gone
 
     def _remove_all(self) -> None:

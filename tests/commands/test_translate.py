@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from transformers import AutoModelForSeq2SeqLM, pipeline
 
 from lvnar_hf.engines.onnx_export import FILES, export_onnx
 from lvnar_hf.engines.shortlist import Shortlist
+from lvnar_hf.files.atomic import hash_file
 from lvnar_hf.files.text import one_line
 from lvnar_hf.jobs.file_translation import FileTranslation, translate_file
-from lvnar_hf.jobs.line_translator import MAX_CHARACTERS, TranslatedLines, load_translator
+from lvnar_hf.jobs.line_translator import MAX_CHARACTERS, LineTranslator, TranslatedLines, load_translator
 from tests.distillation.test_distil import launch, run_killed  # noqa: F401  (a fixture)
 
 HOSTILE = [
@@ -323,3 +325,57 @@ def test_two_processes_at_the_same_shard_do_no_harm(tmp_path, monkeypatch):
     run._write_shard(0, json.loads(header), while_another_writes_it())
     run.merge({"num_refinement_steps": None})
     assert (tmp_path / "out").read_text() == "0\n1\n2\n"
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tiny_repository, source, tmp_path, monkeypatch):
+    """Not by the name alone: the description beside the output has a longer one."""
+    monkeypatch.setattr(LineTranslator, "translate", None)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "described.translation.json").mkdir()
+    names = {"folder": "is a folder", "described": "Is a directory", "x" * 230: "cannot be written"}
+    for name, message in names.items():
+        with pytest.raises(OSError, match=message):
+            translate_file(**options(tiny_repository, source, tmp_path / name, num_workers=1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["described.translation.json", "folder"]
+
+
+def test_an_input_that_changes_while_the_run_waits_is_recorded_as_it_is_then(tmp_path):
+    (tmp_path / "in").write_text("one\n")
+    first = FileTranslation(tmp_path / "in", tmp_path / "out", {"shard_size": 3})
+    first.prepare()
+    second = FileTranslation(tmp_path / "in", tmp_path / "out", {"shard_size": 3})
+    waiting = threading.Thread(target=second.prepare, args=(True,))
+    waiting.start()
+    time.sleep(0.5)  # it has read the input, and waits
+    (tmp_path / "in").write_text("one\ntwo\n")
+    first.close()
+    waiting.join(60)
+    second.translate(Echo())
+    result = second.merge({"num_refinement_steps": None})
+    assert (tmp_path / "out").read_text() == "one\ntwo\n"
+    assert result["settings"]["input_lines"] == 2
+    assert result["settings"]["input_sha256"] == hash_file(tmp_path / "in")
+
+
+def test_an_input_that_changes_while_it_is_copied_is_recorded_as_copied(tmp_path, monkeypatch):
+    (tmp_path / "in").write_text("one\n")
+    run = FileTranslation(tmp_path / "in", tmp_path / "out", {"shard_size": 3})
+    fingerprint = run._fingerprint()
+    (tmp_path / "in").write_text("one\ntwo\n")
+    monkeypatch.setattr(run, "_fingerprint", lambda: fingerprint)
+    run.prepare()
+    run.translate(Echo())
+    settings = run.merge({"num_refinement_steps": None})["settings"]
+    assert (settings["input_lines"], settings["input_sha256"]) == (2, hash_file(tmp_path / "in"))
+
+
+def test_lines_out_are_compared_with_lines_in(tmp_path):
+    (tmp_path / "in").write_text("".join(f"{number}\n" for number in range(9)))
+    run = FileTranslation(tmp_path / "in", tmp_path / "out", {"shard_size": 3})
+    run.prepare()
+    run.translate(Echo())
+    plan = json.loads((run.work / "plan.json").read_text())
+    run.plan = {"num_lines": 6, "offsets": plan["offsets"][:-1]}
+    with pytest.raises(RuntimeError, match="has 6 lines; the input has 9"):
+        run.merge({"num_refinement_steps": None})
+    run.close()

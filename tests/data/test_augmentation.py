@@ -447,7 +447,7 @@ def many_pairs() -> list[tuple[str, str] | tuple[None, None]]:
 
 
 def text_of(pairs) -> TextPairs:
-    return TextPairs(lambda: iter(pairs), "test")
+    return TextPairs(lambda: iter(pairs), lambda: "test")
 
 
 SOME = {"augment_numbers": 1.5, "augment_names": 0.5, "augment_joined": 0.3, "augment_informal": 0.2}

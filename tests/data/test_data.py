@@ -14,6 +14,7 @@ import warnings
 from fractions import Fraction
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -308,8 +309,9 @@ def test_another_text_tokenizer_or_argument_is_tokenised_anew(write, sample_toke
         return tokenize_pairs(pairs, tokenizer, max_length, changes.pop("offset", 20), **changes)[0]["input_ids"][:]
 
     assert ids() == expected[0]
+    stamp = os.stat(source)
     write("x.en", ["The dog sat. a b c", "Tom"])
-    os.utime(source, ns=(1, 1))  # of the same size
+    os.utime(source, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # of the same size and time
     assert ids() == sample_tokenizer(["The dog sat. a b c", "Tom"])["input_ids"] != expected[0]
     other = train_tokenizer(*sample_texts, vocab_size=400, min_character_count=3)
     assert ids(other) == other(["The dog sat. a b c", "Tom"])["input_ids"] != ids()
@@ -317,6 +319,21 @@ def test_another_text_tokenizer_or_argument_is_tokenised_anew(write, sample_toke
     write("x.en", ["Tom", "Tom"])
     write("x.de", ["Tom", "Tom"])
     assert len(ids()) == 2 and len(ids(remove_duplicates=True)) == 1
+
+
+def test_a_flipped_bit_in_the_cache_is_not_read(write, sample_tokenizer):  # noqa: F811
+    files = [write("x.en", ["The cat sat. a b c", "Tom"])], [write("x.de", ["Die Katze.", "Tom"])]
+
+    def ids():
+        return tokenize_pairs(load_text_pairs(*files), sample_tokenizer, 40, 20)[0]["input_ids"][:]
+
+    expected = ids()
+    (file,) = Path(datasets.config.HF_DATASETS_CACHE).rglob("pairs.arrow")
+    content = bytearray(file.read_bytes())
+    position = content.index(np.array(expected[0], np.uint16).tobytes())
+    content[position] ^= 1
+    file.write_bytes(content)
+    assert ids() == expected
 
 
 def test_the_fingerprint_of_a_tokenizer_is_of_what_makes_ids(sample_texts):

@@ -39,7 +39,7 @@ SEARCH = SearchSettings(num_beams=4, length_penalty=1.0, max_target_length=12, m
 
 
 def text_pairs(sources: list[str], targets: list[str]) -> TextPairs:
-    return TextPairs(lambda: zip(sources, targets, strict=True), "test")
+    return TextPairs(lambda: zip(sources, targets, strict=True), lambda: "test")
 
 
 def read(folder: Path) -> dict[str, bytes]:

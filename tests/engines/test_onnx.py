@@ -1,10 +1,12 @@
 """The ONNX graphs and their engine: tokens, steps, options and errors as those of PyTorch."""
 
 import contextlib
+import errno
 import io
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import onnx
 import pytest
@@ -14,6 +16,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
 from lvnar_hf.commands.export import export
 from lvnar_hf.ctc_lvnar import ctc_cell_mask
+from lvnar_hf.engines import onnx_export
 from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.engines.onnx_export import FILES
 from lvnar_hf.engines.onnx_graph import with_subgraphs
@@ -57,6 +60,32 @@ def model(folder):
 @pytest.fixture(scope="module")
 def engine(folder):
     return LvnarOnnxModel.from_pretrained(folder)
+
+
+def test_an_export_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    """The disk is full at the second graph: the first, which was whole, does not get its name either."""
+    make_ctc_model().save_pretrained(tmp_path)
+    (tmp_path / "onnx").mkdir()
+    for file in FILES.values():
+        (tmp_path / file).write_text("old")
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "graph", [value], [])
+    written = []
+
+    def quantize_on_full_disk(_, file, **__):
+        written.extend((tmp_path / "onnx").iterdir())
+        Path(file).write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(onnx_export, "_export_pieces", lambda _: ())
+    monkeypatch.setattr(onnx_export, "assemble", lambda *_: onnx.helper.make_model(graph))
+    monkeypatch.setattr(onnx.checker, "check_model", lambda _: None)
+    monkeypatch.setattr("onnxruntime.quantization.quantize_dynamic", quantize_on_full_disk)
+    with pytest.raises(OSError, match="No space left on device"):
+        export(str(tmp_path), overwrite=True)
+    assert len(written) == 3, "the first graph, under no name of its own yet"
+    left = {path.name: path.read_text() for path in (tmp_path / "onnx").iterdir()}
+    assert left == {"model.onnx": "old", "model_int8.onnx": "old"}
 
 
 of_the_model_that_ships = pytest.mark.parametrize("folder", ["repository"], indirect=True)

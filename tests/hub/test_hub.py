@@ -235,13 +235,13 @@ REFUSED = {
     "no module": (lambda f: (f / "losses_lvnar.py").unlink(), r"has no losses_lvnar\.py"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"has no model\.safetensors"),
     "other code": (lambda f: (f / "losses_lvnar.py").write_text("import os\n"), r"losses_lvnar\.py differs"),
-    "more code": (lambda f: (f / "setup.py").write_text("import os\n"), r"setup\.py is no module"),
+    "more code": (lambda f: (f / "setup.py").write_text("import os\n"), r"setup\.py has no place"),
     "another shortlist": (
         lambda f: Shortlist(torch.ones(9, 2).int(), torch.ones(3).int(), torch.tensor(0.0)).save(f),
         r"shortlist\.safetensors is for 9 source tokens; the model has 500",
     ),
-    "another graph": (lambda f: add_file(f, "onnx/weights.data"), r"onnx/weights\.data is no graph of this package"),
-    "a graph elsewhere": (lambda f: add_file(f, "model.onnx"), r"model\.onnx is no graph of this package"),
+    "another graph": (lambda f: add_file(f, "onnx/weights.data"), r"onnx/weights\.data has no place"),
+    "a graph elsewhere": (lambda f: add_file(f, "model.onnx"), r"repository/model\.onnx has no place"),
     "pickle": (lambda f: (f / "results" / "scores.pkl").write_bytes(b""), r"results/scores\.pkl"),
     "a missing weight": (lambda f: spoil_weight(f, NAME, lambda t: None), f"{NAME}.* missing"),
     "an unknown weight": (
@@ -255,6 +255,41 @@ REFUSED = {
         r"model\.safetensors is no whole",
     ),
     "an unknown field": (lambda f: write_fields(f / "config.json", hiden_size=8), r"config\.json: .*hiden_size"),
+    "an adapter": (lambda f: add_file(f, "adapter_config.json"), r"adapter_config\.json has no place"),
+    "another generate": (lambda f: add_file(f, "custom_generate/generate.py"), r"generate\.py has no place"),
+    "a template": (lambda f: add_file(f, "chat_template.jinja"), r"chat_template\.jinja has no place"),
+    "a hidden file": (lambda f: add_file(f, "results/.env"), r"results/\.env has no place"),
+    "a kernel": (
+        lambda f: write_fields(f / "config.json", attn_implementation="user/kernel"),
+        r"config\.json: .*no attn_implementation",
+    ),
+    "a kernel in a hidden field": (
+        lambda f: write_fields(f / "config.json", _attn_implementation_internal="user/kernel"),
+        r"config\.json: .*no _attn_implementation_internal",
+    ),
+    "a quantizer": (
+        lambda f: write_fields(f / "config.json", quantization_config={"quant_method": "fp8"}),
+        r"config\.json: .*no quantization_config",
+    ),
+    "a field of transformers": (
+        lambda f: write_fields(f / "config.json", task_specific_params={"translation": {"prefix": "x"}}),
+        r"config\.json: .*no task_specific_params",
+    ),
+    "an unknown decoding option": (
+        lambda f: write_fields(f / "generation_config.json", custom_generate="user/repo"),
+        r"generation_config\.json: .*no custom_generate",
+    ),
+    "an unknown field of the tokenizer": (
+        lambda f: write_fields(f / "tokenizer_config.json", gguf_file="x"),
+        r"tokenizer_config\.json: .*no gguf_file",
+    ),
+    "a KyTea model that is something else": (
+        lambda f: (
+            add_file(f, "adapter_config.json"),
+            write_fields(f / "tokenizer_config.json", kytea_model="adapter_config.json"),
+        ),
+        r"adapter_config\.json has no place",
+    ),
     "no configuration": (lambda f: (f / "config.json").write_text("[]"), r"config\.json must hold a JSON object"),
     "another model": (lambda f: write_fields(f / "config.json", model_type="bert"), "model_type is 'bert'"),
     "code elsewhere": (
@@ -286,7 +321,7 @@ REFUSED = {
     ),
     "another path": (
         lambda f: write_fields(f / "tokenizer_config.json", target_tokenizer_file="/etc/passwd"),
-        r"tokenizer_config\.json: target_tokenizer_file is '/etc/passwd'",
+        r"tokenizer_config\.json: .*no target_tokenizer_file",
     ),
     "another tokenizer": (
         lambda f: write_fields(f / "tokenizer_config.json", tokenizer_class="BertTokenizer"),
@@ -309,6 +344,34 @@ def test_a_vocabulary_that_does_not_match_its_embedding_is_refused(repository, s
         check_repository(repository)
     with pytest.raises(ValueError, match=r"510 source ids.*500 rows"):
         pipeline("translation", model=str(repository))
+
+
+@pytest.mark.parametrize("name", ["README.md", "results", "results/more", "tokenizer.json", "model.safetensors"])
+def test_links_that_leave_the_folder_are_refused(model_folder, repository, name, tmp_path):
+    """By `assemble` before anything is copied, and by `check_repository`; what stays inside is a file like another."""
+    source = Path(shutil.copytree(model_folder, tmp_path / "source"))
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "secret.json").write_text("{}")
+    for folder in (source, repository):
+        place = folder / name
+        if place.exists():
+            place.rename(tmp_path / f"{folder.name}-{place.name}")
+        outside = tmp_path / f"{folder.name}-{place.name}"
+        place.symlink_to(outside if outside.exists() else tmp_path / "secrets")
+    with pytest.raises(ValueError, match="link that leaves the folder"):
+        hub.assemble(source, tmp_path / "output")
+    assert not (tmp_path / "output").exists()
+    with pytest.raises(ValueError, match=r"link that leaves the folder|is no file"):
+        check_repository(repository)
+
+
+def test_a_link_that_stays_is_copied_as_a_file(model_folder, tmp_path):
+    source = Path(shutil.copytree(model_folder, tmp_path / "source"))
+    (source / "README.md").rename(source / "card.md")
+    (source / "README.md").symlink_to("card.md")
+    (tmp_path / "linked").symlink_to(source)
+    output = hub.assemble(tmp_path / "linked", tmp_path / "output")
+    assert not (output / "README.md").is_symlink() and (output / "README.md").read_text() == CARD
 
 
 @pytest.mark.parametrize("name", ["../x.json", "/etc/passwd", "a/../../x", "a\\..\\x", "C:x", "a\nb"])
@@ -470,6 +533,33 @@ def test_publishing_again_changes_nothing_and_a_version_is_published_once(reposi
     second = hub.push(repository, REPO_ID, version="0.1.1", api=api)
     assert stored.tags == {TAG: first.commit, "v0.1.1": second.commit} and stored.branches == {"main": second.commit}
     assert "results/test.json" in stored.files(TAG) and "results/test.json" not in stored.files()
+
+
+def flip_a_bit(files: dict[str, bytes]) -> None:
+    content = bytearray(files["model.safetensors"])
+    content[-5] ^= 1
+    files["model.safetensors"] = bytes(content)
+
+
+CHANGES = {
+    "model.safetensors": flip_a_bit,
+    "README.md": lambda files: files.update({"README.md": b"---\nlicense: mit\n---\n"}),
+    "results/test.json": lambda files: files.pop("results/test.json"),
+    "results/more.json": lambda files: files.update({"results/more.json": b"{}"}),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_is_downloaded_must_be_what_was_sent(repository, remote, without_processes, name):
+    """A Hub that keeps something else, and says so consistently: by its own hashes the download is whole."""
+
+    def change(loopback) -> None:
+        stored = loopback.repositories[REPO_ID]
+        CHANGES[name](stored.commits[stored.branches["main"]])
+
+    remote.faults = [Fault("POST", "/tag/", action=change)]
+    with pytest.raises(hub.PublishError, match=f"(?s)not verified.*other files than were sent: {re.escape(name)}"):
+        hub.push(repository, REPO_ID, api=HfApi(endpoint=remote.url))
 
 
 def test_an_unsound_folder_is_refused_before_anything_is_sent(repository, remote, without_processes):

@@ -4,18 +4,22 @@ import errno
 import functools
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from conftest import ROOT
-from digits import write_digits
+from digits import make_digit_pairs, write_digits
 
+from lvnar_hf import train_tokenizer
 from tests.loop.test_schedules import with_fake_clock
 from tests.loop.test_training import (  # noqa: F401  (fixtures)
     assert_equal,
@@ -29,7 +33,8 @@ from tests.loop.test_training import (  # noqa: F401  (fixtures)
     weights,
 )
 from training import train
-from training.loop.checkpoints import check_same_run
+from training.loop import states as states_module
+from training.loop.checkpoints import check_same_run, only_training_in
 
 TIMES = ("target_tokens_per_second", "loading_share", "minutes")  # what differs from run to run
 
@@ -80,7 +85,7 @@ def test_a_killed_run_ends_as_one_that_was_never_stopped(
     with pytest.raises(Killed):
         broken.train()
     resumed = make_trainer("broken", **changes)
-    assert resumed.has_state() and 0 < resumed.resume() <= killed_after
+    assert 0 < resumed.resume() <= killed_after
     assert resumed.train() == expected
     assert_equal(weights(resumed.model), weights(unbroken.model))
     assert_equal(weights(resumed.output_folder / "best"), weights(unbroken.output_folder / "best"))
@@ -146,7 +151,7 @@ def test_a_run_of_minutes_goes_on_if_it_is_given_more(make_trainer):  # noqa: F8
     assert [budgets[step] for step in (6, 7, 10, 12)] == pytest.approx([1 / 3, 1, 0.5, 1 / 6]) and longer.step == 12
 
 
-@pytest.mark.parametrize("where", ["validate", "_save", "_save_state"])
+@pytest.mark.parametrize("where", ["validate", "_save", "_refuse_non_finite_weights"])
 def test_a_run_killed_between_epochs_resumes_too(make_trainer, run_unbroken, where):  # noqa: F811
     unbroken, expected = run_unbroken(1)
     broken = make_trainer("broken", dropout=0.2, max_steps=8, save_every_steps=2)
@@ -160,7 +165,8 @@ def test_a_run_killed_between_epochs_resumes_too(make_trainer, run_unbroken, whe
     assert resumed.resume() < 8
     assert resumed.train() == expected
     assert_equal(weights(resumed.model), weights(unbroken.model))
-    assert [folder.name for folder in (resumed.output_folder / "states").iterdir()] == ["step-0000008"]
+    assert [folder.name for folder in resumed.states.whole()] == ["step-0000006", "step-0000008"]
+    assert len(list(resumed.states.folder.iterdir())) == 2
 
 
 @pytest.mark.parametrize("what", ["model", "state", "name"])
@@ -197,7 +203,8 @@ def test_a_disk_that_takes_no_more_leaves_what_was_there(make_trainer, run_unbro
     assert resumed.train() == expected
     assert_equal(weights(resumed.output_folder / "best"), weights(unbroken.output_folder / "best"))
     assert checkpoints(resumed) == checkpoints(unbroken)
-    assert [folder.name for folder in (resumed.output_folder / "states").iterdir()] == ["step-0000008"]
+    assert [folder.name for folder in resumed.states.whole()] == ["step-0000006", "step-0000008"]
+    assert len(list(resumed.states.folder.iterdir())) == 2
 
 
 def test_a_replacement_that_was_cut_off_is_undone(make_trainer):  # noqa: F811
@@ -217,18 +224,233 @@ def test_a_finished_run_has_nothing_left_to_do(make_trainer):  # noqa: F811
     assert_equal(weights(again.model), weights(finished.model))
 
 
-def test_a_run_without_a_state_says_so(make_trainer):  # noqa: F811
-    trainer = make_trainer()
-    assert not trainer.has_state()
-    with pytest.raises(FileNotFoundError, match="no state to resume from"):
-        trainer.resume()
+def test_a_run_without_a_state_begins_anew_or_says_that_it_is_gone(make_trainer, run_unbroken):  # noqa: F811
+    unbroken, expected = run_unbroken(1)
+    changes = {"dropout": 0.2, "max_steps": 8, "save_every_steps": 2}
+    broken = make_trainer("broken", **(changes | {"save_every_steps": 0}))
+    broken.states.save = kill  # in the first epoch's validation
+    with pytest.raises(Killed):
+        broken.train()
+    assert len(log_lines(broken, "train")) == 3
+    resumed = make_trainer("broken", **changes)
+    assert resumed.resume() == 0 and resumed.train() == expected
+    assert without_times(log_lines(resumed, "train")) == without_times(log_lines(unbroken, "train"))
+    shutil.rmtree(resumed.states.folder)
+    with pytest.raises(FileNotFoundError, match=r"no state to resume from in .*states, and there must have been one"):
+        make_trainer("broken", **changes).resume()
+    assert (resumed.output_folder / "best").exists()
+
+
+def damage(state: Path, how: str) -> None:
+    """As a disk, or a copy that was cut off, may leave a state."""
+    file = state / ("model.safetensors" if "bit" in how else "optimizer.bin")
+    content = bytearray(file.read_bytes())
+    if "without hashes" in how:
+        (state / "sha256.json").unlink()
+    if how == "missing":
+        file.unlink()
+    elif "bit" in how:
+        content[-5] ^= 1  # torch and safetensors load it without a word
+        file.write_bytes(content)
+    else:
+        file.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("a bit", "not as written, by their hash: model.safetensors"),
+        ("half", "not as written, by their hash: optimizer.bin"),
+        ("missing", "missing: optimizer.bin"),
+        ("half, without hashes", "RuntimeError: PytorchStreamReader"),
+    ],
+)
+def test_a_damaged_state_falls_back_to_the_one_before(make_trainer, run_unbroken, how, message):  # noqa: F811
+    unbroken, expected = run_unbroken(1)
+    changes = {"dropout": 0.2, "max_steps": 8, "save_every_steps": 2}
+    broken = make_trainer("broken", **changes)
+    step = broken._optimizer_step
+    broken._optimizer_step = lambda group: step(group) if broken.step < 7 else kill()
+    with pytest.raises(Killed):
+        broken.train()
+    assert [state.name for state in broken.states.whole()] == ["step-0000004", "step-0000006"]
+    damage(broken.states.whole()[1], how)
+    resumed = make_trainer("broken", **changes)
+    with pytest.warns(UserWarning, match=f"trying the one before. .*step-0000006: {message}"):
+        assert resumed.resume() == 4
+    assert [state.name for state in resumed.states.whole()] == ["step-0000004"]
+    assert resumed.train() == expected
+    assert_equal(weights(resumed.model), weights(unbroken.model))
+    assert_equal(weights(resumed.output_folder / "best"), weights(unbroken.output_folder / "best"))
+    for kind in ("train", "valid"):
+        assert without_times(log_lines(resumed, kind)) == without_times(log_lines(unbroken, kind))
+    for state in resumed.states.whole():
+        damage(state, how)
+    refused = make_trainer("broken", **changes)
+    with (
+        pytest.warns(UserWarning, match="step-0000008"),
+        pytest.raises(RuntimeError, match=r"No state can be loaded; give --overwrite .*step-0000008: .*step-0000006: "),
+    ):
+        refused.resume()
+    assert len(refused.states.whole()) == 2
+
+
+def test_an_older_state_goes_only_when_the_newer_is_whole(make_trainer, monkeypatch):  # noqa: F811
+    trainer = make_trainer(max_steps=8, save_every_steps=2)
+    seen = []
+    write_hashes = states_module.write_json
+
+    def look(file, value):
+        seen.append([state.name[-1] for state in trainer.states.whole()])
+        write_hashes(file, value)
+
+    monkeypatch.setattr(states_module, "write_json", look)
+    trainer.train()
+    assert seen == [[], ["2"], ["2", "3"], ["3", "4"], ["4", "6"]]
+
+
+@pytest.mark.parametrize("killed_after", [4, 5, 7])
+def test_the_first_line_after_a_resume_averages_as_many_steps(make_trainer, killed_after):  # noqa: F811
+    """A line each four steps, a state each two and after each epoch of three."""
+    changes = {"max_steps": 8, "save_every_steps": 2, "log_every_steps": 4}
+    unbroken = make_trainer("unbroken", **changes)
+    unbroken.train()
+    broken = make_trainer("broken", **changes)
+    step = broken._optimizer_step
+    broken._optimizer_step = lambda group: step(group) if broken.step < killed_after else kill()
+    with pytest.raises(Killed):
+        broken.train()
+    resumed = make_trainer("broken", **changes)
+    resumed.resume()
+    resumed.train()
+    assert without_times(log_lines(resumed, "train")) == without_times(log_lines(unbroken, "train"))
+    for line in log_lines(resumed, "train"):
+        assert 0 <= line["loading_share"] < 1 and line["target_tokens_per_second"] > 1000
+
+
+def test_a_full_disk_is_named_whoever_meets_it(make_trainer, monkeypatch):  # noqa: F811
+    """torch says "inline_container.cc … unexpected pos" of it; /dev/full is a disk that is."""
+    trainer, save = make_trainer(max_steps=4, save_every_steps=2), torch.save
+
+    def save_on_full_disk(value, file, *arguments, **options):
+        save(value, "/dev/full" if trainer.step >= 4 else file, *arguments, **options)
+
+    monkeypatch.setattr(torch, "save", save_on_full_disk)
+    message = r"No space left on device: [\d,]+ bytes were free .* stays.*states/step-0000004"
+    with pytest.raises(OSError, match=message) as e:
+        trainer.train()
+    assert e.value.errno == errno.ENOSPC and re.search("inline_container|iostream", str(e.value.__cause__))
+    assert sorted(path.name for path in trainer.states.folder.iterdir()) == ["step-0000002", "step-0000003"]
 
 
 def test_other_settings_are_refused_with_the_difference(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"learning_rate": 0.001, "seed": 1, "dropout": 0.0}))
-    check_same_run(tmp_path, {"learning_rate": 0.001, "seed": 1, "dropout": 0.0})
+    check_same_run(tmp_path, {"learning_rate": 0.001, "seed": 1, "dropout": 0.0}, {})
     with pytest.raises(ValueError, match=r"learning_rate: 0\.001 then, 0\.002 now; seed: 1 then, 2 now$"):
-        check_same_run(tmp_path, {"learning_rate": 0.002, "seed": 2, "dropout": 0.0})
+        check_same_run(tmp_path, {"learning_rate": 0.002, "seed": 2, "dropout": 0.0}, {})
+
+
+def test_a_run_from_before_inputs_were_written_down_is_taken_with_a_warning(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"seed": 1}))
+    with pytest.warns(UserWarning, match="does not know train_text_sha256: taken as found now"):
+        check_same_run(tmp_path, {"seed": 1}, {"train_text_sha256": "ab"})
+    (tmp_path / "run.json").write_text(json.dumps({"seed": 1, "train_text_sha256": "ab"}))
+    check_same_run(tmp_path, {"seed": 1}, {"train_text_sha256": "ab"})
+    with pytest.raises(ValueError, match="train_text_sha256: 'ab' then, 'cd' now"):
+        check_same_run(tmp_path, {"seed": 1}, {"train_text_sha256": "cd"})
+
+
+@pytest.fixture
+def digits_command(tmp_path, monkeypatch, digit_tokenizer) -> list[str]:  # noqa: F811
+    """The real command on a little text in the current folder, for 4 steps, with states each 2."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    for name, value in {"ACCELERATE_USE_CPU": "true", "HF_DATASETS_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    write_digits(tmp_path / "data" / "digits", num_train=100, num_valid=20)
+    digit_tokenizer.save_pretrained(tmp_path / "runs" / "digits" / "tokenizer")
+    command = ["--config", str(ROOT / "training" / "configs" / "digits.yaml"), "--train_on", "raw"]
+    return [*command, "--max_steps", "4", "--save_every_steps", "2", "--valid_bleu_sentences", "0"]
+
+
+def other_tokenizer(folder: Path) -> None:
+    pairs = make_digit_pairs(500, seed=9)
+    train_tokenizer(*zip(*pairs, strict=True), vocab_size=288, max_length=40).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("shuffled", "train_text_sha256: '[0-9a-f]{64}' then, '[0-9a-f]{64}' now$"),
+        ("half", "train_text_sha256: "),
+        ("validation", "valid_text_sha256: "),
+        ("vocabulary", "vocabularies_sha256: "),
+    ],
+)
+def test_a_run_is_not_resumed_with_another_text(digits_command, tmp_path, change, message):
+    train.main(digits_command)
+    run, text = tmp_path / "runs/digits/model", tmp_path / "data/digits"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"}
+    for file in text.glob("valid.*" if change == "validation" else "train.*"):
+        stamp, lines = file.stat(), file.read_text("utf-8").splitlines(keepends=True)
+        if change != "vocabulary":
+            file.write_text("".join(lines[:50] if change == "half" else [*lines[1:], lines[0]]), "utf-8")
+        os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    if change == "vocabulary":
+        other_tokenizer(tmp_path / "runs/digits/tokenizer")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ValueError, match=message):
+        train.main([*digits_command, "--resume"])
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_touched_text_is_the_same(digits_command, tmp_path):
+    metrics = train.main(digits_command)
+    for file in (tmp_path / "data" / "digits").iterdir():
+        os.utime(file, ns=(1, 1))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert train.main([*digits_command, "--resume"]) == metrics
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--overwrite"])
+def test_two_trainings_in_one_folder_are_refused(digits_command, tmp_path, flag):
+    """The other one is a process of its own, which forks a child and is killed: the child has no part in the lock."""
+    train.main(digits_command)
+    run = tmp_path / "runs/digits/model"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"}
+    code = (
+        "import os, time; from pathlib import Path; from training.loop.checkpoints import only_training_in\n"
+        f"with only_training_in(Path({str(run)!r})):\n"
+        "    child = os.fork()\n"
+        "    if child: print(child, flush=True)\n"
+        "    time.sleep(100)\n"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    child = int(other.stdout.readline())
+    try:
+        for _ in range(2):
+            AcceleratorState._reset_state(reset_partial_state=True)
+            message = f"Another training is at work in .*model: process {other.pid} on .*, since .* name another"
+            with pytest.raises(RuntimeError, match=message):
+                train.main([*digits_command, flag])
+        assert {path: path.read_bytes() for path in before} == before
+        other.kill()
+        other.wait()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        train.main([*digits_command, flag])
+    finally:
+        other.kill()
+        os.kill(child, signal.SIGKILL)
+        other.stdout.close()
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("lvnar_hf.files.atomic.fcntl.flock", no_locks)
+    with pytest.warns(UserWarning, match="file system without locks"), only_training_in(tmp_path / "run"):
+        assert (tmp_path / "run" / "lock").exists()
 
 
 def test_the_command_survives_sigkill(tmp_path, monkeypatch, digit_tokenizer):  # noqa: F811

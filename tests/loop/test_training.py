@@ -24,10 +24,11 @@ from training import score, train
 from training import tokenizer as tokenizer_command
 from training.data.encoding import tokenize_pairs
 from training.loop import trainer as trainer_module
+from training.loop.averaging import write_average
 from training.loop.checkpoints import prepare_output_folder
 from training.loop.log import LogWindow
 from training.loop.objectives import LvnarObjective
-from training.loop.trainer import NonFiniteLossError, TranslationTrainer
+from training.loop.trainer import NonFiniteError, TranslationTrainer
 from training.recipe import OptimizationArguments
 
 NUM_TRAIN, NUM_VALID = 96, 24
@@ -264,7 +265,7 @@ def test_a_loss_that_is_no_number_stops_the_run(make_trainer, poison):
     trainer.model.register_forward_pre_hook(snapshot, with_kwargs=True)
     trainer.model.register_forward_hook(poison_loss)
     trainer.model.decoder.latent_proj.weight.register_hook(poison_gradient)
-    with pytest.raises(NonFiniteLossError) as stopped:
+    with pytest.raises(NonFiniteError) as stopped:
         trainer.train()
     trainer.sampler.set_epoch(1)
     rows = [trainer.train_pairs[index]["row_id"] for index in trainer.sampler.batches[1]]
@@ -273,6 +274,67 @@ def test_a_loss_that_is_no_number_stops_the_run(make_trainer, poison):
     assert_equal(weights(trainer.model), seen["weights"])
     assert checkpoints(trainer) == [f"step-{num_batches:07d}"]
     assert all(tensor.isfinite().all() for tensor in weights(trainer.output_folder / "best").values())
+
+
+def overflow(trainer: TranslationTrainer, value: float) -> None:
+    """Make the last step's weights what a learning rate that overflows makes of them."""
+    step = trainer._optimizer_step
+
+    def take(group):
+        result = step(group)
+        if trainer.step == trainer.max_steps:
+            with torch.no_grad():
+                trainer.model.decoder.latent_proj.weight.fill_(value)
+        return result
+
+    trainer._optimizer_step = take
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            math.nan,
+            "Step 6: weights that are not finite, of 1 names: decoder.latent_proj.weight. This model was not kept",
+        ),
+        (math.inf, "Step 6: weights that are not finite"),
+        (3e38, "Step 6: elbo of the validation set is nan"),
+    ],
+)
+@pytest.mark.parametrize("save_every_steps", [0, 2])
+def test_weights_that_are_no_numbers_are_not_kept(make_trainer, value, message, save_every_steps):
+    trainer = make_trainer(max_steps=6, save_every_steps=save_every_steps)
+    overflow(trainer, value)
+    with pytest.raises(NonFiniteError, match=message):
+        trainer.train()
+    assert checkpoints(trainer) == ["step-0000003"]
+    assert trainer.states.whole()[-1].name == f"step-000000{4 if save_every_steps else 3}"
+    assert all(tensor.isfinite().all() for tensor in weights(trainer.output_folder / "best").values())
+    resumed = make_trainer(max_steps=6)
+    assert resumed.resume() < 6 and math.isfinite(resumed.train()["elbo"])
+
+
+def test_a_command_whose_last_step_overflows_fails(tmp_path, digit_tokenizer):
+    write_digits(tmp_path / "data" / "digits", num_train=100, num_valid=20)
+    digit_tokenizer.save_pretrained(tmp_path / "runs" / "digits" / "tokenizer")
+    command = [sys.executable, str(ROOT / "training" / "train.py"), "--train_on", "raw", "--max_steps", "1"]
+    command += ["--config", str(ROOT / "training" / "configs" / "digits.yaml"), "--warmup_steps", "0"]
+    command += ["--cooldown_steps", "0", "--learning_rate", "1e39"]
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "ACCELERATE_USE_CPU": "true"}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1 and "NonFiniteError: Step 1: " in result.stderr, result.stderr[-2000:]
+    assert not (tmp_path / "runs/digits/model/best").exists()
+
+
+def test_a_mean_that_overflows_in_16_bits_is_refused(tmp_path, digit_tokenizer):
+    model = LvnarForConditionalGeneration(tiny_config(vocab_size=len(digit_tokenizer)))
+    with torch.no_grad():
+        model.decoder.latent_proj.weight[0, 0] = 1e5
+    model.save_pretrained(tmp_path / "model")
+    digit_tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"In float16, weights are not finite numbers: \['decoder.latent_proj.weight'"):
+        write_average([str(tmp_path / "model")], tmp_path / "mean", "float16")
+    write_average([str(tmp_path / "model")], tmp_path / "mean", "float32")
 
 
 # validation and checkpoints

@@ -10,7 +10,7 @@ from reference_lvnar import Objective, ReferenceLvnar, Refinement
 from transformers import GenerationConfig
 
 from lvnar_hf import LvnarConfig, LvnarForConditionalGeneration
-from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS, LvnarGenerationMixin
+from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS, DecodingOptions, LvnarGenerationMixin
 from lvnar_hf.losses_lvnar import kl_budget_at
 from lvnar_hf.refinement_lvnar import EncodedSource, refine
 
@@ -421,6 +421,32 @@ def test_oscillation_runs_to_the_last_step():
     assert output.num_steps_taken.tolist() == [5]
     assert steps_of(output) == [[A, EOS], [B, EOS]] * 3
     assert output.sequences.tolist() == [[B, EOS]]
+
+
+@pytest.mark.parametrize("period", [2, 3, 7])
+@pytest.mark.parametrize("num_before", [0, 1, 4, 9])
+def test_a_cycle_is_left_at_the_step_that_all_steps_would_end_in(period, num_before):
+    """y_0, ..., then a cycle of `period` translations."""
+    last = num_before + period - 1
+    translations = [tuple(A if n >> bit & 1 else B for bit in range(4)) for n in range(last + 1)]
+    tables = {10 + n: says(*translation) for n, translation in enumerate(translations)}
+    latents = {t: 11 + n if n < last else 10 + num_before for n, t in enumerate(translations)}
+    for num_steps in (1, num_before + period, 40, 41, 42, 10**9, 10**9 + 1, 2**70):
+        output = refined(TableModel(tables, latents), [10, EOS], num_refinement_steps=num_steps, output_scores=False)
+        counted = min(num_steps, 2**62)
+        expected = counted if counted <= last else num_before + (counted - num_before) % period
+        assert unpadded(output.sequences[0]) == list(translations[expected])
+        assert output.num_steps_taken.item() <= min(num_steps, 6 * (num_before + period))
+
+
+def test_steps_are_kept_only_if_asked():
+    model = TableModel({10: says(A, EOS), 11: says(B, EOS)}, {(A, EOS): 11, (B, EOS): 11})
+    options = DecodingOptions(num_refinement_steps=3, remove_repetitions=False)
+    ids = torch.tensor([[10, EOS]])
+    output = refine(model, ids, torch.ones_like(ids), options)
+    assert output.sequences_per_step is None
+    options.return_dict_in_generate = True
+    assert len(refine(model, ids, torch.ones_like(ids), options).sequences_per_step) == 3
 
 
 def test_a_sentence_leaves_the_batch_while_others_go_on():

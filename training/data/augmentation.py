@@ -53,7 +53,7 @@ class AugmentedPairs(TextPairs):
 
     def __init__(self, pairs: TextPairs, arguments: AugmentationArguments, languages: Languages):
         settings = {**dataclasses.asdict(arguments), "languages": languages, "version": VERSION}
-        super().__init__(self._read_augmented, {"pairs": pairs.key, "augmentation": settings})
+        super().__init__(self._read_augmented, lambda: {"pairs": pairs.key, "augmentation": settings})
         self.pairs, self.arguments, self.languages = pairs, arguments, languages
         self._augmenter: Augmenter | None = None
 

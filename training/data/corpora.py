@@ -7,6 +7,7 @@ holds no row of it; only token ids are written to disk, by `training.data.encodi
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import datasets
 import pyarrow.parquet
 
+from lvnar_hf.files.atomic import hash_file
 from lvnar_hf.files.text import check_files, check_parallel, read_files, read_lines
 from training.recipe import DataArguments
 
@@ -31,7 +33,8 @@ class TextPairs:
 
     Args:
         read: starts to read the corpus from its beginning.
-        key: changes whenever the text may have changed: a JSON value of names, sizes and times.
+        make_key: a JSON value that changes whenever the text may have changed: of what its files hold, not of their
+            places and times. Called when it is first asked for, since every file is read for it.
         max_rows: rows read at most; None: all.
 
     Raises, when iterated:
@@ -40,13 +43,17 @@ class TextPairs:
 
     column_names = ["row_id", "source", "target"]
 
-    def __init__(self, read: Callable[[], Iterator[Pair]], key: Any, max_rows: int | None = None):
+    def __init__(self, read: Callable[[], Iterator[Pair]], make_key: Callable[[], Any], max_rows: int | None = None):
         if max_rows is not None and max_rows < 1:
             raise ValueError(f"max_train_rows is {max_rows}; it must be at least 1, or null for all rows.")
-        self._read, self._max_rows = read, max_rows
+        self._read, self._make_key, self._max_rows = read, make_key, max_rows
         self._num_rows: int | None = None
         self.counts: dict[str, int] = {}  # what reading to the end has counted, if the reader counts
-        self.key = {"corpus": key, "max_rows": max_rows}
+
+    @cached_property
+    def key(self) -> dict[str, Any]:
+        """Names the text, with the rows that are read of it."""
+        return {"corpus": self._make_key(), "max_rows": self._max_rows}
 
     def read(self) -> Iterator[Pair]:
         """The pairs in order, with (None, None) for a malformed line."""
@@ -124,7 +131,7 @@ def load_distillation_text(data: DataArguments) -> TextPairs:
         yield from pairs.read()
         yield from ((line, "") for line in read_files(files))
 
-    return TextPairs(read, {"pairs": pairs.key, "monolingual": file_stamps(files)})
+    return TextPairs(read, lambda: {"pairs": pairs.key, "monolingual": file_hashes(files)})
 
 
 def load_distilled_pairs(data: DataArguments) -> TextPairs:
@@ -164,7 +171,7 @@ def load_text_pairs(source_files: Sequence[str], target_files: Sequence[str], ma
             is_checked = True
         return zip(read_files(source_files), read_files(target_files), strict=True)
 
-    return TextPairs(read, {"source": file_stamps(source_files), "target": file_stamps(target_files)}, max_rows)
+    return TextPairs(read, lambda: {"source": file_hashes(source_files), "target": file_hashes(target_files)}, max_rows)
 
 
 # rows with a `translation` column
@@ -187,7 +194,7 @@ def _load_translation_files(
             yield from (_pick(row, languages, where) for where, row in rows)
 
     next(read(), None)  # a wrong language shows in the first row
-    return TextPairs(read, {"files": file_stamps(files), "languages": languages}, max_rows)
+    return TextPairs(read, lambda: {"files": file_hashes(files), "languages": languages}, max_rows)
 
 
 def _read_json_lines(file: str) -> Iterator[tuple[str, Any]]:
@@ -237,10 +244,11 @@ def _load_dataset(data: DataArguments, split: str, max_rows: int | None) -> Text
             yield from (_pick(translation, languages, name) for translation in batch["translation"])
 
     next(read(), None)
-    # On the Hub, the addresses of the files name the commit.
+    # On the Hub, the addresses of the files name the commit; without files, the builder is all that is known.
     files = [str(file) for names in (builder.config.data_files or {}).values() for file in names]
-    key = {"dataset": name, "config": builder.config.name, "revision": data.dataset_revision, "hash": builder.hash}
-    return TextPairs(read, {**key, "split": split, "files": file_stamps(files), "languages": languages}, max_rows)
+    key = {"config": builder.config.name, "split": split, "languages": languages}
+    key |= {} if files else {"dataset": name, "revision": data.dataset_revision, "hash": builder.hash}
+    return TextPairs(read, lambda: {**key, "files": file_hashes(files)}, max_rows)
 
 
 def _languages(data: DataArguments) -> tuple[str, str]:
@@ -286,7 +294,7 @@ def _load_aspec(data: DataArguments, split: str, max_rows: int | None) -> TextPa
         for file in files:
             yield from _read_aspec(file, is_japanese_first=direction[0] == "ja", has_score=split == "train")
 
-    return TextPairs(read, {"aspec": file_stamps(files), "direction": direction}, max_rows)
+    return TextPairs(read, lambda: {"aspec": file_hashes(files), "direction": direction}, max_rows)
 
 
 def _find_aspec_part(folder: Path, part: int) -> Path:
@@ -352,13 +360,6 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def file_stamps(files: Sequence[str | Path]) -> list[list[Any]]:
-    """Absolute name, size in bytes and time of the last change of each file; of a remote one, its address."""
-    stamps: list[list[Any]] = []
-    for file in files:
-        path = Path(file)
-        if path.exists():
-            stamps.append([str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns])
-        else:
-            stamps.append([str(file)])
-    return stamps
+def file_hashes(files: Sequence[str | Path]) -> list[list[str]]:
+    """How each file's name ends, by which it is read, and SHA-256 of what it holds; of a remote one, its address."""
+    return [[Path(file).suffix, hash_file(Path(file))] if Path(file).exists() else [str(file)] for file in files]

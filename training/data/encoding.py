@@ -25,8 +25,8 @@ from filelock import FileLock
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from lvnar_hf.files.atomic import atomic_folder
-from training.data.corpora import TextPairs, file_stamps
+from lvnar_hf.files.atomic import atomic_folder, hash_file
+from training.data.corpora import TextPairs, file_hashes
 from training.data.text_encoder import Chunk, Cleaning, EncodedChunk, PairEncoder
 from training.data.tokenized_pairs import TokenizedPairs
 
@@ -98,7 +98,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of the files that `save_pretrained` writes, except what has no bearing on the ids of a text."""
     hashed = hashlib.sha256()
     if (kytea_model := getattr(tokenizer, "kytea_model", None)) is not None:
-        hashed.update(json.dumps(file_stamps([kytea_model])).encode())
+        hashed.update(json.dumps(file_hashes([kytea_model])).encode())
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         for file in sorted(Path(folder).rglob("*")):
@@ -265,10 +265,7 @@ class _PairCache:
     def _write(self, folder: Path, pairs: TextPairs, encoder: PairEncoder, num_workers: int) -> None:
         with (folder / "pairs.arrow").open("wb") as file:
             counts = _write_pairs(_text_chunks(pairs), encoder, num_workers, file, None) | pairs.counts
-            file.flush()
-            os.fsync(file.fileno())
-            size = file.tell()
-        description = {"counts": counts, "num_bytes": size, "key": self.key}
+        description = {"counts": counts, "sha256": hash_file(folder / "pairs.arrow"), "key": self.key}
         (folder / "pairs.json").write_text(json.dumps(description, indent=2) + "\n", "utf-8")
 
     def _load(self) -> tuple[TokenizedPairs, dict[str, int]] | None:
@@ -276,7 +273,7 @@ class _PairCache:
         file = self.folder / "pairs.arrow"
         try:
             description = json.loads((self.folder / "pairs.json").read_text("utf-8"))
-            if description["key"] != self.key or description["num_bytes"] != file.stat().st_size:
+            if description["key"] != self.key or description["sha256"] != hash_file(file):
                 return None
         except (FileNotFoundError, ValueError, KeyError):
             return None

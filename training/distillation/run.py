@@ -168,9 +168,10 @@ class Distillation(ShardedRun):
         for name in (SOURCE_FILE, TARGET_FILE, DEGENERATE_FILE):
             (self.folder / name).unlink(missing_ok=True)
 
-    def _make_plan(self) -> None:
+    def _make_plan(self) -> dict[str, Any]:
         plan = make_plan(self.pairs, self.tokenizer, self.max_source_length, self.work / "corpus.jsonl")
         plan.save(self.work / "plan.npz")
+        return {}
 
     # Shards
 

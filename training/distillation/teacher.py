@@ -6,8 +6,6 @@ from pathlib import Path
 
 import torch
 from transformers import (
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -15,6 +13,7 @@ from transformers import (
 
 import lvnar_hf  # noqa: F401  (registers the tokenizer)
 from lvnar_hf.files.atomic import hash_file
+from lvnar_hf.loading import load_model, load_tokenizer
 
 
 @dataclass
@@ -52,8 +51,8 @@ def load_teacher(name: str, revision: str | None = None) -> Teacher:
     """
     # Only what is given: transformers 4.57 knows no revision None.
     where = {} if revision is None else {"revision": revision}
-    model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32, **where).eval()
-    tokenizer = AutoTokenizer.from_pretrained(name, **where)
+    model = load_model(name, dtype=torch.float32, **where).eval()
+    tokenizer = load_tokenizer(name, **where)
     commit = getattr(model.config, "_commit_hash", None)
     fingerprint = folder_fingerprint(Path(name)) if Path(name).is_dir() else str(commit)
     return Teacher(name, model, tokenizer, fingerprint)

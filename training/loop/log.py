@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lvnar_hf.files.atomic import appearing
 from training.loop.objectives import Objective
 
 
@@ -42,10 +43,18 @@ class RunLog:
                     self._writer.add_scalar(f"{line['kind']}/{name}", value, line["step"])
             self._writer.flush()
 
+    def num_lines(self, kind: str) -> int:
+        """Lines of a kind so far."""
+        lines = self.file.read_text("utf-8").splitlines() if self.file.exists() else []
+        return sum(f'"kind": "{kind}"' in line for line in lines)
+
     def cut_after(self, step: int) -> None:
         """Remove what was logged after a step: it will be run again."""
-        lines = self.file.read_text("utf-8").splitlines() if self.file.exists() else []
-        self.file.write_text("".join(line + "\n" for line in lines if _is_logged_by(line, step)), "utf-8")
+        if not self.file.exists():
+            return
+        lines = self.file.read_text("utf-8").splitlines()
+        with appearing(self.file) as unfinished:
+            unfinished.write_text("".join(line + "\n" for line in lines if _is_logged_by(line, step)), "utf-8")
 
 
 def _is_logged_by(line: str, step: int) -> bool:
@@ -57,7 +66,7 @@ def _is_logged_by(line: str, step: int) -> bool:
 
 
 class LogWindow:
-    """Sums over the steps since the last line of the log."""
+    """Sums over the steps since the last line of the log; saved and loaded with the state of the run."""
 
     def __init__(self) -> None:
         self._start_anew()
@@ -68,6 +77,21 @@ class LogWindow:
         self.num_steps = 0
         self.settings: Mapping[str, float] = {}
         self.seconds_loading = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next line needs of the steps that were taken."""
+        seconds = self.last_time - self.start
+        return {
+            **vars(self),
+            "sums": dict(self.sums),
+            "settings": dict(self.settings),
+            "start": 0.0,
+            "last_time": seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The steps of another session; `leave_out_pause` must follow."""
+        vars(self).update(state, sums=Counter(state["sums"]))
 
     def leave_out_pause(self) -> None:
         """Not count the time since the last step, in which something else was done."""

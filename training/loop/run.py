@@ -1,8 +1,8 @@
 """One training run, from a recipe's sections to the best model: what `train.py` and `teacher.py` have in common."""
 
-import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,19 @@ from accelerate.utils import DistributedType, parse_flag_from_env, set_seed
 from transformers import PreTrainedModel
 
 from lvnar_hf import LvnarTokenizer
+from lvnar_hf.files.atomic import write_json
 from training.data.augmentation import augment_pairs
-from training.data.corpora import load_distilled_pairs, load_pairs
+from training.data.corpora import TextPairs, load_distilled_pairs, load_pairs
 from training.data.encoding import tokenize_pairs
-from training.loop.checkpoints import check_same_run, has_taken_steps, holds_other_files, prepare_output_folder
+from training.loop.checkpoints import (
+    RUN_FILE,
+    check_same_run,
+    describe_inputs,
+    has_taken_steps,
+    only_training_in,
+    prepare_output_folder,
+    refuse_output_folder,
+)
 from training.loop.trainer import TranslationTrainer
 from training.recipe import (
     AugmentationArguments,
@@ -93,15 +102,16 @@ def run_training(
     """Load, tokenise, train; or resume. Returns the figures of the best validation.
 
     Args:
-        data, augmentation, sizes, arguments: sections of the recipe; kept in `run.json`, and compared when a run is
-            resumed.
+        data, augmentation, sizes, arguments: sections of the recipe; kept in `run.json` with hashes of the text, and
+            compared when a run is resumed.
         make_model: the model to begin with, for the tokenizer; called after the seed is set.
 
     Raises:
         FileNotFoundError: `resume` is given, and there is no run.
         FileExistsError: the output folder is not empty, and neither `overwrite` nor `resume` is given.
         ValueError: for arguments that are missing or cannot be combined, or differ from those of the run to resume;
-            and what `check_launch` refuses.
+            and what `check_launch` refuses. Or the text is not that of the run to resume.
+        RuntimeError: another training is at work in the output folder; or none of the states can be loaded.
     """
     if arguments.output_folder is None or data.tokenizer_folder is None:
         raise ValueError("Give --output_folder and --tokenizer_folder, or name them in the recipe.")
@@ -114,23 +124,47 @@ def run_training(
     settings = {name: value for name, value in settings.items() if name not in CHANGEABLE}
     if accelerator.is_fsdp2:
         settings["is_sharded"] = True
-    if arguments.resume and not (folder / "run.json").exists():
+    if not arguments.resume:
+        refuse_output_folder(folder, arguments.overwrite)
+    elif not (folder / RUN_FILE).exists():
         raise FileNotFoundError(f"There is no run to go on with in {folder}: leave --resume out, or name its folder.")
-    has_begun = (folder / "run.json").exists() and has_taken_steps(folder)
-    is_resumed = arguments.resume and has_begun
-    accelerator.wait_for_everyone()  # before the main process writes what the others look for
-    if is_resumed:
-        check_same_run(folder, settings)
-    elif accelerator.is_main_process:
-        # A run that has taken no step, because its start failed, is no run.
-        prepare_output_folder(folder, arguments.overwrite or not (has_begun or holds_other_files(folder)))
-        (folder / "run.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    tokenizer = LvnarTokenizer.from_pretrained(data.tokenizer_folder)
+    train_texts = load_distilled_pairs(data) if arguments.train_on == "distilled" else load_pairs(data, "train")
+    train_texts = augment_pairs(train_texts, augmentation, (data.source_language, data.target_language))
+    valid_texts = load_pairs(data, "valid")
+    inputs = describe_inputs(train_texts.key, valid_texts.key, tokenizer)
+    with only_training_in(folder) if accelerator.is_main_process else nullcontext():
+        accelerator.wait_for_everyone()
+        is_resumed = arguments.resume and has_taken_steps(folder)
+        if is_resumed:
+            check_same_run(folder, settings, inputs)
+        accelerator.wait_for_everyone()  # before the main process writes what the others look for
+        if accelerator.is_main_process:
+            if not is_resumed:
+                prepare_output_folder(folder, arguments.overwrite)
+            write_json(folder / RUN_FILE, settings | inputs)
+        accelerator.wait_for_everyone()
+        trainer = _make_trainer(accelerator, data, arguments, make_model, tokenizer, train_texts, valid_texts)
+        if is_resumed:
+            accelerator.print(f"resumed at step {trainer.resume()}")
+        metrics = trainer.train()
+    accelerator.print(f"best model: {folder / 'best'}, " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+    return metrics
+
+
+def _make_trainer(
+    accelerator: Accelerator,
+    data: DataArguments,
+    arguments: OptimizationArguments,
+    make_model: Callable[[LvnarTokenizer], PreTrainedModel],
+    tokenizer: LvnarTokenizer,
+    train_texts: TextPairs,
+    valid_texts: TextPairs,
+) -> TranslationTrainer:
+    """The model to begin with, the pairs that it can be trained on, and what trains it."""
     if not accelerator.is_main_process:
         datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()  # else a bar for each file of each checkpoint
-    accelerator.wait_for_everyone()
-
-    tokenizer = LvnarTokenizer.from_pretrained(data.tokenizer_folder)
     set_seed(arguments.seed)
     model = make_model(tokenizer)
     set_seed(arguments.seed, device_specific=True)
@@ -141,9 +175,6 @@ def run_training(
         "max_length_offset": None if is_ctc else getattr(model.config, "max_length_offset", None),
         "upsampling_ratio": model.config.upsampling_ratio if is_ctc else None,
     }
-    train_texts = load_distilled_pairs(data) if arguments.train_on == "distilled" else load_pairs(data, "train")
-    train_texts = augment_pairs(train_texts, augmentation, (data.source_language, data.target_language))
-    valid_texts = load_pairs(data, "valid")
     options = {**expressible, "num_workers": data.num_workers, "cache_folder": data.cache_folder}
     with accelerator.main_process_first():
         train_pairs, train_counts = tokenize_pairs(
@@ -157,11 +188,4 @@ def run_training(
         valid_pairs, valid_counts = tokenize_pairs(valid_texts, tokenizer, limit, **options)
     accelerator.print(f"training pairs: {train_counts}; validation pairs: {valid_counts}")
     accelerator.print(f"{model.num_parameters():,} parameters; processes: {accelerator.num_processes}")
-    trainer = TranslationTrainer(
-        accelerator, model, tokenizer, train_pairs, valid_pairs, valid_texts.columns(), arguments
-    )
-    if is_resumed and trainer.has_state():
-        accelerator.print(f"resumed at step {trainer.resume()}")
-    metrics = trainer.train()
-    accelerator.print(f"best model: {folder / 'best'}, " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
-    return metrics
+    return TranslationTrainer(accelerator, model, tokenizer, train_pairs, valid_pairs, valid_texts.columns(), arguments)

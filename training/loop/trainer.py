@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lvnar_hf.files.atomic import atomic_folder, put_in_place, restore_replaced
+from lvnar_hf.files.atomic import atomic_folder, restore_replaced
 from training.data.batching import TokenBudgetBatchSampler, TranslationCollator
 from training.data.evaluation_sets import evenly_spaced
 from training.data.tokenized_pairs import pair_lengths
@@ -36,15 +36,14 @@ from training.loop.cpu_operators import FastCpuTraining
 from training.loop.log import LogWindow, RunLog
 from training.loop.objectives import objective_for
 from training.loop.schedules import settings_at
+from training.loop.states import STEP_FOLDERS, RunStates
 from training.quality.decoding import translate_texts
 from training.recipe import OptimizationArguments
 from training.translation_quality.measures import corpus_scores
 
-STEP_FOLDERS = "step-" + "[0-9]" * 7  # those that are whole
 
-
-class NonFiniteLossError(RuntimeError):
-    """The loss or the gradient is not finite; the message names the step and the rows of the batch."""
+class NonFiniteError(RuntimeError):
+    """The loss, the gradient, a weight or the figure that selects is not finite; the message names the step."""
 
 
 @dataclass
@@ -59,6 +58,7 @@ class RunProgress:
     is_finished: bool = False
     best_metrics: dict[str, float] = field(default_factory=dict)
     checkpoint_scores: dict[str, float] = field(default_factory=dict)  # folder's name to the figure that selects
+    log_window: dict[str, Any] = field(default_factory=dict)  # the steps since the last line of the log
 
     def state_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -132,6 +132,8 @@ class TranslationTrainer:
         if arguments.max_epochs is not None:
             self.max_steps = arguments.max_epochs * self.batches_per_epoch // arguments.gradient_accumulation_steps
         self.progress = RunProgress()
+        self.window = LogWindow()
+        self.states = RunStates(accelerator, self.output_folder / "states")
         self.clock: Callable[[], float] = time.monotonic
         self._counted_until = self.clock()
         self._validation_seconds = self._state_seconds = 0.0  # that the last one took
@@ -170,23 +172,20 @@ class TranslationTrainer:
         self.progress.seconds, self._counted_until = float(broadcast(seconds)), now
         return self.progress.seconds - before
 
-    def has_state(self) -> bool:
-        """Whether the run has come far enough to leave a state in the output folder."""
-        return bool(self._states())
-
-    def _states(self) -> list[Path]:
-        return sorted((self.output_folder / "states").glob(STEP_FOLDERS))
-
     def resume(self) -> int:
-        """Go on from the newest state in the output folder; return its step.
+        """Go on from the newest state in the output folder that can be loaded; return its step, 0 if there is none.
 
         Raises:
-            FileNotFoundError: if there is none.
+            FileNotFoundError: there is none, though the run has come far enough to have left one.
+            RuntimeError: there are states, and none can be loaded.
         """
-        states = self._states()
-        if not states:
-            raise FileNotFoundError(f"There is no state to resume from in {self.output_folder / 'states'}.")
-        self.accelerator.load_state(str(states[-1]))
+        if self.states.load_newest() is None and self.log.num_lines("valid") > 1:
+            raise FileNotFoundError(
+                f"There is no state to resume from in {self.states.folder}, and there must have been one: put it back, "
+                "or give --overwrite to begin anew."
+            )
+        if self.progress.log_window:
+            self.window.load_state_dict(self.progress.log_window)
         if self.accelerator.is_main_process:
             restore_replaced(self.output_folder / "best")
             self.log.cut_after(self.step)
@@ -203,20 +202,21 @@ class TranslationTrainer:
         """Run all steps; return the figures of the best validation.
 
         Raises:
-            NonFiniteLossError: checkpoints written until then stay.
+            NonFiniteError: checkpoints and states written until then stay.
+            OSError: the disk is full; the same.
         """
         total = self.max_steps if self.arguments.max_minutes is None else None
-        window = LogWindow()
+        self.window.leave_out_pause()
         self._counted_until = self.clock()
         hidden = not self.accelerator.is_main_process
         with tqdm(total=total, initial=self.step, disable=hidden, unit="step", mininterval=1.0) as bar:
             while not self.progress.is_finished:
-                self._train_epoch(window, bar)
+                self._train_epoch(bar)
         return self.progress.best_metrics
 
-    def _train_epoch(self, window: LogWindow, bar: tqdm) -> None:
+    def _train_epoch(self, bar: tqdm) -> None:
         """The steps that are left of the epoch, or of the run; validations and states where they are due."""
-        arguments, run = self.arguments, self.progress
+        arguments, run, window = self.arguments, self.progress, self.window
         if run.num_batches_done == self.batches_per_epoch:
             run.epoch, run.num_batches_done = run.epoch + 1, 0
         self.sampler.set_epoch(run.epoch, num_batches_done=run.num_batches_done)
@@ -241,11 +241,15 @@ class TranslationTrainer:
                 self._write_log("train", line)
                 bar.set_postfix(loss=f"{line['loss']:.3f}", tok_s=f"{line['target_tokens_per_second']:.0f}")
             is_state_due = bool(arguments.save_every_steps) and run.step % arguments.save_every_steps == 0
-            if self._is_validation_due():
+            is_validation_due = self._is_validation_due()
+            if is_validation_due or is_state_due:
+                self._refuse_non_finite_weights()
+            if is_validation_due:
                 self._validate_and_keep(bar)
                 run.is_finished, is_state_due = self.share >= 1, True
             if is_state_due:
-                self._save_state()
+                run.log_window = window.state_dict()
+                self.states.save(run.step)
                 self._state_seconds = self._count_time()
                 window.leave_out_pause()
             if run.is_finished:
@@ -269,14 +273,15 @@ class TranslationTrainer:
     def _validate_and_keep(self, bar: tqdm) -> None:
         """Validate, and keep the model as a checkpoint, and as the best if it is."""
         run = self.progress
-        metrics = self.validate()
+        metrics, selected_by = self.validate(), self.objective.selection_metric
+        if not math.isfinite(metrics[selected_by]):
+            self._stop(f"{selected_by} of the validation set is {metrics[selected_by]}.")
         self._write_log("valid", metrics)
         if self.accelerator.is_main_process:
             values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             bar.write(f"epoch {run.epoch}, step {run.step}: {values}")
         folder = self.output_folder / "checkpoints" / f"step-{run.step:07d}"
         self._save(folder)
-        selected_by = self.objective.selection_metric
         run.checkpoint_scores[folder.name] = metrics[selected_by]
         self._remove_old_checkpoints()
         if not run.best_metrics or metrics[selected_by] > run.best_metrics[selected_by]:
@@ -284,6 +289,20 @@ class TranslationTrainer:
             self._save(self.output_folder / "best")
         self._validation_seconds = self._count_time()
         run.seconds_validated = run.seconds
+
+    def _refuse_non_finite_weights(self) -> None:
+        """Raise NonFiniteError in all processes if one of them has a weight, or a part, that is no finite number."""
+        parameters = self.accelerator.unwrap_model(self.model).named_parameters()
+        parts = {name: p.to_local() if hasattr(p, "to_local") else p for name, p in parameters}
+        names = [name for name, part in parts.items() if not part.isfinite().all()]
+        if self.accelerator.reduce(torch.tensor(len(names), device=self.accelerator.device), "sum"):
+            self._stop(f"weights that are not finite, of {len(names)} names: {', '.join(names[:5])}.")
+
+    def _stop(self, cause: str) -> NoReturn:
+        raise NonFiniteError(
+            f"Step {self.step}: {cause} This model was not kept; what was kept before is in {self.output_folder}. A "
+            "smaller learning_rate or max_grad_norm may help."
+        )
 
     def _seed_batch(self, index: int) -> None:
         """Make the random numbers of a batch its own; `index` counts this process's batches of the epoch."""
@@ -319,7 +338,7 @@ class TranslationTrainer:
         results = dict(zip(totals, reduced.tolist(), strict=True))
         if not math.isfinite(results["loss"]) or (accelerator.scaler is None and not math.isfinite(grad_norm)):
             rows = [int(row) for b in group for row in b["row_ids"]]
-            raise NonFiniteLossError(
+            raise NonFiniteError(
                 f"Step {self.step + 1}: loss {results['loss']}, gradient norm {grad_norm}. Rows of the batch (from 0, "
                 f"process {accelerator.process_index}): {rows}. The weights of this step were not changed; the last "
                 f"checkpoints are in {self.output_folder}."
@@ -388,26 +407,6 @@ class TranslationTrainer:
                 model.save_pretrained(unfinished)
                 self.tokenizer.save_pretrained(unfinished)
         accelerator.wait_for_everyone()
-
-    def _save_state(self) -> None:
-        """All that the rest of the run depends on: weights, optimizer, progress.
-
-        The folder appears under its name when it is whole; then older ones go.
-        """
-        folder = self.output_folder / "states" / f"step-{self.step:07d}"
-        unfinished = folder.with_name(folder.name + ".unfinished")
-        if self.accelerator.is_main_process:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(unfinished))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            put_in_place(unfinished, folder)  # over one of a step that was saved before its epoch's validation
-            for other in folder.parent.iterdir():
-                if other != folder:
-                    shutil.rmtree(other)
-        self.accelerator.wait_for_everyone()
 
     def _remove_old_checkpoints(self) -> None:
         if self.accelerator.is_main_process:

@@ -82,11 +82,19 @@ class Refinement:
 
     def ids_at(self, step: int) -> list[int]:
         """The translation after a step, as the decoder gave it."""
-        return self.target_ids[min(step, self.num_steps_taken)]
+        return self.target_ids[self._place(step)]
 
     def text_at(self, step: int) -> str:
         """The text after a step."""
-        return self.texts[min(step, self.num_steps_taken)]
+        return self.texts[self._place(step)]
+
+    def _place(self, step: int) -> int:
+        """Where the translation after a step is; translations that alternate are here until they have been found to."""
+        last = self.num_steps_taken
+        if step <= last or self.target_ids[-1] not in self.target_ids[:-1]:
+            return min(step, last)
+        start = max(place for place in range(last) if self.target_ids[place] == self.target_ids[-1])
+        return start + (step - start) % (last - start)
 
 
 def repetition_removal(model: PreTrainedModel) -> bool | str:

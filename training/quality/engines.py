@@ -6,20 +6,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import AutoModelForSeq2SeqLM
 
 import lvnar_hf  # noqa: F401  (registers the model)
 from lvnar_hf.engines.compiled import LvnarCompiledModel
 from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.engines.onnx_export import export_onnx
 from lvnar_hf.engines.shortlist import Shortlist
+from lvnar_hf.loading import load_model
 
 REFERENCE = "eager, float32"
 
 
 def load_engines(name: str) -> Iterator[tuple[str, Any]]:
     """The ways to run the model on the CPU, one at a time, PyTorch in float32 first."""
-    model: Any = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32).eval()
+    model: Any = load_model(name, dtype=torch.float32).eval()
     yield REFERENCE, model
     with tempfile.TemporaryDirectory(prefix="onnx-") as folder:
         for precision, file in export_onnx(model, folder).items():
@@ -32,6 +32,6 @@ def load_engines(name: str) -> Iterator[tuple[str, Any]]:
     for dtype in (torch.bfloat16, torch.float16):
         type_name = str(dtype).removeprefix("torch.")
         # Loaded anew: one type would round what the other has rounded.
-        model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=dtype).eval()
+        model = load_model(name, dtype=dtype).eval()
         yield f"eager, {type_name}", model
         yield f"compiled, {type_name}", LvnarCompiledModel(model)

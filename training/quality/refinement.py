@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import lvnar_hf  # noqa: F401  (registers the model)
+from lvnar_hf.loading import load_config, load_model, load_tokenizer
 from training.quality.decoding import Refinement, refine_texts, repetition_removal
 from training.quality.elbo import ELBO_PARTS, can_be_scored, elbo_of_sequences
 from training.translation_quality.measures import corpus_scores
@@ -24,11 +25,11 @@ def load_lvnar(name: str) -> tuple[Any, Any]:
     Raises:
         ValueError: the model is not of this package.
     """
-    model_type = AutoConfig.from_pretrained(name).model_type
+    model_type = load_config(name).model_type
     if model_type != "lvnar":
         raise ValueError(f"{name} is a model of type {model_type!r}; only models of type 'lvnar' refine by steps.")
-    model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32).eval()
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(name)
+    model = load_model(name, dtype=torch.float32).eval()
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), load_tokenizer(name)
 
 
 def elbo_by_step(

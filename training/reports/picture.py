@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import lvnar_hf  # noqa: F401  (registers model and tokenizer)
+from lvnar_hf.loading import load_model, load_tokenizer
 from training.quality.decoding import refine_texts
 from training.reports.examples import describe_example, escape_html, is_unspaced
 
@@ -41,8 +41,8 @@ def draw_refinement(model: str | Path, sentence: str, max_steps: int = 8) -> str
     """
     if not sentence.strip():
         raise ValueError("The sentence is empty; give one with words.")
-    network = AutoModelForSeq2SeqLM.from_pretrained(model, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    network = load_model(model, dtype=torch.float32).eval()
+    tokenizer = load_tokenizer(model)
     (refinement,) = refine_texts(network, tokenizer, [sentence], max_steps)
     return render_svg(sentence, describe_example(tokenizer, refinement, None, is_unspaced(refinement.texts)))
 

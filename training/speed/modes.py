@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lvnar_hf import LvnarConfig
 from lvnar_hf.decoding import decode_batches, sorted_batches
 from lvnar_hf.engines.shortlist import Shortlist
+from lvnar_hf.loading import load_model, load_tokenizer
 from training.data.evaluation_sets import TestSet, evenly_spaced
 from training.distillation.ctranslate2_model import EngineError, why_not_ctranslate2
 from training.distillation.teacher import load_teacher
@@ -230,8 +231,8 @@ def _prepare_trained(
     Returns:
         The systems; what the JSON says of each model; source and target tokens of each sentence.
     """
-    tokenizer: Callable[..., Any] = AutoTokenizer.from_pretrained(model)
-    lvnar: PreTrainedModel = AutoModelForSeq2SeqLM.from_pretrained(model)
+    tokenizer: Callable[..., Any] = load_tokenizer(model)
+    lvnar: PreTrainedModel = load_model(model)
     if lvnar.config.model_type != "lvnar":
         raise ValueError(f"{model} is a {lvnar.config.model_type}, not an lvnar; autoregressive models: --teacher.")
     shortlist: Shortlist | None = None

@@ -18,12 +18,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 import lvnar_hf  # noqa: F401  (registers the model)
 from lvnar_hf.engines.base import LvnarEngine
 from lvnar_hf.engines.compiled import CAPTURE_CALLS, LvnarCompiledModel
 from lvnar_hf.engines.onnx import LvnarOnnxModel
+from lvnar_hf.loading import load_model
 from training.speed.specs import COMPILED_ENGINE, SystemSpec
 
 CALIBRATION_SENTENCES = 32  # at most, of a batch on which CTranslate2's two ways are compared
@@ -63,7 +64,7 @@ def _pad(batch: list[list[int]], padding: int, device: torch.device) -> tuple[to
 
 
 def _load(spec: SystemSpec) -> PreTrainedModel:
-    return AutoModelForSeq2SeqLM.from_pretrained(spec.folder, dtype=getattr(torch, spec.dtype)).eval().to(spec.device)
+    return load_model(spec.folder, dtype=getattr(torch, spec.dtype)).eval().to(spec.device)
 
 
 class EagerLvnar:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from lvnar_hf.loading import load_tokenizer
 from training.speed.specs import SystemSpec
 from training.speed.systems import System, build_system
 
@@ -96,7 +96,7 @@ class LocalRunner:
         self.spec, self.device = spec, torch.device(spec.device)
         self.system: System = build_system(spec)
         torch.set_num_threads(spec.num_threads)  # a translator of CTranslate2 sets its own for torch too
-        self.tokenizer = None if spec.tokenizer_folder is None else AutoTokenizer.from_pretrained(spec.tokenizer_folder)
+        self.tokenizer = None if spec.tokenizer_folder is None else load_tokenizer(spec.tokenizer_folder)
 
     def run(self, workload: Workload) -> Measurement:
         """Prepare, warm up, translate."""
