@@ -117,16 +117,16 @@ def drop_invisible(text: str) -> str:
 
 
 def figures_of(text: str) -> Counter[str]:
-    """How often each figure of two digits or more stands in a text: its parts, without zeros before them.
+    """How often each figure of two digits or more stands in a text: its parts, without zeros before the first.
 
     So 1,234.5 and 1.234,5 are the same, and so are the times of an afternoon in twelve and in twenty-four hours.
     """
     figures: Counter[str] = Counter()
     for match in _FIGURE.finditer(text):
         figure = re.sub("[.,](?=[0-9]{3}(?![0-9]))", "", unicodedata.normalize("NFKC", match[0]))  # thousands
-        parts = [part.lstrip("0") for part in re.split("[.,:/-]", figure)]
-        if _AFTERNOON.match(text, match.end()) and len(parts[0]) < 3 and int(parts[0] or 0) < 12:
-            parts[0] = str(int(parts[0] or 0) + 12)
+        first, *others = re.split("[.,:/-]", figure)
+        hours = 12 if _AFTERNOON.match(text, match.end()) and len(first) < 3 and int(first) < 12 else 0
+        parts = [str(int(first) + hours) if len(first) < 3 else first.lstrip("0"), *others]
         if sum(map(str.isdigit, figure)) > 1:
             figures[":".join(parts)] += 1
     return figures

@@ -278,6 +278,8 @@ def test_where_the_model_says_nothing_the_source_stays():
         ("We meet at 5:30 p.m.", ["Um 53 Uhr.", "Um \x01 Uhr abends."], "Um 5:30 Uhr abends."),
         ("The IP is 192.168.0.1:8080.", ["11118.", "IP: \x01."], "IP: 192.168.0.1:8080."),
         ("It costs 12.50.", ["Es kostet 1250.", "Es kostet \x01."], "Es kostet 12.50."),
+        ("It closes at 8:00.", ["Um 8:0 Uhr.", "Um \x01 Uhr."], "Um 8:00 Uhr."),
+        ("It opens at 09:00.", ["Um 9.00 Uhr."], "Um 9.00 Uhr."),
         ("It costs 10,000.", ["Es kostet 10000."], "Es kostet 10000."),
         ("I see 3 cats.", ["Ich sehe drei Katzen."], "Ich sehe drei Katzen."),
         ("12 and 12, {a}", ["12, \x01", "\x01 und \x02, \x03"], "12 und 12, {a}"),
