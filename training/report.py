@@ -23,7 +23,7 @@ SHIPPED = "lvnar-tatoeba-en-de"
 DOCS = ROOT / "docs"
 DOCUMENTS = (ROOT / "README.md", DOCS / "EXPERIMENTS.md", DOCS / "USAGE.md", ROOT / "training" / "README.md")
 # What the README shows: several steps change it, and the last of them finds the words.
-PICTURED_SENTENCE = "Tom offered to pay for the damages."
+PICTURED_SENTENCE = "I was never very nice to you, was I?"
 
 
 def render(document: str) -> str:

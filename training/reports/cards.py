@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CARD_TABLES = {
     "quality": "test",
     "length": "test",
+    "everyday": "everyday",
+    "spans": "spans",
     "systems": "teacher_test",
     "refinement": "analysis",
     "speed_trained": "benchmark",

@@ -97,6 +97,26 @@ def _test_set(result: dict[str, Any]) -> str:
     )
 
 
+def everyday_table(results: Path) -> str:
+    """The thirty everyday sentences, and whether somebody who read the translation found it adequate."""
+    everyday = read_result(results, "everyday")
+    sentences = everyday["sentences"]
+    rows = [(s["source"], s["translation"], "" if s["is_adequate"] else "inadequate") for s in sentences]
+    num_adequate = sum(s["is_adequate"] for s in sentences)
+    return table(("source", f"{everyday['num_refinement_steps']} step", "by reading"), rows) + (
+        f"\n\n{num_adequate} of {len(rows)} adequate: the sense is there, if not every ending."
+    )
+
+
+def spans_table(results: Path) -> str:
+    """Numbers, names, prices and times in sentences that were written for it, with and without the text's protection."""
+    spans = read_result(results, "spans")
+    return table(
+        ("preserve_format", "spans", "in the translation"),
+        [(key, f"{part['num_spans']}", f"{part['share']:.1%}") for key, part in spans.items()],
+    )
+
+
 def length_table(results: Path) -> str:
     """BLEU by source length, a column for each number of steps."""
     test = read_result(results, "test")
@@ -434,6 +454,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "summary": summary_table,
     "quality": quality_table,
     "length": length_table,
+    "everyday": everyday_table,
+    "spans": spans_table,
     "systems": systems_table,
     "refinement": refinement_table,
     "oracles": oracles_table,
