@@ -596,6 +596,13 @@ def test_the_command_needs_both_folders(flags, message):
         train.main(flags)
 
 
+def test_without_the_tokenizer_nothing_is_written(tmp_path):
+    arguments = ["--output_folder", str(tmp_path / "run"), "--tokenizer_folder", str(tmp_path / "none")]
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        train.main(arguments)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_digits_are_learnt_with_ctc_alignment(tmp_path, monkeypatch):
     """The same task without a length predictor, from text to scores, in this process: 750 steps, 50 s of one core."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")

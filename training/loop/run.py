@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from lvnar_hf import LvnarTokenizer
 from lvnar_hf.files.atomic import write_json
+from lvnar_hf.files.outputs import refuse_missing_folder
 from training.data.augmentation import augment_pairs
 from training.data.corpora import TextPairs, load_distilled_pairs, load_pairs
 from training.data.encoding import tokenize_pairs
@@ -107,7 +108,7 @@ def run_training(
         make_model: the model to begin with, for the tokenizer; called after the seed is set.
 
     Raises:
-        FileNotFoundError: `resume` is given, and there is no run.
+        FileNotFoundError: there is no tokenizer; or `resume` is given, and there is no run.
         FileExistsError: the output folder is not empty, and neither `overwrite` nor `resume` is given.
         ValueError: for arguments that are missing or cannot be combined, or differ from those of the run to resume;
             and what `check_launch` refuses. Or the text is not that of the run to resume.
@@ -115,6 +116,7 @@ def run_training(
     """
     if arguments.output_folder is None or data.tokenizer_folder is None:
         raise ValueError("Give --output_folder and --tokenizer_folder, or name them in the recipe.")
+    refuse_missing_folder(data.tokenizer_folder)  # before anything is written
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     check_launch(accelerator, arguments.mixed_precision)
     folder = Path(arguments.output_folder)
