@@ -156,7 +156,12 @@ def systems_table(results: Path) -> str:
 
 
 def summary_table(results: Path) -> str:
-    """Quality beside speed in six rows: the teacher, three numbers of steps, int8, and the fastest baseline."""
+    """Quality beside speed in six rows: the teacher, three numbers of steps, int8, and the fastest baseline.
+
+    Of a model that has not been timed, quality alone.
+    """
+    if not has_result(results, "benchmark"):
+        return _quality_summary(results)
     benchmark, test = read_result(results, "benchmark"), read_result(results, "test")
     mode = "trained" if "trained" in benchmark["modes"] else "random"
     timed = benchmark["modes"][mode]
@@ -189,6 +194,20 @@ def summary_table(results: Path) -> str:
     return table(("system", "BLEU", f"ms a sentence{sizes}"), shown) + (
         f"\n\nBLEU: {_test_set(test)}, models of {test['num_parameters'] / 1e6:.1f} M parameters "
         f"(`{searched['bleu']['signature']}`). Time: {speeds}, one sentence at a time, {machine_of(benchmark)}."
+    )
+
+
+def _quality_summary(results: Path) -> str:
+    """BLEU and chrF of the teacher, of three numbers of steps and of int8."""
+    test, teacher = read_result(results, "test"), read_result(results, "teacher_test")
+    rows = [(f"autoregressive teacher, beam {row['num_beams']}", row) for row in teacher["results"]]
+    rows += [(f"this model, {_steps(row['num_refinement_steps'])}", row) for row in test["results"]]
+    for row in read_result(results, "engine_quality")["engines"]["onnx int8"]["results"]:
+        rows.append((f"this model, {_steps(row['num_refinement_steps'])}, ONNX Runtime int8", row))
+    shown = [(what, f"{row['bleu']['score']:.1f}", f"{row['chrf']['score']:.1f}") for what, row in rows]
+    return table(("system", "BLEU", "chrF"), shown) + (
+        f"\n\n{_test_set(test)}; {test['num_parameters'] / 1e6:.1f} M parameters, the teacher "
+        f"{teacher['num_parameters'] / 1e6:.1f} M. {_signatures(test['results'][0])}."
     )
 
 
