@@ -3,52 +3,34 @@
 A table is a function of a folder, `model_cards/<model id>/results`; no number stands in its text.
 """
 
-import json
-import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from training.reports.results import (
+    ELBO_PARTS_SHOWN,
+    has_result,
+    name_signatures,
+    name_steps,
+    name_test_set,
+    read_result,
+    show_score,
+    table,
+)
 from training.reports.speed_tables import format_number, render_brief, render_summary
-
-
-def read_result(results: Path, name: str) -> dict[str, Any]:
-    """The JSON of that name."""
-    return json.loads((results / f"{name}.json").read_text("utf-8"))
-
-
-def has_result(results: Path, name: str) -> bool:
-    """Whether there is a JSON of that name."""
-    return (results / f"{name}.json").exists()
-
-
-def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A Markdown table."""
-    header = list(header)
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+from training.reports.training_tables import (
+    finetuning_table,
+    teacher_training_table,
+    training_ctc_table,
+    training_raw_table,
+    training_sprint_table,
+    training_table,
+)
 
 
 def machine_of(result: dict[str, Any]) -> str:
     """For the end of a caption: threads and processor."""
     return f"{result['machine']['threads']} threads of {result['machine']['processor']}"
-
-
-def _steps(num_steps: int) -> str:
-    return f"{num_steps} step{'s' * (num_steps != 1)}"
-
-
-def _score(score: dict[str, Any]) -> str:
-    """With its interval, as 24.2 ± 1.3."""
-    if "interval_95" not in score:
-        return f"{score['score']:.1f}"
-    low, high = score["interval_95"]
-    return f"{score['score']:.1f} ± {(high - low) / 2:.1f}"
-
-
-def _signatures(result: dict[str, Any]) -> str:
-    names = {"bleu": "BLEU", "bleu_intl_lowercased": "BLEU, intl", "bleu_moses": "BLEU, Moses", "chrf": "chrF"}
-    return "; ".join(f"{text}: `{result[name]['signature']}`" for name, text in names.items() if name in result)
 
 
 def _other_bleu(result: dict[str, Any]) -> tuple[str, str]:
@@ -67,9 +49,9 @@ def quality_table(results: Path) -> str:
             (
                 result["num_refinement_steps"],
                 f"{result['mean_steps_taken']:.2f}",
-                _score(result["bleu"]),
-                _score(result[key]),
-                _score(result["chrf"]),
+                show_score(result["bleu"]),
+                show_score(result[key]),
+                show_score(result["chrf"]),
                 f"{result['length_ratio']:.3f}",
                 f"{repeated['before_removal']['words']:.1%} → {repeated['after_removal']['words']:.1%}",
             )
@@ -79,21 +61,11 @@ def quality_table(results: Path) -> str:
     parts = ", ".join(f"{name} {elbo[key]:.3f}" for name, key in ELBO_PARTS_SHOWN.items() if key in elbo)
     repeated_in_references = test["results"][0]["repeated_words_in_references"]
     return table(header, rows) + (
-        f"\n\n{_test_set(test)}; {test['num_parameters'] / 1e6:.1f} M parameters; one latent, no rescoring. ± is half "
-        f"the 95 % bootstrap interval. Repeated words in the references: {repeated_in_references:.1%}. "
-        f"{_signatures(test['results'][0])}. ELBO of the references: {elbo['elbo']:.3f} nats per target token "
+        f"\n\n{name_test_set(test)}; {test['num_parameters'] / 1e6:.1f} M parameters; one latent, no rescoring. ± is "
+        f"half the 95 % bootstrap interval. Repeated words in the references: {repeated_in_references:.1%}. "
+        f"{name_signatures(test['results'][0])}. ELBO of the references: {elbo['elbo']:.3f} nats per target token "
         f"({parts}), "
         f"{elbo['num_samples']} latent samples per sentence."
-    )
-
-
-ELBO_PARTS_SHOWN = {"token NLL": "token_nll", "KL": "kl", "length NLL": "length_nll"}
-
-
-def _test_set(result: dict[str, Any]) -> str:
-    return (
-        f"{result['num_sentences']:,} sentences of {result['test_set']}, {result['source_language']} to "
-        f"{result['target_language']}"
     )
 
 
@@ -109,7 +81,7 @@ def everyday_table(results: Path) -> str:
 
 
 def spans_table(results: Path) -> str:
-    """Numbers, names, prices and times in sentences that were written for it, with and without the text's protection."""
+    """Numbers, names, prices and times in sentences written for it, with and without the protection of text."""
     spans = read_result(results, "spans")
     return table(
         ("preserve_format", "spans", "in the translation"),
@@ -122,7 +94,7 @@ def length_table(results: Path) -> str:
     test = read_result(results, "test")
     of_steps = [result["bleu_by_source_length"] for result in test["results"]]
     header = ["source tokens", "sentences"]
-    header += [f"BLEU, {_steps(result['num_refinement_steps'])}" for result in test["results"]]
+    header += [f"BLEU, {name_steps(result['num_refinement_steps'])}" for result in test["results"]]
     rows = []
     for buckets in zip(*of_steps, strict=True):
         shortest, longest = buckets[0]["source_tokens"]
@@ -145,13 +117,13 @@ def systems_table(results: Path) -> str:
         key, heading = _other_bleu(shown["results"][0])
         for result in shown["results"]:
             is_searched = "num_beams" in result
-            decoding = f"beam {result['num_beams']}" if is_searched else _steps(result["num_refinement_steps"])
-            scores = (_score(result[part]) for part in ("bleu", key, "chrf"))
+            decoding = f"beam {result['num_beams']}" if is_searched else name_steps(result["num_refinement_steps"])
+            scores = (show_score(result[part]) for part in ("bleu", key, "chrf"))
             rows.append((f"{what}, {shown['num_parameters'] / 1e6:.1f} M", decoding, *scores))
     if shown is None:
         raise FileNotFoundError(f"There is neither teacher_test.json nor test.json in {results}.")
     return table(("model, parameters", "decoding", "BLEU", heading, "chrF"), rows) + (
-        f"\n\n{_test_set(shown)}. {_signatures(shown['results'][0])}."
+        f"\n\n{name_test_set(shown)}. {name_signatures(shown['results'][0])}."
     )
 
 
@@ -172,7 +144,7 @@ def summary_table(results: Path) -> str:
     (searched,) = (row for row in read_result(results, "teacher_test")["results"] if row["num_beams"] == num_beams)
     rows = [(f"autoregressive teacher ({baseline})", f"{searched['bleu']['score']:.1f}", baseline)]
     for row in test["results"]:
-        steps = _steps(row["num_refinement_steps"])
+        steps = name_steps(row["num_refinement_steps"])
         rows.append((f"this model, {steps}", f"{row['bleu']['score']:.1f}", f"lvnar, eager, {steps}"))
     quality = read_result(results, "engine_quality")["engines"]["onnx int8"]["results"]
     (in_int8,) = (row for row in quality if row["num_refinement_steps"] == 1)
@@ -192,7 +164,7 @@ def summary_table(results: Path) -> str:
         ),
     }[mode]
     return table(("system", "BLEU", f"ms a sentence{sizes}"), shown) + (
-        f"\n\nBLEU: {_test_set(test)}, models of {test['num_parameters'] / 1e6:.1f} M parameters "
+        f"\n\nBLEU: {name_test_set(test)}, models of {test['num_parameters'] / 1e6:.1f} M parameters "
         f"(`{searched['bleu']['signature']}`). Time: {speeds}, one sentence at a time, {machine_of(benchmark)}."
     )
 
@@ -201,13 +173,16 @@ def _quality_summary(results: Path) -> str:
     """BLEU and chrF of the teacher, of three numbers of steps and of int8."""
     test, teacher = read_result(results, "test"), read_result(results, "teacher_test")
     rows = [(f"autoregressive teacher, beam {row['num_beams']}", row) for row in teacher["results"]]
-    rows += [(f"this model, {_steps(row['num_refinement_steps'])}", row) for row in test["results"]]
+    rows += [(f"this model, {name_steps(row['num_refinement_steps'])}", row) for row in test["results"]]
     for row in read_result(results, "engine_quality")["engines"]["onnx int8"]["results"]:
-        rows.append((f"this model, {_steps(row['num_refinement_steps'])}, ONNX Runtime int8", row))
-    shown = [(what, f"{row['bleu']['score']:.1f}", f"{row['chrf']['score']:.1f}") for what, row in rows]
+        rows.append((f"this model, {name_steps(row['num_refinement_steps'])}, ONNX Runtime int8", row))
+    shown = [
+        (what, f"{row['bleu']['score']:.1f}", f"{row['chrf']['score']:.1f}" if "chrf" in row else "")
+        for what, row in rows
+    ]
     return table(("system", "BLEU", "chrF"), shown) + (
-        f"\n\n{_test_set(test)}; {test['num_parameters'] / 1e6:.1f} M parameters, the teacher "
-        f"{teacher['num_parameters'] / 1e6:.1f} M. {_signatures(test['results'][0])}."
+        f"\n\n{name_test_set(test)}; {test['num_parameters'] / 1e6:.1f} M parameters, the teacher "
+        f"{teacher['num_parameters'] / 1e6:.1f} M. {name_signatures(test['results'][0])}."
     )
 
 
@@ -262,70 +237,6 @@ def oracles_table(results: Path) -> str:
     )
 
 
-def training_table(results: Path) -> str:
-    """Validation of the student after each epoch."""
-    return _training_table(results / "log.jsonl") + " BLEU (13a, cased) on 500 of its sentences at even distances."
-
-
-def finetuning_table(results: Path) -> str:
-    """The same of the round that goes on from the best model of the first."""
-    return _training_table(results / "log_finetuning.jsonl") + " BLEU as above."
-
-
-def training_ctc_table(results: Path) -> str:
-    """The same of the first part of the student with CTC alignment, and its last model's scores."""
-    lines = map(json.loads, (results / "log_ctc.jsonl").read_text("utf-8").splitlines())
-    speeds = [line["target_tokens_per_second"] for line in lines if line["kind"] == "train"]
-    test = read_result(results, "test_ctc")
-    scores = [
-        (
-            _steps(row["num_refinement_steps"]),
-            _score(row["bleu"]),
-            _score(row["chrf"]),
-            f"{row['length_ratio']:.3f}",
-            f"{row['repeated_tokens']['before_removal']['words']:.2%}",
-        )
-        for row in test["results"]
-    ]
-    return "\n\n".join(
-        (
-            f"{_training_table(results / 'log_ctc.jsonl')} BLEU as in the other runs. The median of the log: "
-            f"{statistics.median(speeds):,.0f} target tokens per second.",
-            "The last of these models on the test set:",
-            table(("decoding", "BLEU", "chrF", "length ratio", "repeated words"), scores),
-            f"{_test_set(test)}. {_signatures(test['results'][0])}.",
-        )
-    )
-
-
-def training_sprint_table(results: Path) -> str:
-    """The same of its seconds on a GPU."""
-    return _training_table(results / "log_sprint.jsonl") + " BLEU as above."
-
-
-def training_raw_table(results: Path) -> str:
-    """The same of the student on raw text, the first model that shipped."""
-    return _training_table(results / "log_raw.jsonl") + (
-        " BLEU (13a, cased) on its first 500 sentences, which are the shortest (in later runs the 500 are taken at "
-        "even distances)."
-    )
-
-
-def _training_table(log: Path) -> str:
-    lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
-    lines = [line for line in lines if line["kind"] == "valid"]
-    columns = {"ELBO": ("elbo", 3), **{name: (key, 3) for name, key in ELBO_PARTS_SHOWN.items()}}
-    columns |= {"length accuracy": ("length_accuracy", 2)}
-    columns |= {f"BLEU, {_steps(steps)}": (f"bleu_{steps}_steps", 1) for steps in (0, 1)}
-    # Without those of the length, where the model has no length predictor.
-    shown = {name: column for name, column in columns.items() if any(column[0] in line for line in lines)}
-    rows = [
-        (line["epoch"] + 1, line["step"], *(f"{line[key]:.{digits}f}" for key, digits in shown.values()))
-        for line in lines
-    ]
-    return table(("epoch", "step", *shown), rows) + "\n\nNats per target token on the validation set."
-
-
 def training_step_table(results: Path) -> str:
     """Where the time of a training step goes."""
     step = read_result(results, "training_step")
@@ -352,25 +263,6 @@ def training_step_table(results: Path) -> str:
 
 
 _LEFT_OUT = ("attention", "dropout")
-
-
-def teacher_training_table(results: Path) -> str:
-    """The teacher's validation after each epoch."""
-    lines = [json.loads(line) for line in (results / "teacher_log.jsonl").read_text("utf-8").splitlines()]
-    rows = [
-        (
-            line["epoch"] + 1,
-            line["step"],
-            f"{line['token_nll']:.3f}",
-            f"{line['token_accuracy']:.3f}",
-            f"{line['bleu_beam_1']:.1f}",
-        )
-        for line in lines
-        if line["kind"] == "valid"
-    ]
-    return table(("epoch", "step", "nats per token", "token accuracy", "BLEU, beam 1"), rows) + (
-        "\n\nBLEU (13a, cased) on 500 validation sentences at even distances."
-    )
 
 
 def distillation_table(results: Path) -> str:
@@ -411,8 +303,8 @@ def engine_quality_table(results: Path) -> str:
     """What other engines and smaller numbers cost in BLEU."""
     result = read_result(results, "engine_quality")
     all_steps = [row["num_refinement_steps"] for row in next(iter(result["engines"].values()))["results"]]
-    header = ["engine", *(f"BLEU, {_steps(steps)}" for steps in all_steps)]
-    header += [f"other sentences, {_steps(steps)}" for steps in all_steps]
+    header = ["engine", *(f"BLEU, {name_steps(steps)}" for steps in all_steps)]
+    header += [f"other sentences, {name_steps(steps)}" for steps in all_steps]
     rows = []
     for name, engine in result["engines"].items():
         shares = [row["different_sentences"] / result["num_sentences"] for row in engine["results"]]
@@ -421,7 +313,8 @@ def engine_quality_table(results: Path) -> str:
         )
     signature = next(iter(result["engines"].values()))["results"][0]["bleu"]["signature"]
     return table(header, rows) + (
-        f"\n\n{_test_set(result)}; other sentences: than eager in float32; {machine_of(result)}. BLEU: `{signature}`."
+        f"\n\n{name_test_set(result)}; other sentences: than eager in float32; {machine_of(result)}. "
+        f"BLEU: `{signature}`."
     )
 
 

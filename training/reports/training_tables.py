@@ -1,0 +1,98 @@
+"""Tables of training runs, each made of a log."""
+
+import json
+import statistics
+from pathlib import Path
+
+from training.reports.results import (
+    ELBO_PARTS_SHOWN,
+    name_signatures,
+    name_steps,
+    name_test_set,
+    read_result,
+    show_score,
+    table,
+)
+
+
+def training_table(results: Path) -> str:
+    """Validation of the student after each epoch."""
+    return _training_table(results / "log.jsonl") + " BLEU (13a, cased) on 500 of its sentences at even distances."
+
+
+def finetuning_table(results: Path) -> str:
+    """The same of the round that goes on from the best model of the first."""
+    return _training_table(results / "log_finetuning.jsonl") + " BLEU as above."
+
+
+def training_ctc_table(results: Path) -> str:
+    """The same of the first part of the student with CTC alignment, and its last model's scores."""
+    lines = map(json.loads, (results / "log_ctc.jsonl").read_text("utf-8").splitlines())
+    speeds = [line["target_tokens_per_second"] for line in lines if line["kind"] == "train"]
+    test = read_result(results, "test_ctc")
+    scores = [
+        (
+            name_steps(row["num_refinement_steps"]),
+            show_score(row["bleu"]),
+            show_score(row["chrf"]),
+            f"{row['length_ratio']:.3f}",
+            f"{row['repeated_tokens']['before_removal']['words']:.2%}",
+        )
+        for row in test["results"]
+    ]
+    return "\n\n".join(
+        (
+            f"{_training_table(results / 'log_ctc.jsonl')} BLEU as in the other runs. The median of the log: "
+            f"{statistics.median(speeds):,.0f} target tokens per second.",
+            "The last of these models on the test set:",
+            table(("decoding", "BLEU", "chrF", "length ratio", "repeated words"), scores),
+            f"{name_test_set(test)}. {name_signatures(test['results'][0])}.",
+        )
+    )
+
+
+def training_sprint_table(results: Path) -> str:
+    """The same of its seconds on a GPU."""
+    return _training_table(results / "log_sprint.jsonl") + " BLEU as above."
+
+
+def training_raw_table(results: Path) -> str:
+    """The same of the student on raw text, the first model that shipped."""
+    return _training_table(results / "log_raw.jsonl") + (
+        " BLEU (13a, cased) on its first 500 sentences, which are the shortest (in later runs the 500 are taken at "
+        "even distances)."
+    )
+
+
+def _training_table(log: Path) -> str:
+    lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    lines = [line for line in lines if line["kind"] == "valid"]
+    columns = {"ELBO": ("elbo", 3), **{name: (key, 3) for name, key in ELBO_PARTS_SHOWN.items()}}
+    columns |= {"length accuracy": ("length_accuracy", 2)}
+    columns |= {f"BLEU, {name_steps(steps)}": (f"bleu_{steps}_steps", 1) for steps in (0, 1)}
+    # Without those of the length, where the model has no length predictor.
+    shown = {name: column for name, column in columns.items() if any(column[0] in line for line in lines)}
+    rows = [
+        (line["epoch"] + 1, line["step"], *(f"{line[key]:.{digits}f}" for key, digits in shown.values()))
+        for line in lines
+    ]
+    return table(("epoch", "step", *shown), rows) + "\n\nNats per target token on the validation set."
+
+
+def teacher_training_table(results: Path) -> str:
+    """The teacher's validation after each epoch."""
+    lines = [json.loads(line) for line in (results / "teacher_log.jsonl").read_text("utf-8").splitlines()]
+    rows = [
+        (
+            line["epoch"] + 1,
+            line["step"],
+            f"{line['token_nll']:.3f}",
+            f"{line['token_accuracy']:.3f}",
+            f"{line['bleu_beam_1']:.1f}",
+        )
+        for line in lines
+        if line["kind"] == "valid"
+    ]
+    return table(("epoch", "step", "nats per token", "token accuracy", "BLEU, beam 1"), rows) + (
+        "\n\nBLEU (13a, cased) on 500 validation sentences at even distances."
+    )
