@@ -155,11 +155,15 @@ def use(folder: Path, kind: str) -> list[list[int]]:
     model: Any = None
     if kind == "graph":
         model = LvnarOnnxModel.from_pretrained(folder)
-        return model.generate(input_ids, num_refinement_steps=1).tolist()
+        return _sequences(model.generate(input_ids, num_refinement_steps=1))
     if kind == "config":
         LvnarConfig.from_pretrained(folder)
     model = LvnarForConditionalGeneration.from_pretrained(folder).eval()
-    return model.generate(input_ids).tolist()
+    return _sequences(model.generate(input_ids))
+
+
+def _sequences(output: Any) -> list[list[int]]:
+    return getattr(output, "sequences", output).tolist()
 
 
 def run_case(sound: Path, folder: Path, kind: str, seed: int, expected: list[list[int]]) -> str:
