@@ -162,6 +162,14 @@ class LvnarConfig(PretrainedConfig):
             del self.custom_pipelines
         self._check_sizes()
 
+    @classmethod
+    def get_config_dict(cls, name: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers; a file nested too deep raises ValueError."""
+        try:
+            return super().get_config_dict(name, **kwargs)
+        except RecursionError as error:
+            raise ValueError(f"config.json of {name} is nested too deep.") from error
+
     def to_dict(self) -> dict[str, Any]:
         """The configuration as written to config.json, with the key that names the pipeline class."""
         return {**super().to_dict(), "custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES)}

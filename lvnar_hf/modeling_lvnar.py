@@ -171,6 +171,7 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         except (ImportError, MemoryError, OSError, ValueError):
             raise
         except Exception as error:  # of many kinds, from files of the wrong form
+            check_stored_weights(sorted(Path(str(folder)).glob("*.safetensors")))  # it names the file
             raise ValueError(f"{folder} does not load: {type(error).__name__}: {error}") from error
         for name, parameter in model.named_parameters():
             is_here = parameter.is_floating_point() and not parameter.is_meta

@@ -60,13 +60,13 @@ def check_generation_fields(file: str | Path, own: Iterable[str]) -> dict[str, A
 
 
 def check_stored_weights(
-    files: Iterable[str | Path], needed: dict[str, tuple[int, ...]], takes_other_shapes: bool = False
+    files: Iterable[str | Path], needed: dict[str, tuple[int, ...]] | None = None, takes_other_shapes: bool = False
 ) -> None:
     """Refuse weights that are not exactly those of a model, by the headers of their files.
 
     Args:
         files: in safetensors.
-        needed: the shape of each weight of the model.
+        needed: the shape of each weight of the model; None: only the files are looked at.
         takes_other_shapes: weights may have other shapes.
 
     Raises:
@@ -91,7 +91,8 @@ def check_stored_weights(
                     shapes[name] = tuple(part.get_shape())
         except SafetensorError as error:
             raise ValueError(f"{file} is no whole safetensors file: {error}") from error
-    check_shapes(shapes, needed, takes_other_shapes)
+    if needed is not None:
+        check_shapes(shapes, needed, takes_other_shapes)
 
 
 def check_shapes(

@@ -121,7 +121,7 @@ body (int64 iteration, bool going, int64[b, l] targets, bool[b] active, int64[b]
   num_away = ReduceSum <keepdims = 0> (away_numbers, axis)
   is_away = Cast <to = 9> (num_away)
   period = Sub (iteration, landmark_step)
-  steps_left = Sub (num_refinement_steps, iteration)
+  steps_left = Sub (all_steps, iteration)
   steps_more = Mod (steps_left, period)
   end = Add (iteration, steps_more)
   ends_of_cycles = Where (is_away, ends, end)
@@ -148,7 +148,8 @@ main (int64[b, s] input_ids, int64[b, s] attention_mask, int64 num_refinement_st
   => (int64[b, t] sequences, int64[b] num_steps_taken, int64[2] num_positions) {
   batch = Shape <start = 0, end = 1> (input_ids)
   one = Constant <value_int = 1> ()
-  num_passes = Add (num_refinement_steps, one)
+  all_steps = Identity (num_refinement_steps)
+  num_passes = Add (all_steps, one)
   all_active = ConstantOfShape <value = bool[1] {1}> (batch)
   before_the_first = ConstantOfShape <value = int64[1] {-1}> (batch)
   one_column = Constant <value_ints = [1]> ()
@@ -158,7 +159,7 @@ main (int64[b, s] input_ids, int64[b, s] attention_mask, int64 num_refinement_st
   begin = Constant <value = bool {1}> ()
   no_landmark_step = Constant <value_int = -1> ()
   first_landmark = Constant <value_int = 0> ()
-  first_ends = Expand (num_refinement_steps, batch)
+  first_ends = Expand (all_steps, batch)
   last_targets, last_active, num_steps_taken, num_positions, last_landmark, last_step, last_next, last_ends =
     Loop <body = placeholder () => () {}>
       (num_passes, begin, first_targets, all_active, before_the_first, no_positions,

@@ -116,7 +116,7 @@ def test_any_batch_gives_the_same(model, engine):
 
 
 def test_any_number_of_steps_and_any_whole_numbers(model, engine):
-    """Of sentences that stop by themselves: two translations may alternate for ever."""
+    """Of sentences that stop by themselves, and of those whose translations alternate."""
     input_ids = make_batch(model.config, LENGTHS)["input_ids"]
     output = model.generate(input_ids, num_refinement_steps=50, return_dict_in_generate=True)
     rows = (output.num_steps_taken < 50).nonzero()[:3, 0]
@@ -125,6 +125,25 @@ def test_any_number_of_steps_and_any_whole_numbers(model, engine):
     expected = model.generate(input_ids, num_refinement_steps=50)
     for num_steps in (50, sys.maxsize, 10**20):
         assert torch.equal(engine.generate(input_ids.int(), num_refinement_steps=num_steps), expected)
+    input_ids = make_batch(model.config, [(2 + n % 12, 5) for n in range(64)], seed=1)["input_ids"]
+    for num_steps in (9, 10**9, 10**9 + 1, 2**70):
+        options = {"num_refinement_steps": num_steps, "return_dict_in_generate": True}
+        ours, theirs = (m.generate(input_ids, **options) for m in (engine, model))
+        assert torch.equal(ours.num_steps_taken, theirs.num_steps_taken) and ours.num_steps_taken.max() < 200
+        assert tokens_of(ours.sequences) == tokens_of(theirs.sequences)
+
+
+def test_numbers_that_are_not_finite_raise(model, engine, tmp_path):
+    """As the graph of a model with absurd weights gives them."""
+    graph = onnx.load(str(engine.file))
+    for tensor in graph.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and list(tensor.dims) == list(model.output_weight.shape):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(model.output_weight.detach().numpy() * 1e38, tensor.name))
+    file = tmp_path / "model.onnx"
+    onnx.save(graph, str(file))
+    absurd = LvnarOnnxModel(model.config, model.generation_config, file)
+    with pytest.raises(ValueError, match="values that are not finite"):
+        absurd.generate(make_batch(model.config, [(5, 4), (3, 4)])["input_ids"])
 
 
 @of_ctc
@@ -211,12 +230,20 @@ def damaged(graph: bytes) -> dict[str, bytes]:
     other.graph.input[2].name = "num_steps"
     for node in other.graph.node:
         node.input[:] = ["num_steps" if name == "num_refinement_steps" else name for name in node.input]
-    return {"cut": graph[: len(graph) // 2], "opset": model.SerializeToString(), "inputs": other.SerializeToString()}
+    fewer = onnx.load_from_string(graph)
+    del fewer.graph.output[1]
+    outputs = {"outputs": fewer.SerializeToString()}
+    return outputs | {
+        "cut": graph[: len(graph) // 2],
+        "opset": model.SerializeToString(),
+        "inputs": other.SerializeToString(),
+    }
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        ("outputs", "has the outputs sequences, num_positions; a graph of this version has .*--overwrite"),
         ("cut", r"cannot load .*model\.onnx"),
         ("opset", r"cannot load .*model\.onnx.*[Oo]pset"),
         (

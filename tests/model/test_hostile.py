@@ -168,9 +168,13 @@ def test_a_string_is_no_boolean_for_the_tokenizer(folder):
         LvnarTokenizer.from_pretrained(folder)
 
 
-def test_json_nested_too_deep(folder):
-    (folder / "generation_config.json").write_text('{"a":' * 100_000)
-    with pytest.raises(ValueError, match=r"generation_config\.json is not JSON"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("config.json", r"config\.json of .* is nested too deep"), ("generation_config.json", r"\.json is not JSON")],
+)
+def test_json_nested_too_deep(folder, name, message):
+    (folder / name).write_text('{"a":' * 100_000)
+    with pytest.raises(ValueError, match=message):
         LvnarForConditionalGeneration.from_pretrained(folder)
 
 

@@ -142,6 +142,8 @@ def test_sentences_that_never_stop_are_counted_apart_from_those_that_stop_at_the
     assert [row["num_sentences"] for row in stopping["steps"]] == [0, 2]
     assert stopping["not_converged"] == {"num_sentences": 3, "share": 0.6}
     assert (stops.num_changes, goes_on.num_changes) == (1, 2)
+    assert [goes_on.text_at(step) for step in range(6)] == ["a", "b", "a", "b", "a", "b"]
+    assert [stops.ids_at(step) for step in range(5)] == [[4], [5], [5], [5], [5]]
     at_once = Refinement([3], [[4], [4]], ["a", "a"], has_converged=True)
     assert choose_examples({3: at_once, 1: goes_on, 8: stops, 2: stops}, 4) == [2, 8, 3, 1]
 
