@@ -346,6 +346,7 @@ def test_a_run_that_has_taken_no_step_is_no_run(tmp_path, monkeypatch):
     """A failed start is no obstacle to the next one; what another program has put there is."""
     from training.recipe import AugmentationArguments, DataArguments, ModelArguments, OptimizationArguments
 
+    (tmp_path / "none").mkdir()
     data = DataArguments(tokenizer_folder=str(tmp_path / "none"))
     arguments = OptimizationArguments(output_folder=str(tmp_path / "run"))
 
@@ -353,7 +354,7 @@ def test_a_run_that_has_taken_no_step_is_no_run(tmp_path, monkeypatch):
         runs.run_training(data, AugmentationArguments(), ModelArguments(), arguments, lambda tokenizer: None)
 
     for _ in range(2):
-        with pytest.raises((OSError, ValueError), match="none"):  # there is no tokenizer
+        with pytest.raises((OSError, ValueError), match="none"):  # there is no tokenizer in the folder
             start()
         assert (tmp_path / "run" / "run.json").exists()
     arguments.resume = True
