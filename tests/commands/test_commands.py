@@ -346,15 +346,20 @@ def test_a_run_that_has_taken_no_step_is_no_run(tmp_path, monkeypatch):
     """A failed start is no obstacle to the next one; what another program has put there is."""
     from training.recipe import AugmentationArguments, DataArguments, ModelArguments, OptimizationArguments
 
-    (tmp_path / "none").mkdir()
-    data = DataArguments(tokenizer_folder=str(tmp_path / "none"))
+    (tmp_path / "text").write_text("A text.\n")
+    names = [f"{split}_{side}_files" for split in ("train", "valid") for side in ("source", "target")]
+    files = {name: [str(tmp_path / "text")] for name in names}
+    data = DataArguments(tokenizer_folder=str(ROOT / "model_cards" / "lvnar-tatoeba-en-de"), **files)
     arguments = OptimizationArguments(output_folder=str(tmp_path / "run"))
 
     def start() -> None:
-        runs.run_training(data, AugmentationArguments(), ModelArguments(), arguments, lambda tokenizer: None)
+        runs.run_training(data, AugmentationArguments(), ModelArguments(), arguments, no_model)
+
+    def no_model(tokenizer: object) -> None:
+        raise ValueError("none")
 
     for _ in range(2):
-        with pytest.raises((OSError, ValueError), match="none"):  # there is no tokenizer in the folder
+        with pytest.raises((OSError, ValueError), match="none"):
             start()
         assert (tmp_path / "run" / "run.json").exists()
     arguments.resume = True
