@@ -88,7 +88,8 @@ def batches_of(translator, texts, batch_size) -> tuple[list[torch.Tensor], list[
 @pytest.mark.parametrize("sorted_batches", [3, 64])
 def test_a_list_is_grouped_by_length(translator, sample_texts, monkeypatch, sorted_batches):
     monkeypatch.setattr("lvnar_hf.pipeline_lvnar.SORTED_BATCHES", sorted_batches)
-    texts = [*TEXTS, *(text for text in sample_texts[0] if len(text) < 60 and not set(text[:-1]) & set(".!?"))][:101]
+    kept = (text for text in sample_texts[0] if len(text) < 60 and not set(text[:-1]) & set(".!?0123456789"))
+    texts = [*TEXTS, *kept][:101]
     pad_token_id = translator.model.config.pad_token_id
     _, expected = batches_of(translator, texts, 1)
     as_they_come, streamed = batches_of(translator, (text for text in texts), 8)
@@ -111,9 +112,9 @@ def test_a_list_is_tokenized_once(translator, monkeypatch):
 
 
 def test_an_empty_text_has_an_empty_translation(translator):
-    assert translator("") == translator(" \n ") == [{"translation_text": ""}]
+    assert translator("") == [{"translation_text": ""}] and translator(" \n ") == [{"translation_text": " \n "}]
     results = translator(TEXTS, batch_size=len(TEXTS))
-    assert [bool(r["translation_text"]) for r in results] == [True, False, True, False, True, True]
+    assert [bool(r["translation_text"].strip()) for r in results] == [True, False, True, False, True, True]
     assert translator([]) == []
 
 

@@ -67,12 +67,11 @@ def test_the_first_page_shows_what_a_stranger_needs():
     assert len(code.replace("\n\n", "\n").splitlines()) == 5
     rows = [line for line in first.splitlines() if line.startswith("| ")][2:]
     assert [re.split(r" \(|, at| \|", row.removeprefix("| "))[0] for row in rows] == [
-        "autoregressive teacher",
+        "autoregressive teacher, beam 3",
         "this model, 0 steps",
         "this model, 1 step",
         "this model, 3 steps",
         "this model, 1 step, ONNX Runtime int8",
-        "strongest baseline",
     ]
 
 
