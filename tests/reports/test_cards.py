@@ -16,6 +16,7 @@ from training.reports.cards import describe_vocabulary, render_card
 from training.reports.tables import TABLES
 
 SHIPPED = ROOT / "model_cards" / report.SHIPPED
+LENGTH = SHIPPED.with_name(f"{SHIPPED.name}-length")
 CARDS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/card.yaml"))
 SECTIONS = ["Use", "Intended use", "Results", "Speed", "What refinement does", "Model", "Training", "Limits"]
 SECTIONS += ["Bias and risks", "Licence and attribution", "Citation"]
@@ -146,9 +147,9 @@ def test_sections_come_and_go_with_what_there_is(tmp_path, monkeypatch):
 
 @pytest.fixture
 def ctc_card(tmp_path, monkeypatch):
-    """The card of the model that ships, as if it had alignment "ctc": its recipe, and results without lengths."""
-    folder = tmp_path / "model_cards" / report.SHIPPED
-    shutil.copytree(SHIPPED, folder, ignore=shutil.ignore_patterns("*.safetensors", "README.md"))
+    """The card of the model with predicted lengths, as if it had alignment "ctc": recipe, results without lengths."""
+    folder = tmp_path / "model_cards" / LENGTH.name
+    shutil.copytree(LENGTH, folder, ignore=shutil.ignore_patterns("*.safetensors", "README.md"))
     shutil.copy(ROOT / "model_cards" / "template.md", tmp_path / "model_cards")
     (tmp_path / "training" / "configs").mkdir(parents=True)
     recipe = yaml.safe_load((ROOT / "training" / "configs" / "tatoeba_en_de.yaml").read_text("utf-8"))
@@ -171,7 +172,7 @@ def ctc_card(tmp_path, monkeypatch):
 
 
 def test_a_card_says_how_the_length_comes_about(ctc_card):
-    with_length, with_ctc = (SHIPPED / "README.md").read_text("utf-8"), render_card(ctc_card)
+    with_length, with_ctc = (LENGTH / "README.md").read_text("utf-8"), render_card(ctc_card)
     assert "The length is predicted (alignment `length`), and differs from the source's by at most" in with_length
     assert "Repeated tokens are removed at the end" in with_length and "Output, repetitions removed:" in with_length
     assert "alignment `ctc`): the decoder has 1.5 cells per source token, and" in with_ctc
@@ -184,7 +185,7 @@ def test_a_card_says_how_the_length_comes_about(ctc_card):
 def test_tables_of_a_ctc_model_have_no_columns_of_the_length(ctc_card):
     header = TABLES["training"](ctc_card / "results").split("\n")[0]
     assert header == "| epoch | step | ELBO | token NLL | KL | BLEU, 0 steps | BLEU, 1 step |"
-    with_length = TABLES["training"](SHIPPED / "results").split("\n")[0]
+    with_length = TABLES["training"](LENGTH / "results").split("\n")[0]
     assert "| KL | length NLL | length accuracy | BLEU, 0 steps |" in with_length
     oracles = TABLES["oracles"](ctc_card / "results").split("\n")
     assert [line.split(" | ")[0] for line in oracles[2:5]] == ["| nothing", "| latents", ""]
