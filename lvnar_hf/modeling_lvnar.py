@@ -34,7 +34,7 @@ from .length_lvnar import LvnarLengthPredictor, LvnarLengthTransform
 from .losses_lvnar import IGNORED_LABEL, budgeted_kl, gaussian_kl, length_nll, token_nll
 from .parts_lvnar import LvnarDecoder, LvnarGaussianHead, LvnarPosterior, LvnarPrior
 from .refinement_lvnar import EncodedSource, likeliest_targets, refine_in_parts, target_positions
-from .soundness_lvnar import check_generation_fields, check_shapes, check_stored_weights, shapes_of
+from .soundness_lvnar import check_generation_fields, check_shapes, shapes_of, stored_shapes
 from .trust_lvnar import SafeLoadingMixin
 
 # So that they are saved beside this module, and found: from a folder, transformers 4 copies what this module imports,
@@ -171,7 +171,7 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         except (ImportError, MemoryError, OSError, ValueError):
             raise
         except Exception as error:  # of many kinds, from files of the wrong form
-            check_stored_weights(sorted(Path(str(folder)).glob("*.safetensors")))  # it names the file
+            stored_shapes(sorted(Path(str(folder)).glob("*.safetensors")))  # it names the file
             raise ValueError(f"{folder} does not load: {type(error).__name__}: {error}") from error
         for name, parameter in model.named_parameters():
             is_here = parameter.is_floating_point() and not parameter.is_meta
@@ -188,11 +188,8 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
             load_config = args[0] if args and hasattr(args[0], "ignore_mismatched_sizes") else kwargs.get("load_config")
             takes_other_shapes = kwargs.get("ignore_mismatched_sizes", False)
             takes_other_shapes = getattr(load_config, "ignore_mismatched_sizes", takes_other_shapes)
-            needed = shapes_of(model.state_dict())
-            if state_dict is not None:
-                check_shapes(shapes_of(state_dict), needed, takes_other_shapes)
-            else:
-                check_stored_weights(checkpoint_files or [], needed, takes_other_shapes)
+            shapes = stored_shapes(checkpoint_files or []) if state_dict is None else shapes_of(state_dict)
+            check_shapes(shapes, shapes_of(model.state_dict()), takes_other_shapes)
         return super()._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:

@@ -59,19 +59,11 @@ def check_generation_fields(file: str | Path, own: Iterable[str]) -> dict[str, A
     return fields
 
 
-def check_stored_weights(
-    files: Iterable[str | Path], needed: dict[str, tuple[int, ...]] | None = None, takes_other_shapes: bool = False
-) -> None:
-    """Refuse weights that are not exactly those of a model, by the headers of their files.
-
-    Args:
-        files: in safetensors.
-        needed: the shape of each weight of the model; None: only the files are looked at.
-        takes_other_shapes: weights may have other shapes.
+def stored_shapes(files: Iterable[str | Path]) -> dict[str, tuple[int, ...]]:
+    """The shape of each weight, from the headers of files in safetensors alone.
 
     Raises:
-        ValueError: for weights that are missing or unknown, have another shape or hold no floating-point numbers, and
-            for files that are damaged. Names the file or the weights.
+        ValueError: a file is damaged, or a weight holds no floating-point numbers or is there twice. Names the file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -91,14 +83,21 @@ def check_stored_weights(
                     shapes[name] = tuple(part.get_shape())
         except SafetensorError as error:
             raise ValueError(f"{file} is no whole safetensors file: {error}") from error
-    if needed is not None:
-        check_shapes(shapes, needed, takes_other_shapes)
+    return shapes
 
 
 def check_shapes(
     shapes: dict[str, tuple[int, ...]], needed: dict[str, tuple[int, ...]], takes_other_shapes: bool = False
 ) -> None:
-    """Refuse weights of these shapes; see `check_stored_weights`."""
+    """Refuse weights that are not exactly those of a model.
+
+    Args:
+        shapes, needed: of the weights that are there, and of the model's.
+        takes_other_shapes: weights may have other shapes.
+
+    Raises:
+        ValueError: weights are missing or unknown, or have another shape; names them.
+    """
     if missing := sorted(needed.keys() - shapes.keys()):
         raise ValueError(f"The checkpoint lacks {len(missing)} weights: {', '.join(missing[:5])}.")
     if unknown := sorted(shapes.keys() - needed.keys()):
@@ -106,9 +105,13 @@ def check_shapes(
             f"The checkpoint has {len(unknown)} weights that the configuration has no layers for: "
             f"{', '.join(unknown[:5])}."
         )
-    others = {name: needed[name] for name in sorted(needed) if shapes[name] != needed[name]}
+    others = [
+        f"{name} is {shapes[name]}, not {needed[name]}" for name in sorted(needed) if shapes[name] != needed[name]
+    ]
     if others and not takes_other_shapes:
-        raise ValueError(f"These weights have another shape in the checkpoint than the configuration asks: {others}.")
+        raise ValueError(
+            f"These weights have another shape in the checkpoint than the configuration asks: {'; '.join(others[:5])}."
+        )
 
 
 def shapes_of(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:

@@ -84,7 +84,7 @@ _SIGNS = re.compile(
 # A figure by itself: 42, 1,234.56, 10:30, 12/24/2023, 192.168.0.1; and an English afternoon after it.
 _FIGURE = re.compile(r"(?<![\w.])\d+(?:[.,:/-]\d+)*(?!\w)")
 _AFTERNOON = re.compile(r"\s*p\.?m\b", re.IGNORECASE)
-_END_MARKS = re.compile(r"[\s.!?…,;:。！？、，；：]*$")
+_END_MARKS = " .!?…,;:。！？、，；："
 _ENUMERATOR = re.compile(r"\s*\(?\d{1,3}[.)]\s*")
 # Where a sentence that is too long is parted, the best places first.
 _CLAUSE_MARKS = tuple(
@@ -164,11 +164,11 @@ class _Sentence:
                 return None
             translation = "".join(c for c in translation if c not in PLACEHOLDERS).strip()
         if self.is_piece:
-            translation = _END_MARKS.sub("", translation)
-            translation += _END_MARKS.search(self.core)[0] if translation else ""  # type: ignore[index]
+            translation = translation.rstrip(_END_MARKS)
+            translation += self.core[len(self.core.rstrip(_END_MARKS)) :] if translation else ""
         if not translation:
             return self.core
-        if figures_of(self.core) - figures_of(translation):
+        if (figures := figures_of(self.core)) and figures - figures_of(translation):
             return None
         spans = dict(zip(PLACEHOLDERS, self.spans, strict=False))
         return "".join(spans.get(character, character) for character in translation)

@@ -29,9 +29,8 @@ from lvnar_hf.generation_lvnar import DecodingOptions, LvnarGenerateOutput
 from lvnar_hf.refinement_lvnar import MAX_STEPS, NOT_FINITE, parts_by_length
 
 # Positions, padding included, of the parts that a batch is translated in: source tokens, or the cells of alignment
-# "ctc". In larger parts nothing is faster, and
-# what passes between the operations no longer fits the processor's cache: the logits alone are 4 bytes for each token
-# of the vocabulary and each position.
+# "ctc". In larger parts nothing is faster, and what passes between the operations no longer fits the processor's
+# cache: the logits alone are 4 bytes for each token of the vocabulary and each position.
 MAX_PART_POSITIONS = 512
 
 

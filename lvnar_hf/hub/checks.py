@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import GenerationConfig
 
 from lvnar_hf.configuration_lvnar import CUSTOM_PIPELINES, LvnarConfig
@@ -22,7 +22,7 @@ from lvnar_hf.engines.shortlist import FILE as SHORTLIST_FILE
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS, OWN_OPTIONS, DecodingOptions
 from lvnar_hf.modeling_lvnar import LvnarForConditionalGeneration, is_finite
-from lvnar_hf.soundness_lvnar import check_generation_fields, read_json_object
+from lvnar_hf.soundness_lvnar import check_generation_fields, check_shapes, read_json_object, shapes_of, stored_shapes
 from lvnar_hf.tokenization_lvnar import LvnarTokenizer
 from lvnar_hf.trust_lvnar import shard_names
 
@@ -274,45 +274,24 @@ def check_weights(folder: Path, config: LvnarConfig) -> None:
     Raises:
         FileNotFoundError, ValueError: as `check_repository`.
     """
-    files: dict[str, str] = {}  # tensor name to file name
-    for file_name in weight_files(folder):
-        for name in _tensors(folder / file_name):
-            if name in files:
-                raise ValueError(f"The weight {name} is in {files[name]} and in {file_name}.")
-            files[name] = file_name
+    files = [folder / name for name in weight_files(folder)]
+    shapes = stored_shapes(files)
     num_layers = (
         config.num_prior_layers
         + config.num_posterior_encoder_layers
         + config.num_posterior_decoder_layers
         + config.num_decoder_layers
     )
-    if num_layers > len(files):  # before so many are built
-        raise ValueError(f"config.json asks for {num_layers} layers; the weights are {len(files)} tensors.")
+    if num_layers > len(shapes):  # before so many are built
+        raise ValueError(f"config.json asks for {num_layers} layers; the weights are {len(shapes)} tensors.")
     with torch.device("meta"):
-        shapes = {n: tuple(t.shape) for n, t in LvnarForConditionalGeneration(config).state_dict().items()}
-    missing, unknown = sorted(shapes.keys() - files.keys()), sorted(files.keys() - shapes.keys())
-    if missing or unknown:
-        raise ValueError(f"{folder}: the weights {missing[:5]} are missing, and {unknown[:5]} are unknown.")
-    for file_name in sorted(set(files.values())):
-        for name, tensor in _tensors(folder / file_name, shapes).items():
-            if not is_finite(tensor):
-                raise ValueError(f"{folder / file_name}: the weight {name} has values that are not finite.")
-
-
-def _tensors(file: Path, shapes: dict[str, tuple[int, ...]] | None = None) -> dict[str, Any]:
-    """The tensors of a safetensors file; without `shapes` their names alone, with them refused if they differ."""
-    try:
+        needed = shapes_of(LvnarForConditionalGeneration(config).state_dict())
+    check_shapes(shapes, needed)
+    for file in files:
         with safe_open(file, "pt") as stored:
-            names = list(stored.keys())
-            if shapes is None:
-                return dict.fromkeys(names)
-            for name in names:
-                shape = tuple(stored.get_slice(name).get_shape())
-                if shape != shapes[name]:
-                    raise ValueError(f"{file}: the weight {name} is {shape}; by config.json it must be {shapes[name]}.")
-            return {name: stored.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise ValueError(f"{file} is no whole safetensors file: {error}") from error
+            for name in stored.keys():  # noqa: SIM118  (it is no dictionary)
+                if not is_finite(stored.get_tensor(name)):
+                    raise ValueError(f"{file}: the weight {name} has values that are not finite.")
 
 
 def check_tokenizer(folder: Path, config: LvnarConfig) -> None:

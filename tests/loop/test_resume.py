@@ -360,15 +360,20 @@ def test_a_run_from_before_inputs_were_written_down_is_taken_with_a_warning(tmp_
         check_same_run(tmp_path, {"seed": 1}, {"train_text_sha256": "cd"})
 
 
+def lay_out_digits(folder, monkeypatch, tokenizer, num_train: int) -> None:
+    """Text and tokenizer of the recipe `digits`, and caches, in a folder that becomes the current one."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
+    for name, value in {"ACCELERATE_USE_CPU": "true", "HF_DATASETS_CACHE": str(folder / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(folder)
+    write_digits(folder / "data" / "digits", num_train=num_train, num_valid=20)
+    tokenizer.save_pretrained(folder / "runs" / "digits" / "tokenizer")
+
+
 @pytest.fixture
 def digits_command(tmp_path, monkeypatch, digit_tokenizer) -> list[str]:  # noqa: F811
     """The real command on a little text in the current folder, for 4 steps, with states each 2."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    for name, value in {"ACCELERATE_USE_CPU": "true", "HF_DATASETS_CACHE": str(tmp_path / "cache")}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(tmp_path)
-    write_digits(tmp_path / "data" / "digits", num_train=100, num_valid=20)
-    digit_tokenizer.save_pretrained(tmp_path / "runs" / "digits" / "tokenizer")
+    lay_out_digits(tmp_path, monkeypatch, digit_tokenizer, num_train=100)
     command = ["--config", str(ROOT / "training" / "configs" / "digits.yaml"), "--train_on", "raw"]
     return [*command, "--max_steps", "4", "--save_every_steps", "2", "--valid_bleu_sentences", "0"]
 
@@ -454,12 +459,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
 
 
 def test_the_command_survives_sigkill(tmp_path, monkeypatch, digit_tokenizer):  # noqa: F811
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    for name, value in {"ACCELERATE_USE_CPU": "true", "HF_DATASETS_CACHE": str(tmp_path / "cache")}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(tmp_path)
-    write_digits(tmp_path / "data" / "digits", num_train=2000, num_valid=20)
-    digit_tokenizer.save_pretrained(tmp_path / "runs" / "digits" / "tokenizer")
+    lay_out_digits(tmp_path, monkeypatch, digit_tokenizer, num_train=2000)
     command = ["--config", str(ROOT / "training" / "configs" / "digits.yaml"), "--log_every_steps", "1"]
     command += ["--train_on", "raw", "--max_steps", "40", "--save_every_steps", "4", "--dropout", "0.1"]
     command += ["--output_folder"]

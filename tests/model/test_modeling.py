@@ -368,6 +368,7 @@ def test_unsound_weights_are_refused_on_every_version(tiny_repository, tmp_path,
     lines = run_with_transformers(version, DAMAGED_WEIGHTS_CODE, str(folder)).strip().split("\n")
     said = dict(line.split(" | ", 1) for line in lines if " | " in line)
     assert said["missing"] == "The checkpoint lacks 1 weights: decoder.latent_proj.bias."
-    assert "another shape" in said["shape"] and "{'decoder.latent_proj.bias': (32,)}" in said["shape"]
+    assert "another shape" in said["shape"] and "decoder.latent_proj.bias is " in said["shape"]
+    assert "not (32,)" in said["shape"]
     assert said["not finite"] == "The weight decoder.latent_proj.bias has values that are not finite."
     assert said["tolerated"] == "(32,) 1" and said["pickle"] == "True"
