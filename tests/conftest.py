@@ -3,12 +3,12 @@
 import copy
 import itertools
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forks import run_forked
 
 from lvnar_hf import LvnarConfig, LvnarForConditionalGeneration, LvnarTokenizer, train_tokenizer
 from lvnar_hf.engines.compiled import find_cpp_compiler
@@ -190,10 +190,7 @@ def other_python(version: str | None) -> str:
 
 
 def run_with_transformers(version: str | None, code: str, *arguments: str) -> str:
-    """Run a script in a fresh process on a version of transformers (None: the installed one); its output."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONIOENCODING": "utf-8", "HF_HUB_OFFLINE": "1"}
-    command = [other_python(version), "-c", code, *arguments]
-    result = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=300)
+    """What a script prints on a version of transformers (None: the installed one)."""
+    result = run_forked(["-c", code, *arguments], python=other_python(version))
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout

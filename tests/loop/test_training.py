@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,6 +15,7 @@ from accelerate.utils import set_seed
 from conftest import ROOT, tiny_config
 from datasets import Dataset
 from digits import make_digit_pairs, write_digits
+from forks import run_forked
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from lvnar_hf import LvnarForConditionalGeneration, LvnarTokenizer, train_tokenizer
@@ -317,11 +316,10 @@ def test_weights_that_are_no_numbers_are_not_kept(make_trainer, value, message, 
 def test_a_command_whose_last_step_overflows_fails(tmp_path, digit_tokenizer):
     write_digits(tmp_path / "data" / "digits", num_train=100, num_valid=20)
     digit_tokenizer.save_pretrained(tmp_path / "runs" / "digits" / "tokenizer")
-    command = [sys.executable, str(ROOT / "training" / "train.py"), "--train_on", "raw", "--max_steps", "1"]
+    command = [ROOT / "training" / "train.py", "--train_on", "raw", "--max_steps", "1"]
     command += ["--config", str(ROOT / "training" / "configs" / "digits.yaml"), "--warmup_steps", "0"]
     command += ["--cooldown_steps", "0", "--learning_rate", "1e39"]
-    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "ACCELERATE_USE_CPU": "true"}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    result = run_forked(command, cwd=tmp_path, env={"ACCELERATE_USE_CPU": "true"})
     assert result.returncode == 1 and "NonFiniteError: Step 1: " in result.stderr, result.stderr[-2000:]
     assert not (tmp_path / "runs/digits/model/best").exists()
 
@@ -632,15 +630,11 @@ def test_the_digits_are_learnt_from_a_teacher(tmp_path):
     write_digits(tmp_path / "data" / "digits")
     runs = tmp_path / "runs" / "digits"
     recipe = ["--config", str(ROOT / "training" / "configs" / "digits.yaml")]
-    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    environment["ACCELERATE_USE_CPU"] = "true"
 
     def run(script: str, *arguments: object, launch: bool = False) -> None:
         launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "1"]
-        command = [sys.executable, *(launcher if launch else []), ROOT / "training" / script, *arguments]
-        result = subprocess.run(
-            list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8"
-        )
+        command = [*(launcher if launch else []), ROOT / "training" / script, *arguments]
+        result = run_forked(command, cwd=tmp_path, env={"ACCELERATE_USE_CPU": "true"}, timeout=600)
         assert result.returncode == 0, result.stderr[-3000:]
         assert not launch or ("processes: 1" in result.stdout and "Writing model shards" not in result.stderr)
 

@@ -1,13 +1,17 @@
 """What users do beside translating: threads, forks, added tokens, fine-tuning, saving a pipeline, wrong options."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import make_batch, make_model, run_with_transformers, tiny_config
+from conftest import make_batch, make_model, tiny_config
+from forks import PYTHONPATH
 from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
@@ -231,12 +235,13 @@ else:
 """
 
 
-def test_a_process_that_has_loaded_can_fork_and_translate(monkeypatch):
+def test_a_process_that_has_loaded_can_fork_and_translate():
     """With two threads, which a child does not inherit; the model is large enough to make torch use them."""
     from tests.model.test_repetitions import FOLDER
 
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert run_with_transformers(None, FORK_CODE, str(FOLDER)).split() == ["True"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": PYTHONPATH}
+    command = [sys.executable, "-c", FORK_CODE, str(FOLDER)]
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300).stdout == "True\n"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
