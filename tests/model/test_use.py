@@ -1,17 +1,14 @@
 """What users do beside translating: threads, forks, added tokens, fine-tuning, saving a pipeline, wrong options."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from conftest import make_batch, make_model, tiny_config
-from forks import PYTHONPATH
+from forks import run_forked
 from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
@@ -218,7 +215,8 @@ def test_the_attention_may_be_chosen(tmp_path):
 
 FORK_CODE = """
 import os, sys, time
-import lvnar_hf
+import lvnar_hf, torch
+torch.set_num_threads(2)
 from transformers import pipeline
 translator = pipeline("translation", model=sys.argv[1])
 child = os.fork()
@@ -239,9 +237,7 @@ def test_a_process_that_has_loaded_can_fork_and_translate():
     """With two threads, which a child does not inherit; the model is large enough to make torch use them."""
     from tests.model.test_repetitions import FOLDER
 
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": PYTHONPATH}
-    command = [sys.executable, "-c", FORK_CODE, str(FOLDER)]
-    assert subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300).stdout == "True\n"
+    assert run_forked(["-c", FORK_CODE, FOLDER]).stdout == "True\n"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
