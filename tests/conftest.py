@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from forks import run_forked
 
 from lvnar_hf import LvnarConfig, LvnarForConditionalGeneration, LvnarTokenizer, train_tokenizer
 from lvnar_hf.engines.compiled import find_cpp_compiler
+from lvnar_hf.engines.onnx_export import export_onnx
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -147,6 +149,17 @@ def _save_repository(folder: Path, tokenizer: LvnarTokenizer, **changes) -> Path
 def tiny_repository(tmp_path_factory, sample_tokenizer) -> Path:
     """A folder with a tiny untrained model and its tokenizer, saved as a user would."""
     return _save_repository(tmp_path_factory.mktemp("repository") / "tiny-lvnar", sample_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_graphs(tmp_path_factory, tiny_repository) -> Path:
+    """The folder `onnx` of that model, which one of the session's processes makes for all: it takes ten seconds."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "graphs"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            export_onnx(LvnarForConditionalGeneration.from_pretrained(tiny_repository), folder)
+    return folder / "onnx"
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import torch
 from conftest import run_with_transformers
 from transformers import AutoModelForSeq2SeqLM, pipeline
 
-from lvnar_hf.engines.onnx_export import FILES, export_onnx
+from lvnar_hf.engines.onnx_export import FILES
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.atomic import hash_file
 from lvnar_hf.files.text import one_line
@@ -130,12 +130,12 @@ def test_lines_go_to_the_model_as_they_are_if_asked(tiny_repository, source, tmp
     assert lines(tmp_path / "out") == list(map(one_line, expected)) and result["mean_steps_taken"] == 1
 
 
-def test_engines(tiny_repository, source, unbroken, tmp_path):
+def test_engines(tiny_repository, tiny_graphs, source, unbroken, tmp_path):
     repository = shutil.copytree(tiny_repository, tmp_path / "repository")
     with pytest.raises(FileNotFoundError, match=r"no onnx/model\.onnx\. Make it"):
         translate_file(**options(repository, source, tmp_path / "out", engine="onnx"))
     assert load_translator(str(repository), "auto").engine == "torch"
-    export_onnx(AutoModelForSeq2SeqLM.from_pretrained(repository, dtype=torch.float32).eval(), repository)
+    shutil.copytree(tiny_graphs, repository / "onnx")
     translate_file(**options(repository, source, tmp_path / "out", engine="onnx", num_workers=1))
     assert (tmp_path / "out").read_bytes() == unbroken.read_bytes()
     translator = load_translator(str(repository), "auto")

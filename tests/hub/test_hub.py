@@ -13,7 +13,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from conftest import ROOT, make_ctc_model, make_model, tiny_config
+from conftest import ROOT, make_model, tiny_config
 from huggingface_hub import HfApi
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoTokenizer, pipeline
 from lvnar_hf import LvnarConfig, LvnarTokenizer, __version__, hub, train_tokenizer
 from lvnar_hf.commands.app import app
 from lvnar_hf.commands.publish import publish
-from lvnar_hf.engines.onnx_export import FILES, export_onnx
+from lvnar_hf.engines.onnx_export import FILES
 from lvnar_hf.engines.shortlist import FILE as SHORTLIST_FILE
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.hub import verification
@@ -185,12 +185,10 @@ def test_two_vocabularies_shards_and_a_stored_path_are_published(sample_texts, t
 
 
 def test_graphs_are_published_and_refused_if_they_are_cut_or_of_other_weights(
-    model_folder, without_processes, capsys, tmp_path
+    model_folder, tiny_graphs, without_processes, capsys, tmp_path
 ):
     folder = Path(shutil.copytree(model_folder, tmp_path / "with-graphs"))
-    model = make_ctc_model(vocab_size=500)
-    model.save_pretrained(folder)
-    export_onnx(model, folder)
+    shutil.copytree(tiny_graphs, folder / "onnx")
     Shortlist(torch.ones(500, 2).int(), torch.tensor([5, 6]).int(), torch.tensor(-0.5)).save(folder)
     output = tmp_path / "output"
     publish(str(folder), REPO_ID, str(output))

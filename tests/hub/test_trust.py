@@ -12,8 +12,7 @@ from canaries import build, fake_kernels
 from conftest import ROOT, other_python, other_versions
 from forks import PYTHONPATH, run_forked
 
-from lvnar_hf import LvnarForConditionalGeneration, hub
-from lvnar_hf.engines.onnx_export import export_onnx
+from lvnar_hf import hub
 
 FIRST_CHECKS = ("check_repository", "verify")
 
@@ -78,22 +77,15 @@ def test_the_ways_of_the_canaries_load_what_is_sound(sound, tmp_path):
     assert set(failed) == {"model, pickled"} and len(said) >= 19
 
 
-@pytest.fixture(scope="module")
-def graphs(sound, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("graphs")
-    export_onnx(LvnarForConditionalGeneration.from_pretrained(sound).eval(), folder)
-    return folder / "onnx"
-
-
 @pytest.mark.parametrize("engine", ["torch", "onnx-int8"])
 @pytest.mark.parametrize("spoilt", ["unknown_model_type", "tokenizer"])
-def test_standard_input_is_no_answer_to_a_question_of_trust(sound, graphs, tmp_path, engine, spoilt):
+def test_standard_input_is_no_answer_to_a_question_of_trust(sound, tiny_graphs, tmp_path, engine, spoilt):
     """All lines are translated, without that code, or none and the command fails."""
     folder, marks = tmp_path / "repositories", tmp_path / "marks"
     folder.mkdir()
     marks.mkdir()
     build(sound, folder, marks)
-    shutil.copytree(graphs, folder / spoilt / "onnx")
+    shutil.copytree(tiny_graphs, folder / spoilt / "onnx")
     command = ["-m", "lvnar_hf", "translate", "--model", folder / spoilt, "--engine", engine, "--device", "cpu"]
     result = run_forked(command, input="y\na text\n", cwd=tmp_path)
     assert list(marks.iterdir()) == []
