@@ -241,5 +241,5 @@ def test_evaluation_writes_what_it_scored(either_repository, tmp_path):
     with pytest.raises(FileExistsError, match="--output_folder, or give --overwrite"):
         score.main([*arguments, "--target_file", str(files["de"])])
     assert (tmp_path / "out" / "metrics.json").read_text() == before
-    with pytest.raises(ValueError, match=r"20 in .*test\.en.*300 in"):
+    with pytest.raises(ValueError, match=r"20 in .*test\.en.*1000 in"):
         score.main([*arguments, "--overwrite", "--target_file", str(SAMPLE / "test.de")])
