@@ -88,13 +88,14 @@ def collapsed(cells: list[int]) -> list[int]:
 # Files by the time they take, longest first. They are handed to the processes of `make test` in this order, so that
 # none has a long one left when the others are done; the rest, of seconds, follow.
 SLOW_FILES = (
+    "test_compiled.py",
     "test_training.py",
     "test_onnx.py",
-    "test_processes.py",
-    "test_benchmark.py",
-    "test_compiled.py",
-    "test_translate.py",
+    "test_loading_on_the_oldest.py",
     "test_loading.py",
+    "test_benchmark.py",
+    "test_processes.py",
+    "test_translate.py",
     "test_hub.py",
     "test_trust.py",
     "test_distil.py",
