@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from .length_lvnar import lengths_to_mask
 from .losses_lvnar import IGNORED_LABEL
 
-# The log-probability of what cannot be: finite, since the gradient of a sum of nothing but infinities is no number.
+# The log-probability of what cannot be: finite, since the gradient of a sum of nothing but infinities is NaN.
 IMPOSSIBLE = -1e30
 
 Lengths = TypeVar("Lengths", int, torch.Tensor)

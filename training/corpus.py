@@ -13,7 +13,7 @@ from typing import Any
 from transformers.hf_argparser import HfArgumentParser
 
 import training.command  # noqa: F401  (ends the script with one line where that is enough)
-from lvnar_hf.files.atomic import appearing
+from lvnar_hf.files.atomic import atomic_file
 from lvnar_hf.files.outputs import refuse_existing
 from lvnar_hf.files.text import check_files
 from training.data.tatoeba import read_download, read_split, split_pairs
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         for number, side in enumerate(SIDES):
-            with appearing(folder / f"{name}.{side}") as unfinished:
+            with atomic_file(folder / f"{name}.{side}") as unfinished:
                 unfinished.write_bytes("".join(pair[number] + "\n" for pair in getattr(split, name)).encode())
     counts = {name: len(getattr(split, name)) for name in names}
     result = {**counts, "missing": split.missing, "left_out_as_overlapping": split.num_overlapping}

@@ -127,7 +127,7 @@ class Shortlist:
         if bool(((tokens < 0) | (tokens >= num_targets)).any()):
             raise ValueError(f"{file} is no shortlist of target ids 0 to {num_targets - 1}.")
         if bool(min_confidence.isnan()):
-            raise ValueError(f"{file}: min_confidence is no number.")
+            raise ValueError(f"{file}: min_confidence is not a number.")
         if len(candidates) != config.vocab_size:
             raise ValueError(f"{file} is for {len(candidates)} source tokens; the model has {config.vocab_size}.")
         return cls(candidates, frequent, min_confidence)

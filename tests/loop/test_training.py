@@ -243,7 +243,7 @@ def test_epochs_decide_the_number_of_steps(make_trainer):
 
 
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
-def test_a_loss_that_is_no_number_stops_the_run(make_trainer, poison):
+def test_a_loss_that_is_not_finite_stops_the_run(make_trainer, poison):
     trainer = make_trainer(max_steps=50)
     num_batches = len(trainer.sampler)
     fatal = num_batches + 1  # the second step of the second epoch
@@ -301,7 +301,7 @@ def overflow(trainer: TranslationTrainer, value: float) -> None:
     ],
 )
 @pytest.mark.parametrize("save_every_steps", [0, 2])
-def test_weights_that_are_no_numbers_are_not_kept(make_trainer, value, message, save_every_steps):
+def test_weights_that_are_not_finite_are_not_kept(make_trainer, value, message, save_every_steps):
     trainer = make_trainer(max_steps=6, save_every_steps=save_every_steps)
     overflow(trainer, value)
     with pytest.raises(NonFiniteError, match=message):
