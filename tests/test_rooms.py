@@ -70,3 +70,19 @@ def test_files_are_short():
             assert lines < limit, (
                 f"{file.relative_to(ROOT)} has {lines} lines; fewer than {limit} are allowed: divide it"
             )
+
+
+@pytest.mark.parametrize(
+    ("file", "holds"),
+    [
+        ("lvnar_hf/length_lvnar.py", "Eq. 6 to 8"),
+        ("lvnar_hf/losses_lvnar.py", "(Eq. 9)"),
+        ("lvnar_hf/losses_lvnar.py", "Eq. 10"),
+        ("lvnar_hf/refinement_lvnar.py", "Algorithm 1, Eq. 11"),
+        ("lvnar_hf/sentences_lvnar.py", "class SentenceSplitter"),
+        ("lvnar_hf/jobs/shards.py", "with try_lock("),
+        ("training/translation_quality/bleu.py", "BLEU("),
+    ],
+)
+def test_a_reader_of_the_file_list_finds(file, holds):
+    assert holds in (ROOT / file).read_text("utf-8")

@@ -155,7 +155,8 @@ def restore_replaced(folder: Path) -> None:
 
 
 def write_json(file: Path, value: dict[str, Any]) -> None:
-    """Write JSON that is there whole or not at all."""
+    """Write JSON that is there whole or not at all, with the folders above it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(file) as unfinished:
         unfinished.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 

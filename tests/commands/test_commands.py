@@ -32,7 +32,7 @@ from lvnar_hf.jobs.line_translator import load_translator
 from training import score
 from training.command import GO_ON
 from training.loop import run as runs
-from training.translation_quality.measures import corpus_scores
+from training.translation_quality.bleu import corpus_scores
 
 SCRIPTS = sorted(path.name for path in (ROOT / "training").glob("*.py") if "__main__" in path.read_text("utf-8"))
 SCRIPTS.remove("report.py")  # takes no arguments

@@ -21,7 +21,7 @@ from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.engines.onnx_export import FILES
 from lvnar_hf.engines.onnx_graph import with_subgraphs
 from training.quality.decoding import translate_texts
-from training.translation_quality.measures import corpus_scores
+from training.translation_quality.bleu import corpus_scores
 
 LENGTHS = [(1 + (7 * row) % 39, 1) for row in range(40)]
 

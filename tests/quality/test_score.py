@@ -17,7 +17,7 @@ from training.data.evaluation_sets import TestSetArguments, load_test_set
 from training.quality.decoding import refine_texts, translate_texts
 from training.quality.elbo import can_be_scored, elbo_of_sequences
 from training.translation_quality import measures
-from training.translation_quality.measures import bleu_by_length, corpus_scores, repeated_share, words
+from training.translation_quality.bleu import bleu_by_length, corpus_scores, repeated_share, words
 
 
 @pytest.fixture

@@ -282,6 +282,7 @@ def distillation_table(results: Path) -> str:
 def teacher_engines_table(results: Path) -> str:
     """The teacher's engines on the same sentences."""
     result = read_result(results, "teacher_engines")
+    num_rounds = len(result["engines"]["transformers"]["seconds"])
     rows = [
         (
             name,
@@ -294,9 +295,10 @@ def teacher_engines_table(results: Path) -> str:
     ]
     return table(("engine", "sentences/s", "times as fast", "same translations", "BLEU"), rows) + (
         f"\n\nBeam {result['num_beams']}, {result['sentences']} training sentences, batches of "
-        f"{result['max_batch_tokens']:,} source tokens, medians of 3 rounds in turns, {machine_of(result)}. The same "
-        f"translations: as transformers with `early_stopping=True`, CTranslate2's rule. BLEU on training sentences, "
-        f"only to compare: `{result['engines']['transformers']['bleu']['signature']}`."
+        f"{result['max_batch_tokens']:,} source tokens, medians of {num_rounds} rounds in turns, "
+        f"{machine_of(result)}. The same translations: as transformers with `early_stopping=True`, CTranslate2's "
+        "rule. BLEU on training sentences, only to compare: "
+        f"`{result['engines']['transformers']['bleu']['signature']}`."
     )
 
 
