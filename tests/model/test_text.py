@@ -80,7 +80,7 @@ def translate(
         ("(“Hi.”)", "(“⟨Hi.⟩”)"),
         ("**Hello there.**", "**⟨Hello there.⟩**"),
         ("<p>Tom laughed.</p>", "<p>⟨Tom laughed.⟩</p>"),
-        ("<p>Yes. So</p><p>Hi <b>Tom</b>.</p>", "<p>⟨Yes.⟩ ⟨So⟩</p><p>⟨Hi <b>Tom</b>.⟩</p>"),
+        ("<p>Yes. So</p><p>Hi <b>Tom</b>.</p>", "<p>⟨Yes.⟩ ⟨So⟩</p><p>⟨Hi <b>⟨Tom⟩</b>.⟩</p>"),
         ("<p>Yes.</p><p>No.</p>", "<p>⟨Yes.⟩</p><p>⟨No.⟩</p>"),
         ('<div class="x"><b>Hi.</b><br/></div>', '<div class="x"><b>⟨Hi.⟩</b><br/></div>'),
         ("Hi! 😀 How are you? 👨‍👩‍👧❤️ :-) :smile:", "⟨Hi!⟩ 😀 ⟨How are you?⟩ 👨‍👩‍👧❤️ :-) :smile:"),
@@ -101,6 +101,23 @@ def translate(
         ("```py\nprint('Hi.')\n```\nGo.\n```", "```py\nprint('Hi.')\n```\n⟨Go.⟩\n```"),
         ("", ""),
         (" \n ", " \n "),
+        # Tables: cell by cell.
+        ("| a cell | **b** |\n|:--|--:|\n|1|Yes. No|", "| ⟨a cell⟩ | **⟨b⟩** |\n|:--|--:|\n|⟨1⟩|⟨Yes.⟩ ⟨No⟩|"),
+        ("a | b\n--- | ---\n`x|y` | a|b", "⟨a⟩ | ⟨b⟩\n--- | ---\n`x|y` | ⟨a|b⟩"),
+        # What is marked: parts of a sentence by themselves, whole sentences as they stand.
+        ("Read [the book](https://a.b/c_(d) \"x y\") now.", "⟨Read [⟨the book⟩](https://a.b/c_(d) \"x y\") now.⟩"),
+        ("[Click here](<a b>)", "[⟨Click here⟩](<a b>)"),
+        ("[![a [b] c](x.png)](https://a.b) is it", "⟨[![⟨a [b] c⟩](x.png)](https://a.b) is it⟩"),
+        ("See [the page][ref] or [`x`](y), [](z).", "⟨See [⟨the page⟩][ref] or [`x`](y), [](z).⟩"),
+        ("[ref]: https://a.b\n[^1]: So.[2] I go.[^note]", "[ref]: https://a.b\n[^1]: ⟨So.⟩[2] ⟨I go.⟩[^note]"),
+        ("It is **very big** and *so _old_*.", "⟨It is **⟨very big⟩** and *⟨so _⟨old⟩_⟩*.⟩"),
+        ("**Note:** I am ***here***.", "⟨**⟨Note:⟩:** I am ***⟨here⟩***.⟩"),
+        ("**I was late.** ~~Tom laughed.~~ Why?", "**⟨I was late.⟩** ~~⟨Tom laughed.⟩~~ ⟨Why?⟩"),
+        ('A <a href="x">red <i>car</i></a>.', '⟨A <a href="x">⟨red <i>⟨car⟩</i>⟩</a>.⟩'),
+        ("\x1b[1;31mRed\x1b[0m is \x1b[4mso\x1b[m.", "⟨\x1b[1;31m⟨Red⟩\x1b[0m is \x1b[4m⟨so⟩\x1b[m.⟩"),
+        ("SEE **THAT** [BIG CAR](x)", "⟨SEE **⟨THAT⟩** [⟨BIG CAR⟩](x)⟩"),
+        ("a[0] * b[1] * 2*3*4, **kwargs, a**b", "⟨a[0] * b[1] * 2*3*4, **kwargs, a**b⟩"),
+        ("He said *I am\nhere* so", "⟨He said *I am⟩\n⟨here* so⟩"),
         # Capitals.
         ("I'M HERE, TOM. YES.", "⟨I'M HERE, TOM.⟩ ⟨YES.⟩"),
         ("NATO. I saw TOM.", "⟨NATO.⟩ ⟨I saw TOM.⟩"),
@@ -161,6 +178,7 @@ SPANS = [
     "example.de",
     ":smile:",
     "@user_1",
+    "@user@server.social",
     "#42",
     "#tag",
     "`x = 1`",
@@ -179,6 +197,27 @@ SPANS = [
     ":-)",
     "<3",
     "\x03",
+    # As newcomers typed them, and their relatives.
+    "README.md",
+    "lvnar_hf/text_lvnar.py",
+    "a-b_c.tar.gz",
+    "./run.sh",
+    "../x",
+    "~/x",
+    "$x^2$",
+    "$\\alpha + 2$",
+    "$$x_1$$",
+    "\\(a b\\)",
+    "MAX_VALUE",
+    "__init__",
+    "os.path.join()",
+    "<https://a.b/c>",
+    "<code>x = 1</code>",
+    "[^1]",
+    "[12]",
+    "![](a.png)",
+    "\x1b[0;31m",
+    "\x1b]8;;https://a.b\x1b\\",
 ]
 
 
@@ -232,6 +271,35 @@ def test_each_kind_of_span_is_protected(span):
 def test_the_punctuation_after_a_span_is_not_part_of_it(text, given):
     seen = []
     assert translate(text, lambda sentence: seen.append(sentence) or sentence) == text and seen == [given]
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "expected"),
+    [
+        ("en", "The word Москва is it.", "⟨The word \x01 is it.⟩"),
+        ("en", "He said 「日本 語」 and π, مرحبا بك.", "⟨He said 「\x01」 and \x02.⟩"),
+        ("de", "Müßige Größe, e\u0301, ªº, ﬁ, Ａ, ĸ, ɐ, ᵃ.", "⟨Müßige Größe, e\u0301, ªº, ﬁ, Ａ, ĸ, ɐ, ᵃ.⟩"),
+        ("en", "Где вокзал? Там.", "Где вокзал? Там."),
+        ("ru", "Где 東京?", "⟨Где 東京?⟩"),
+        (None, "The word Москва", "⟨The word Москва⟩"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The text is written")
+def test_words_in_other_letters_stay_where_the_source_is_latin(language, text, expected):
+    seen = []
+    shown = translate(text, lambda sentence: seen.append(sentence) or f"⟨{sentence}⟩", source_language=language)
+    assert shown.replace("⟨", "").replace("⟩", "") == text
+    assert "".join(f"⟨{sentence}⟩" for sentence in seen) == (expected if "⟨" in expected else "")
+
+
+def test_what_is_marked_is_translated_by_itself_and_may_move():
+    models = {"I see \x01 and \x02.": ["\x02 and \x01.", "\x01 \x02"], "a [b] c": ["A.", "B"], "very": ["so", "too"]}
+    seen = []
+    text_format = TextFormat(CharacterTokenizer())
+    text = "I see [a [b] c](https://a.b) and **very**."
+    found = text_format.translate([text], lambda sentences: [seen.append(s) or models[s] for s in sentences])
+    assert found == [["**so** and [A](https://a.b).", "[B](https://a.b) **too**"]]
+    assert seen == list(models)
 
 
 def test_placeholders_may_move():
@@ -624,7 +692,7 @@ def test_protected_spans_come_back_from_the_model_that_ships(shipped):
     ]
     texts, spans = [], []
     for frame in frames * 20:
-        spans.append(generator.sample(SPANS[:-1], frame.count("{}")))
+        spans.append(generator.sample(sorted({*SPANS} - {"\x03"}), frame.count("{}")))
         texts.append(frame.format(*spans[-1]))
     results = [result["translation_text"] for result in shipped(texts, batch_size=32, num_refinement_steps=0)]
     assert len(texts) == 200
