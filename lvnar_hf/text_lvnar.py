@@ -33,6 +33,10 @@ _BAR, _BAR_OF_ROW = re.compile(r"(?<!\S)(\|)(?!\S)"), re.compile(r"(?<!\\)(\|)")
 
 # A figure by itself: 42, 1,234.56, 10:30, 12/24/2023, 192.168.0.1; and an English afternoon after it.
 _FIGURE = re.compile(r"(?<![\w.])\d+(?:[.,:/-]\d+)*(?!\w)")
+# What is kept with it: the sign of a currency, and the half of the day, which a translation would lose without a word.
+_AMOUNT = re.compile(
+    rf"[$€£¥₩₹₽]?{_FIGURE.pattern}(?:[$€£¥₩₹₽%°]|\s*(?i:[ap]\.?m\b)(?:\.(?=\s*[^\W_]))?)?"
+)
 _AFTERNOON = re.compile(r"\s*p\.?m\b", re.IGNORECASE)
 _END_MARKS = " .!?…,;:。！？、，；："
 _ENUMERATOR = re.compile(r"\s*\(?\d{1,3}[.)]\s*")
@@ -120,8 +124,17 @@ class _Sentence:
             return self.core
         if (figures := figures_of(self.core)) and figures - figures_of(translation):
             return None
-        texts = dict(zip(PLACEHOLDERS, spans, strict=False))
+        texts = dict(zip(PLACEHOLDERS, self._part_from_words(translation, spans), strict=False))
         return "".join(texts.get(character, character) for character in translation)
+
+    def _part_from_words(self, translation: str, spans: Sequence[str]) -> Iterator[str]:
+        """The spans, with a space where a word of the translation touches one that touched none in the source."""
+        places = (index for index, character in enumerate(self.core) if character in MASKS)
+        for place, placeholder, span in zip(places, PLACEHOLDERS, spans, strict=False):
+            found = translation.find(placeholder)
+            sides = zip(_words_beside(self.core, place), _words_beside(translation, found), strict=True)
+            before, after = (" " if touches_now and not touched else "" for touched, touches_now in sides)
+            yield f"{before}{span}{after}"
 
 
 @dataclass
@@ -319,9 +332,9 @@ class TextFormat:
         remaining = iter(sentence.spans)
         spans = [
             next(remaining) if match[0] in MASKS else match[0]
-            for match in re.finditer(f"[{SPAN}{MARK}]|{_FIGURE.pattern}", sentence.core)
+            for match in re.finditer(f"[{SPAN}{MARK}]|{_AMOUNT.pattern}", sentence.core)
         ]
-        core = _FIGURE.sub(SPAN, sentence.core)
+        core = _AMOUNT.sub(SPAN, sentence.core)
         fits = self._has_placeholders and len(sentence.spans) < len(spans) <= len(PLACEHOLDERS)
         if fits and not sentence.is_piece and has_words(core):
             self._add_masked(plan, core, spans, sentence.is_capitals)
@@ -397,6 +410,13 @@ def _split_cells(line: str) -> list[str]:
     """A line at the bars that part cells."""
     is_row = len(row := line.strip()) > 1 and row[0] == row[-1] == "|"
     return (_BAR_OF_ROW if is_row else _BAR).split(line)
+
+
+def _words_beside(text: str, place: int) -> tuple[bool, bool]:
+    """Whether a word, of a script that puts spaces between words, touches a character on its left and right."""
+    sides = text[max(place - 1, 0) : place], text[place + 1 : place + 2]
+    left, right = (side.isalnum() and not is_unspaced(side) for side in sides)
+    return left, right
 
 
 def _choose(translations: Sequence[str], choice: int) -> str:
