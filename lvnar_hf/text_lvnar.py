@@ -34,9 +34,7 @@ _BAR, _BAR_OF_ROW = re.compile(r"(?<!\S)(\|)(?!\S)"), re.compile(r"(?<!\\)(\|)")
 # A figure by itself: 42, 1,234.56, 10:30, 12/24/2023, 192.168.0.1; and an English afternoon after it.
 _FIGURE = re.compile(r"(?<![\w.])\d+(?:[.,:/-]\d+)*(?!\w)")
 # What is kept with it: the sign of a currency, and the half of the day, which a translation would lose without a word.
-_AMOUNT = re.compile(
-    rf"[$€£¥₩₹₽]?{_FIGURE.pattern}(?:[$€£¥₩₹₽%°]|\s*(?i:[ap]\.?m\b)(?:\.(?=\s*[^\W_]))?)?"
-)
+_AMOUNT = re.compile(rf"[$€£¥₩₹₽]?{_FIGURE.pattern}(?:[$€£¥₩₹₽%°]|\s*(?i:[ap]\.?m\b)(?:\.(?=\s*[^\W_]))?)?")
 _AFTERNOON = re.compile(r"\s*p\.?m\b", re.IGNORECASE)
 _END_MARKS = " .!?…,;:。！？、，；："
 _ENUMERATOR = re.compile(r"\s*\(?\d{1,3}[.)]\s*")
@@ -183,9 +181,9 @@ class TextFormat:
     Kept character by character: line ends, tabs and the bars of tables, white space at the edges of lines and
     sentences, bullets, dashes, quotation marks and tags around a sentence, emoji, what `markup_lvnar` protects, and
     whatever has no letter and no digit. What stands in a cell, is the text of a link or is emphasised is translated by
-    itself. Characters of no width are dropped elsewhere, and white space inside a sentence becomes single spaces. A sentence of
-    several words in capitals is translated in lower case and brought back. One of more tokens than the model takes is
-    parted at sentence and clause marks. A figure of two digits or more that the model changes is kept as it is.
+    itself. Characters of no width are dropped elsewhere, and white space inside a sentence becomes single spaces. A
+    sentence of several words in capitals is translated in lower case and brought back. One of more tokens than the
+    model takes is parted at sentence and clause marks. A figure of two digits or more that the model changes is kept as it is.
 
     Args:
         tokenizer: the model's; placeholders are used if it has a token for each.

@@ -106,7 +106,7 @@ def translate(
         ("| a cell | **b** |\n|:--|--:|\n|1|Yes. No|", "| ⟨a cell⟩ | **⟨b⟩** |\n|:--|--:|\n|⟨1⟩|⟨Yes.⟩ ⟨No⟩|"),
         ("a | b\n--- | ---\n`x|y` | a|b", "⟨a⟩ | ⟨b⟩\n--- | ---\n`x|y` | ⟨a|b⟩"),
         # What is marked: parts of a sentence by themselves, whole sentences as they stand.
-        ("Read [the book](https://a.b/c_(d) \"x y\") now.", "⟨Read [⟨the book⟩](https://a.b/c_(d) \"x y\") now.⟩"),
+        ('Read [the book](https://a.b/c_(d) "x y") now.', '⟨Read [⟨the book⟩](https://a.b/c_(d) "x y") now.⟩'),
         ("[Click here](<a b>)", "[⟨Click here⟩](<a b>)"),
         ("[![a [b] c](x.png)](https://a.b) is it", "⟨[![⟨a [b] c⟩](x.png)](https://a.b) is it⟩"),
         ("See [the page][ref] or [`x`](y), [](z).", "⟨See [⟨the page⟩][ref] or [`x`](y), [](z).⟩"),
@@ -711,7 +711,8 @@ def test_figures_of_the_sentences_written_for_it_come_back(shipped):
     sources, expectations = sources[:200], read_expectations(lines[:200])
     results = [result["translation_text"] for result in shipped(sources, batch_size=32)]
     copied = copied_spans(results, expectations)
-    print(f"{copied['num_copied']} of {copied['num_spans']} spans, {sum(figures_of(s).total() for s in sources)} figures")
+    num_figures = sum(figures_of(source).total() for source in sources)
+    print(f"{copied['num_copied']} of {copied['num_spans']} spans, {num_figures} figures")
     pairs = zip(sources, results, strict=True)
     assert not [pair for pair in pairs if figures_of(pair[0]) - figures_of(pair[1])]
     assert copied["share"] > 0.8 and not re.search(r"[^\W\d_]\d\d|\d\d[^\W\d_]", " ".join(results))
