@@ -183,7 +183,8 @@ class TextFormat:
     whatever has no letter and no digit. What stands in a cell, is the text of a link or is emphasised is translated by
     itself. Characters of no width are dropped elsewhere, and white space inside a sentence becomes single spaces. A
     sentence of several words in capitals is translated in lower case and brought back. One of more tokens than the
-    model takes is parted at sentence and clause marks. A figure of two digits or more that the model changes is kept as it is.
+    model takes is parted at sentence and clause marks. A figure of two digits or more that the model changes is kept as
+    it is.
 
     Args:
         tokenizer: the model's; placeholders are used if it has a token for each.

@@ -388,8 +388,8 @@ def parse_recipe(sections: dict[str, type], argv: list[str] | None = None) -> tu
 
     Raises:
         FileNotFoundError: there is no such recipe.
-        ValueError: for a recipe that is not YAML or no mapping of sections, a section or key that is unknown, or a value of
-            another type than its key's.
+        ValueError: for a recipe that is not YAML or no mapping of sections, a section or key that is unknown, or a
+            value of another type than its key's.
     """
     parser = HfArgumentParser(list(sections.values()), allow_abbrev=False)
     parser.add_argument("--config", help="recipe (YAML) with the sections " + ", ".join(sections))
