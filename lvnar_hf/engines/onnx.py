@@ -25,8 +25,9 @@ from lvnar_hf.engines.onnx_export import FILES, GRAPH_VERSION, VERSION_KEY
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.fingerprints import KEY as FINGERPRINT
 from lvnar_hf.files.fingerprints import StaleError, refuse_stale
-from lvnar_hf.generation_lvnar import DecodingOptions, LvnarGenerateOutput
+from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS, DecodingOptions, LvnarGenerateOutput
 from lvnar_hf.refinement_lvnar import MAX_STEPS, NOT_FINITE, parts_by_length
+from lvnar_hf.soundness_lvnar import check_generation_fields
 
 # Positions, padding included, of the parts that a batch is translated in: source tokens, or the cells of alignment
 # "ctc". In larger parts nothing is faster, and what passes between the operations no longer fits the processor's
@@ -147,6 +148,9 @@ class LvnarOnnxModel(LvnarEngine):
         if found is None:
             raise FileNotFoundError(f"{name} has no {FILES[precision]}. Make it: lvnar export --model {name}")
         config = LvnarConfig.from_pretrained(name, **where)
+        file = cached_file(str(name), "generation_config.json", _raise_exceptions_for_missing_entries=False, **where)
+        if file is not None:
+            check_generation_fields(file, GENERATION_DEFAULTS["ctc"])
         generation_config = GenerationConfig.from_pretrained(name, **where)
         tokens = Shortlist.from_pretrained(name, config, **where) if shortlist else None
         engine = cls(config, generation_config, Path(found), num_threads, tokens)
