@@ -40,6 +40,7 @@ from .trust_lvnar import SafeLoadingMixin
 # So that they are saved beside this module, and found: from a folder, transformers 4 copies what this module imports,
 # but not what those import in turn.
 # isort: split
+from .markup_lvnar import mask_line  # noqa: F401
 from .pipeline_lvnar import LvnarTranslationPipeline  # noqa: F401
 from .repetitions_lvnar import find_stutter  # noqa: F401
 from .segmentation_lvnar import is_unspaced  # noqa: F401

@@ -143,11 +143,15 @@ def refine_in_parts(
     options: DecodingOptions,
     max_positions: int,
 ) -> LvnarGenerateOutput:
-    """`refine`, of a batch with more than `max_positions` in parts; see `parts_by_length`."""
-    ratio = model.config.upsampling_ratio if model.config.alignment == "ctc" else 1.0
-    if input_ids.numel() * ratio <= max_positions:
+    """`refine`, of a batch with more than `max_positions` in parts; see `parts_by_length`.
+
+    A part has room for the longest translations that its sentences may have.
+    """
+    is_ctc = model.config.alignment == "ctc"
+    ratio, most_added = (model.config.upsampling_ratio, 0) if is_ctc else (1.0, model.config.max_length_offset)
+    if input_ids.numel() * ratio + len(input_ids) * most_added <= max_positions:
         return refine(model, input_ids, attention_mask, options)
-    order, sizes = parts_by_length(model.config, attention_mask, max_positions)
+    order, sizes = parts_by_length(model.config, attention_mask, max_positions, most_added)
     outputs = []
     for rows in order.split(sizes):
         width = int(attention_mask[rows].sum(-1).max())
@@ -156,7 +160,7 @@ def refine_in_parts(
 
 
 def parts_by_length(
-    config: LvnarConfig, attention_mask: torch.Tensor, max_positions: int
+    config: LvnarConfig, attention_mask: torch.Tensor, max_positions: int, most_added: int = 0
 ) -> tuple[torch.Tensor, list[int]]:
     """A batch in parts of sentences alike in length, so that one long sentence does not pad all others.
 
@@ -164,6 +168,7 @@ def parts_by_length(
         attention_mask: (batch, source_length).
         max_positions: of a part, padding included: source tokens, or cells of alignment "ctc". A longer sentence is a
             part of its own.
+        most_added: positions that each sentence is counted longer.
 
     Returns:
         The order of the sentences, shortest first, (batch,); and the sizes of the parts.
@@ -172,7 +177,7 @@ def parts_by_length(
     order = lengths.argsort(stable=True)
     ratio = config.upsampling_ratio if config.alignment == "ctc" else 1.0
     sizes = [0]
-    for length in num_ctc_cells(lengths[order], ratio).tolist():  # the last one of a part is its longest
+    for length in (num_ctc_cells(lengths[order], ratio) + most_added).tolist():  # the last one of a part is its longest
         if sizes[-1] and (sizes[-1] + 1) * length > max_positions:
             sizes.append(0)
         sizes[-1] += 1
