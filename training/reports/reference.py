@@ -27,6 +27,7 @@ API: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("tokenizer_training", ("train_tokenizer",)),
         ("pipeline_lvnar", ("LvnarTranslationPipeline",)),
         ("text_lvnar", ("TextFormat",)),
+        ("steps", ("refinement_steps", "RefinementSteps", "Step", "Word", "Run")),
     ),
     "Engines": (
         ("engines.compiled", ("LvnarCompiledModel",)),
