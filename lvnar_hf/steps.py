@@ -17,9 +17,8 @@ from typing import TypedDict
 from transformers import PreTrainedTokenizerBase
 
 from lvnar_hf.generation_lvnar import LvnarGenerateOutput
+from lvnar_hf.words_lvnar import is_unspaced, split_subwords, split_words
 
-# Mean characters between spaces above which text counts as written without spaces; German news has 6.
-LONGEST_MEAN_WORD = 12
 _KINDS = {"equal": "kept", "replace": "replaced", "insert": "inserted", "delete": "removed"}
 
 
@@ -179,30 +178,3 @@ def _compare(before: Sequence[str], after: Sequence[str], joiner: str) -> tuple[
         sides = joiner.join(before[i:j]), joiner.join(after[k:m])
         runs.append({"kind": _KINDS[tag], "before": sides[0], "after": sides[1], "num_words": max(j - i, m - k)})
     return marks, runs
-
-
-def is_unspaced(texts: Sequence[str]) -> bool:
-    """Whether texts are written without spaces between words."""
-    words = [word for text in texts for word in text.split()]
-    return sum(map(len, words)) > LONGEST_MEAN_WORD * len(words)
-
-
-def split_words(text: str) -> list[str]:
-    """What stands between white space."""
-    return text.split()
-
-
-def split_subwords(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text of a translation in pieces, which joined are the whole text again.
-
-    A piece is a subword where the text can be cut there: the bytes of one character, or subwords that are joined in
-    another way when more follow, stay in one piece.
-    """
-    text = tokenizer.decode(list(ids), skip_special_tokens=True)
-    pieces, position = [], 0
-    for end in range(1, len(ids) + 1):
-        beginning = tokenizer.decode(list(ids[:end]), skip_special_tokens=True)
-        if len(beginning) > position and text.startswith(beginning):
-            pieces.append(text[position : len(beginning)])
-            position = len(beginning)
-    return pieces

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments, test_set_arguments = parser.parse_args_into_dataclasses(argv)
 
     from lvnar_hf.jobs.environment import describe_machine, describe_versions
-    from lvnar_hf.steps import is_unspaced
+    from lvnar_hf.words_lvnar import is_unspaced
     from training.quality.oracles import oracle_scores
     from training.quality.refinement import analyse_refinement, load_lvnar
     from training.reports.examples import choose_examples, describe_example, render_html, render_markdown

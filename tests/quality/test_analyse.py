@@ -15,7 +15,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from lvnar_hf import train_tokenizer
 from lvnar_hf.ctc_lvnar import ctc_cell_mask
-from lvnar_hf.steps import align, is_unspaced, split_subwords, split_words
+from lvnar_hf.steps import align
+from lvnar_hf.words_lvnar import is_unspaced, split_subwords, split_words
 from training import analyse
 from training.data.evaluation_sets import evenly_spaced
 from training.quality import refinement as analysis
