@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         other_tokenizer = load_tokenizer(arguments.teacher)
         limit = other.config.max_position_embeddings
         _, measured = measure(confidence.generate_greedily(other), other_tokenizer, limit, None)
-        result["teacher"] = {"model": arguments.teacher, **measured}
+        result["teacher"] = {"model": Path(arguments.teacher).name, **measured}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / FILE, calibration.to_dict())
     if arguments.results_file is not None:

@@ -150,8 +150,12 @@ def fit_isotonic(scores: Sequence[float], values: Sequence[float]) -> Curve:
 
 
 def fit_calibration(scored: ScoredWords, weights_fingerprint: str | None) -> Calibration:
-    """The curves; the threshold is such that about a tenth of these words is under it."""
-    words = fit_isotonic(scored.probabilities, list(map(float, scored.are_right)))
+    """The curves; the threshold is such that about a tenth of these words is under it.
+
+    A right word as unlikely as any, and a wrong one as likely as any, are added: no confidence is 0 or 1.
+    """
+    ends = [min(scored.probabilities, default=0.0), max(scored.probabilities, default=1.0)]
+    words = fit_isotonic([*scored.probabilities, *ends], [*map(float, scored.are_right), 1.0, 0.0])
     confidences = words(torch.tensor(scored.probabilities, dtype=torch.float64))
     threshold = float(confidences.double().quantile(LOWEST_SHARE))
     sentences = fit_isotonic(scored.sentence_probabilities, scored.right_shares)
