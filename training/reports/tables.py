@@ -320,14 +320,19 @@ def confidence_table(results: Path) -> str:
             )
         )
     header = (
-        *("", "wrong words", "error of words, raw → calibrated", "wrong words in the lowest tenth, of the most possible"),
+        *(
+            "",
+            "wrong words",
+            "error of words, raw → calibrated",
+            "wrong words in the lowest tenth, of the most possible",
+        ),
         *("wrong in that tenth", "error of sentences", "rank correlation of sentences"),
     )
     calibrated = result["calibrated_on"]
     return table(header, rows) + (
-        f"\n\n{result['num_sentences']:,} sentences of {result['test_set']}, {result['num_words']:,} words of this model; "
-        f"calibrated on {calibrated['num_sentences']:,} others, each system by itself. A word is wrong that the one "
-        "reference has not (as often), good or bad. Error: expected calibration error, ten bins of equal width. The "
+        f"\n\n{result['num_sentences']:,} sentences of {result['test_set']}, {result['num_words']:,} words of this "
+        f"model; calibrated on {calibrated['num_sentences']:,} others, each system by itself. A word is wrong that the "
+        "one reference has not (as often), good or bad. Error: expected calibration error, ten bins of equal width. The "
         "lowest tenth are the words with the lowest confidence; no more wrong ones fit into it than it has words. Of "
         "sentences, the confidence is compared with the share of their words that are right."
     )
