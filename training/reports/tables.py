@@ -332,7 +332,7 @@ def confidence_table(results: Path) -> str:
     return table(header, rows) + (
         f"\n\n{result['num_sentences']:,} sentences of {result['test_set']}, {result['num_words']:,} words of this "
         f"model; calibrated on {calibrated['num_sentences']:,} others, each system by itself. A word is wrong that the "
-        "one reference has not (as often), good or bad. Error: expected calibration error, ten bins of equal width. The "
+        "one reference has not (as often), good or bad. Error: expected calibration error, ten bins of one width. The "
         "lowest tenth are the words with the lowest confidence; no more wrong ones fit into it than it has words. Of "
         "sentences, the confidence is compared with the share of their words that are right."
     )
