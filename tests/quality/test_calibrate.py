@@ -57,9 +57,7 @@ def test_right_words_and_what_is_measured():
     assert measured["sentences"]["rank_correlation"] == pytest.approx(1.0)
     assert 0 < measured["uncertain"]["share"] <= 0.15
     # |0.1 - 1| of one word in the first bin; |0.95 - 0.5| of two in the last.
-    assert calibration_error(np.array([0.1, 0.9, 1.0]), np.array([1, 1, 0])) == pytest.approx((0.9 + 2 * 0.45) / 3) or (
-        calibration_error(np.array([0.1, 0.92, 0.98]), np.array([1, 1, 0])) == pytest.approx((0.9 + 2 * 0.45) / 3)
-    )
+    assert calibration_error(np.array([0.1, 0.92, 0.98]), np.array([1, 1, 0])) == pytest.approx((0.9 + 2 * 0.45) / 3)
 
 
 @pytest.fixture
@@ -78,7 +76,7 @@ def test_the_command(either_repository, sample_tokenizer, files, tmp_path):
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 40}
     ids = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "forced_eos_token_id": None}
-    config = MarianConfig(vocab_size=len(sample_tokenizer), max_length=12, **sizes, **heads, **ids)
+    config = MarianConfig(vocab_size=len(sample_tokenizer), **sizes, **heads, **ids)
     teacher = tmp_path / "teacher"
     MarianMTModel(config).save_pretrained(teacher)
     sample_tokenizer.save_pretrained(teacher)

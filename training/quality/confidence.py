@@ -225,8 +225,10 @@ def calibration_error(confidences: np.ndarray, values: np.ndarray) -> float:
     return sum(one["number"] * abs(one["confidence"] - one["value"]) for one in bins) / len(values)
 
 
-def _rank_correlation(scores: np.ndarray, values: np.ndarray) -> float:
-    """Spearman's; equal numbers share the mean of their ranks."""
+def _rank_correlation(scores: np.ndarray, values: np.ndarray) -> float | None:
+    """Spearman's; equal numbers share the mean of their ranks. None if one side is all equal."""
+    if len(np.unique(scores)) < 2 or len(np.unique(values)) < 2:
+        return None
 
     def ranks(numbers: np.ndarray) -> np.ndarray:
         _, inverse, counts = np.unique(numbers, return_inverse=True, return_counts=True)
