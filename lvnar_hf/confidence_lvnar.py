@@ -149,7 +149,7 @@ class Calibration:
     weights_fingerprint: str | None = None
 
     @classmethod
-    def load(cls, file: str | os.PathLike) -> "Calibration":
+    def load(cls, file: str | Path) -> "Calibration":
         """From its file.
 
         Raises:

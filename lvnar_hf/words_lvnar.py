@@ -145,7 +145,7 @@ def place_words(text: str, source_text: str, drafts: Sequence[Sequence[Sequence[
     for place, (start, end) in enumerate(units):
         own = sources.get(place, []) if place in is_found or keys[place] not in kept else []
         if placed and unspaced and end - 1 == placed[-1]["end"] and own == last_sources:  # the same subword
-            placed[-1].update(text=placed[-1]["text"] + text[start:end], end=end)
+            placed[-1]["text"], placed[-1]["end"] = placed[-1]["text"] + text[start:end], end
             continue
         least = min(own, key=lambda word: word["confidence"], default=None)
         placed.append(
