@@ -176,18 +176,24 @@ def ctc_nll(
 
 @torch.no_grad()
 def likeliest_alignment(
-    logits: torch.Tensor, labels: torch.Tensor, cell_mask: torch.Tensor, blank_id: int
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    cell_mask: torch.Tensor,
+    blank_id: int,
+    blank_penalty: float = 0.0,
 ) -> torch.Tensor:
     """The likeliest cells a with collapse(a) = y: the forward algorithm with a maximum for the sum (Viterbi).
 
     Args:
         logits, labels, cell_mask, blank_id: as for `ctc_nll`; logits need no normalisation.
+        blank_penalty: is taken of blank's logits.
 
     Returns:
         (batch, T) token ids, blank after a sentence's cells.
     """
     states, skips = _states(labels, blank_id)
     scores = logits.gather(-1, states[:, None, :].expand(-1, logits.shape[1], -1)).float()
+    scores[..., ::2] -= blank_penalty
     best, steps = _first_alphas(scores), []
     for cell in range(1, logits.shape[1]):
         arrived, step = _arrivals(best, skips).max(0)  # how many states back, 0 to 2

@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import ModelOutput
 
+from .confidence_lvnar import Calibration, sentence_probabilities
 from .configuration_lvnar import LvnarConfig
 from .ctc_lvnar import pack_left
 from .inputs_lvnar import check_inputs
@@ -25,7 +26,10 @@ GENERATION_DEFAULTS: dict[str, dict[str, Any]] = {
 # Of a model's generation_config.json, which strangers write; who translates may ask for more.
 MAX_STORED_STEPS = 1000
 
-OWN_OPTIONS = ("num_refinement_steps", "remove_repetitions", "max_length", "return_dict_in_generate", "output_scores")
+OWN_OPTIONS = (
+    *("num_refinement_steps", "remove_repetitions", "max_length"),
+    *("return_dict_in_generate", "output_scores", "output_confidences"),
+)
 # Options of transformers' GenerationConfig that change nothing here, whatever their value.
 _INERT_OPTIONS = ("use_cache", "return_legacy_cache", "disable_compile", "transformers_version")
 # All other options steer a search token by token, which this model does not have. These values of theirs ask for
@@ -61,12 +65,18 @@ class DecodingOptions:
     max_length: int | None = None
     return_dict_in_generate: bool | None = None
     output_scores: bool | None = None
+    output_confidences: bool | None = None
     num_target_ids: int | None = None  # of the vocabulary, where the embedding has spare rows after them
 
     @property
     def with_bounds(self) -> bool:
         """Whether lower bounds are asked for."""
-        return bool(self.return_dict_in_generate and self.output_scores)
+        return bool(self.return_dict_in_generate and (self.output_scores or self.output_confidences))
+
+    @property
+    def with_confidences(self) -> bool:
+        """Whether confidences are asked for."""
+        return bool(self.return_dict_in_generate and self.output_confidences)
 
     def __post_init__(self) -> None:
         if isinstance(self.num_refinement_steps, Integral) and not isinstance(self.num_refinement_steps, bool):
@@ -112,8 +122,13 @@ class LvnarGenerateOutput(ModelOutput):
             the step `num_refinement_steps`.
         sequences_per_step: T + 1 tensors (batch, length); the translation before refinement and after each step, as
             the decoder gave it. A sentence that has stopped keeps its translation, one that alternates too.
-        lower_bounds: with `output_scores=True`, (batch, T + 1) nats a sentence, the deterministic lower bound after
-            each step, Eq. 12: log p(y_t | x, μ_t, l_t) + log p(l_t | x, μ_t) + log p(μ_t | x), the last one a density.
+        lower_bounds: with `output_scores=True` or `output_confidences=True`, (batch, T + 1) nats a sentence, the
+            deterministic lower bound after each step, Eq. 12: log p(y_t | x, μ_t, l_t) + log p(l_t | x, μ_t)
+            + log p(μ_t | x), the last one a density.
+        token_confidences: with `output_confidences=True`, (batch, longest translation) the model's probability of each
+            token of `sequences`, see `confidence_lvnar`; 0 at padding.
+        sentence_confidences: with it, (batch,) the share of a sentence's words that is expected to be right, if the
+            model has a `calibration`; without one, the mean of its tokens' probabilities.
     """
 
     sequences: torch.Tensor
@@ -121,6 +136,42 @@ class LvnarGenerateOutput(ModelOutput):
     sequences_per_step: tuple[torch.Tensor, ...] | None = None
     lower_bounds: torch.Tensor | None = None
     sequences_before_removal: torch.Tensor | None = None
+    token_confidences: torch.Tensor | None = None
+    sentence_confidences: torch.Tensor | None = None
+
+
+def find_kept(
+    sequences: torch.Tensor,
+    removal: bool | str,
+    pad_token_id: int,
+    input_ids: torch.Tensor | None = None,
+    tokenizer: Any = None,
+) -> torch.Tensor | None:
+    """Which tokens are left of translations without what only repeats what stands before it.
+
+    Args:
+        sequences: (batch, length), padded on the right.
+        removal: True: words, and pieces of a word, that `tokenizer.find_repetitions` finds; nothing without a
+            tokenizer. "tokens": the second and later ones of consecutive equal tokens, as the paper does before
+            scoring; digits and signs too. False: nothing.
+        pad_token_id: padding, which is never kept.
+        input_ids: (batch, source_length), for `True`.
+
+    Returns:
+        (batch, length) bool; None if all tokens are kept.
+    """
+    if removal == "tokens":
+        keep = sequences != pad_token_id
+        keep[:, 1:] &= sequences[:, 1:] != sequences[:, :-1]
+    elif removal and tokenizer is not None and input_ids is not None:
+        rows = zip(sequences.tolist(), input_ids.tolist(), strict=True)
+        repeated = [tokenizer.find_repetitions(target_ids, source_ids) for target_ids, source_ids in rows]
+        if not any(map(any, repeated)):
+            return None
+        keep = (sequences != pad_token_id) & ~torch.tensor(repeated, device=sequences.device)
+    else:
+        return None
+    return keep
 
 
 def without_repetitions(
@@ -130,31 +181,9 @@ def without_repetitions(
     input_ids: torch.Tensor | None = None,
     tokenizer: Any = None,
 ) -> torch.Tensor:
-    """Translations without what only repeats what stands before it.
-
-    Args:
-        sequences: (batch, length), padded on the right.
-        removal: True: words, and pieces of a word, that `tokenizer.find_repetitions` finds; nothing without a
-            tokenizer. "tokens": the second and later ones of consecutive equal tokens, as the paper does before
-            scoring; digits and signs too. False: nothing.
-        pad_token_id: padding; it fills the places that become free.
-        input_ids: (batch, source_length), for `True`.
-
-    Returns:
-        (batch, longest remaining length), or the sequences themselves.
-    """
-    if removal == "tokens":
-        keep = sequences != pad_token_id
-        keep[:, 1:] &= sequences[:, 1:] != sequences[:, :-1]
-    elif removal and tokenizer is not None and input_ids is not None:
-        rows = zip(sequences.tolist(), input_ids.tolist(), strict=True)
-        repeated = [tokenizer.find_repetitions(target_ids, source_ids) for target_ids, source_ids in rows]
-        if not any(map(any, repeated)):
-            return sequences
-        keep = (sequences != pad_token_id) & ~torch.tensor(repeated, device=sequences.device)
-    else:
-        return sequences
-    return pack_left(sequences, keep, pad_token_id)
+    """The translations with what `find_kept` leaves: (batch, longest remaining length), or the sequences themselves."""
+    keep = find_kept(sequences, removal, pad_token_id, input_ids, tokenizer)
+    return sequences if keep is None else pack_left(sequences, keep, pad_token_id)
 
 
 class LvnarGenerationMixin:
@@ -162,6 +191,7 @@ class LvnarGenerationMixin:
 
     config: LvnarConfig
     generation_config: GenerationConfig
+    calibration: Calibration | None = None  # of the confidences, where a file of it stands beside the weights
 
     def _refine(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: DecodingOptions
@@ -193,6 +223,8 @@ class LvnarGenerationMixin:
             max_length: longest translation in tokens, end-of-sentence included; the likeliest length within it holds.
             return_dict_in_generate: return an `LvnarGenerateOutput`.
             output_scores: with that, compute its `lower_bounds`: a softmax over the vocabulary in each step.
+            output_confidences: with `return_dict_in_generate`, compute its `token_confidences`,
+                `sentence_confidences` and `lower_bounds`.
 
         Returns:
             (batch, longest translation) token ids, padded on the right; or an `LvnarGenerateOutput`.
@@ -220,10 +252,24 @@ class LvnarGenerationMixin:
         attention_mask = check_inputs(self.config, input_ids, attention_mask)
         output = self._refine(input_ids, attention_mask, options)
         output.sequences_before_removal = output.sequences
-        output.sequences = without_repetitions(
-            output.sequences, options.remove_repetitions, self.config.pad_token_id, input_ids, tokenizer
-        )
+        padding = self.config.pad_token_id
+        keep = find_kept(output.sequences, options.remove_repetitions, padding, input_ids, tokenizer)
+        if keep is not None:
+            output.sequences = pack_left(output.sequences, keep, padding)
+        if output.token_confidences is not None:
+            self._finish_confidences(output, keep)
         return output if options.return_dict_in_generate else output.sequences
+
+    def _finish_confidences(self, output: LvnarGenerateOutput, keep: torch.Tensor | None) -> None:
+        """Those of the tokens that are kept; and of the sentences."""
+        probabilities: Any = output.token_confidences
+        if keep is not None:
+            probabilities = pack_left(probabilities, keep, 0)
+        of_sentences = sentence_probabilities(probabilities, output.sequences != self.config.pad_token_id)
+        output.token_confidences = probabilities
+        output.sentence_confidences = of_sentences
+        if self.calibration is not None:
+            output.sentence_confidences = self.calibration.sentences(of_sentences)
 
     def _decoding_options(
         self, generation_config: GenerationConfig | None, arguments: dict[str, Any]

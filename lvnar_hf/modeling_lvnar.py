@@ -25,6 +25,7 @@ from torch import nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .confidence_lvnar import Calibration
 from .configuration_lvnar import LvnarConfig
 from .ctc_lvnar import bigram_loss, ctc_cell_mask, ctc_nll, glanced_cells, likeliest_alignment
 from .generation_lvnar import GENERATION_DEFAULTS, DecodingOptions, LvnarGenerateOutput, LvnarGenerationMixin
@@ -48,6 +49,7 @@ from .sentences_lvnar import SentenceSplitter  # noqa: F401
 from .text_lvnar import TextFormat  # noqa: F401
 from .tokenization_lvnar import PLACEHOLDERS  # noqa: F401
 from .vocabulary_lvnar import INVISIBLE  # noqa: F401
+from .words_lvnar import word_spans  # noqa: F401
 
 _FINITE_PIECE = 32_767  # values; torch divides work among threads from one more on
 
@@ -153,13 +155,12 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As in transformers, from safetensors alone, and refusing weights that are not whole and sound.
+        """As in transformers, from safetensors alone, refusing weights that are not whole and sound; with calibration.
 
         Raises:
             ValueError: weights are missing, unknown, not finite, or of another shape (with
-                `ignore_mismatched_sizes=True`, the last ones are drawn anew); names them. transformers would fill,
-                leave out or take all of them. Nothing has been allocated for them by then. Or an index of shards names
-                a file that is not safetensors, or is elsewhere.
+                `ignore_mismatched_sizes=True`, the last ones are drawn anew); names them. transformers would take all
+                of them. Nothing has been allocated for them by then. Or an index of shards names what it must not.
         """
         folder = args[0] if args else kwargs.get("pretrained_model_name_or_path", "")
         cls._refuse_foreign_shards(folder, kwargs.get("subfolder", ""))
@@ -178,6 +179,7 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
             is_here = parameter.is_floating_point() and not parameter.is_meta
             if is_here and not is_finite(parameter.detach()):
                 raise ValueError(f"The weight {name} has values that are not finite.")
+        model.calibration = Calibration.find(folder, getattr(model.config, "_commit_hash", None), kwargs)
         return (model, info) if output_loading_info else model
 
     @classmethod

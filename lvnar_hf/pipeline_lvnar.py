@@ -12,6 +12,7 @@ import torch
 from transformers import Pipeline
 
 from .text_lvnar import TextFormat
+from .words_lvnar import ScoredWord, place_words, word_spans
 
 # What the text's module imports: from a folder, transformers 4 finds only what this module imports itself.
 # isort: split
@@ -54,6 +55,10 @@ class LvnarTranslationPipeline(Pipeline):
             `preserve_format` that means a sentence that is too long and has no clauses to part it at.
         return_tensors: add `translation_token_ids` to each result; then `preserve_format` is False, as what is put
             together from several sentences has no ids.
+        return_confidence: add to each result `words`, a list of dictionaries (`ScoredWord`: text, start, end,
+            confidence, is_uncertain, is_copied); `confidence`, the share of the model's words that is expected to be
+            right; and `is_calibrated`: without a calibration beside the weights, both are the model's own
+            probabilities, and no word is marked uncertain. A word's is the product of its subwords'.
         src_lang, tgt_lang: for tokenizers of multilingual models; what contradicts this model's languages is refused.
         return_text, clean_up_tokenization_spaces: accepted, as transformers' own pipeline did; they change nothing.
         Everything else goes to the model's `generate`.
@@ -130,8 +135,17 @@ class LvnarTranslationPipeline(Pipeline):
         src_lang: str | None = None,
         tgt_lang: str | None = None,
         preserve_format: bool | None = None,
+        return_confidence: bool | None = None,
         **generate_kwargs: Any,
     ) -> tuple[dict, dict, dict]:
+        if return_confidence not in (None, True, False):
+            raise ValueError(f"return_confidence is {return_confidence!r}; it must be True or False.")
+        if return_confidence:
+            if self.model.config.model_type != "lvnar":
+                raise ValueError(
+                    f"return_confidence=True is for models of type 'lvnar'; this is a {self.model.config.model_type!r}."
+                )
+            generate_kwargs |= {"output_confidences": True, "return_dict_in_generate": True}
         if preserve_format and return_tensors:
             raise ValueError("return_tensors=True needs preserve_format=False: a text put together has no token ids.")
         if return_tensors:
@@ -146,7 +160,8 @@ class LvnarTranslationPipeline(Pipeline):
         given = {"truncation": truncation, "src_lang": src_lang, "tgt_lang": tgt_lang}
         given["preserve_format"] = preserve_format
         preprocess_parameters = {name: value for name, value in given.items() if value is not None}
-        postprocess_parameters = {} if return_tensors is None else {"return_tensors": return_tensors}
+        given = {"return_tensors": return_tensors, "return_confidence": return_confidence}
+        postprocess_parameters = {name: value for name, value in given.items() if value is not None}
         return preprocess_parameters, generate_kwargs, postprocess_parameters
 
     def run_single(self, text: Any, preprocess_params: dict, *later_params: dict) -> list[dict]:
@@ -177,9 +192,12 @@ class LvnarTranslationPipeline(Pipeline):
     ) -> Iterator[list[dict]]:
         """Results in the order of the texts; the sentences of a window of texts are translated together."""
         text_format = self._text_format(preprocess_params.get("src_lang"))
+        with_confidence = later_params[-1].get("return_confidence", False)
+        scored: dict[str, dict] = {}  # the results of a window's sentences
 
         def translate(sentences: list[str]) -> list[list[str]]:
-            results = self._translate_sentences(sentences, batch_size, preprocess_params, *later_params)
+            results = list(self._translate_sentences(sentences, batch_size, preprocess_params, *later_params))
+            scored.update(zip(sentences, (of_one[0] for of_one in results), strict=True))
             return [[result["translation_text"] for result in of_one] for of_one in results]
 
         size = SORTED_BATCHES * batch_size if isinstance(texts, list) else batch_size
@@ -188,8 +206,14 @@ class LvnarTranslationPipeline(Pipeline):
         while window := list(itertools.islice(remaining, size)):
             for text in window:
                 _refuse_other_than_text(text)
-            for translations in text_format.translate(window, translate):
-                yield [{"translation_text": translation} for translation in translations]
+            scored.clear()
+            for text, translations in zip(window, text_format.translate(window, translate), strict=True):
+                results = [{"translation_text": translation} for translation in translations]
+                if with_confidence:
+                    results = [
+                        {**result, **self._join_confidence(result, text, text_format, scored)} for result in results
+                    ]
+                yield results
 
     def _translate_sentences(
         self, sentences: list[str], batch_size: int, preprocess_params: dict, *later_params: dict
@@ -263,18 +287,68 @@ class LvnarTranslationPipeline(Pipeline):
         output = self.model.generate(**model_inputs, **generate_kwargs)
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
         # (batch, translations of a text, length)
-        return {"output_ids": sequences.view(len(is_empty), -1, sequences.shape[-1]), "is_empty": is_empty}
+        outputs = {"output_ids": sequences.view(len(is_empty), -1, sequences.shape[-1]), "is_empty": is_empty}
+        if getattr(output, "token_confidences", None) is not None:
+            outputs["token_confidences"] = output.token_confidences.view_as(outputs["output_ids"])
+            outputs["sentence_confidences"] = output.sentence_confidences.view(len(is_empty), -1)
+        return outputs
 
-    def postprocess(self, model_outputs: dict[str, torch.Tensor], return_tensors: bool = False) -> list[dict]:
+    def postprocess(
+        self, model_outputs: dict[str, torch.Tensor], return_tensors: bool = False, return_confidence: bool = False
+    ) -> list[dict]:
         is_empty = bool(model_outputs["is_empty"].any())
         results = []
-        for token_ids in model_outputs["output_ids"][0]:
+        for choice, token_ids in enumerate(model_outputs["output_ids"][0]):
             text = "" if is_empty else self.tokenizer.decode(token_ids, skip_special_tokens=True)
             result: dict[str, Any] = {"translation_text": text}
             if return_tensors:
                 result["translation_token_ids"] = token_ids
+            if return_confidence:
+                confidences = (model_outputs[f"{of}_confidences"][0, choice] for of in ("token", "sentence"))
+                result |= self._describe_confidence(text, token_ids, *confidences)
             results.append(result)
         return results
+
+    def _join_confidence(
+        self, result: dict[str, Any], text: str, text_format: TextFormat, scored: dict[str, dict]
+    ) -> dict[str, Any]:
+        """What `return_confidence` adds to the result of a text, from those of its sentences."""
+        levels: list[list[dict]] = []
+
+        def recall(sentences: list[str]) -> list[list[str]]:
+            levels.append([scored[sentence] for sentence in sentences])
+            return [[draft["translation_text"]] for draft in levels[-1]]
+
+        text_format.translate([text], recall)  # put together again, to see of which sentences
+        words = place_words(result["translation_text"], text, [[draft["words"] for draft in level] for level in levels])
+        weights = [(len(draft["words"]), draft["confidence"]) for level in levels[:1] for draft in level]
+        total = sum(number for number, _ in weights)
+        confidence = sum(number * confidence for number, confidence in weights) / total if total else 1.0
+        return {"words": words, "confidence": confidence, "is_calibrated": self.model.calibration is not None}
+
+    def _describe_confidence(
+        self, text: str, token_ids: torch.Tensor, of_tokens: torch.Tensor, of_sentence: torch.Tensor
+    ) -> dict[str, Any]:
+        """What `return_confidence` adds."""
+        calibration = self.model.calibration
+        spans = word_spans(self.tokenizer, token_ids.tolist(), of_tokens.tolist()) if text else []
+        confidences = torch.tensor([span.probability for span in spans], dtype=torch.float64)
+        threshold = 0.0
+        if calibration is not None:
+            confidences, threshold = calibration.words(confidences), calibration.threshold
+        words = [
+            ScoredWord(
+                text=text[span.start : span.end],
+                start=span.start,
+                end=span.end,
+                confidence=confidence,
+                is_uncertain=confidence < threshold,
+                is_copied=False,
+            )
+            for span, confidence in zip(spans, confidences.tolist(), strict=True)
+        ]
+        confidence = float(of_sentence) if text else 1.0
+        return {"words": words, "confidence": confidence, "is_calibrated": calibration is not None}
 
     def __call__(self, texts: Any, **kwargs: Any) -> Any:
         if isinstance(texts, Iterator):  # of these, the base class takes generators alone

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch.nn.functional import pad
 
+from .confidence_lvnar import token_probabilities
 from .configuration_lvnar import LvnarConfig
 from .ctc_lvnar import collapse, ctc_cell_mask, ctc_nll, num_ctc_cells
 from .generation_lvnar import DecodingOptions, LvnarGenerateOutput
@@ -188,9 +189,9 @@ def _merge_parts(outputs: list[LvnarGenerateOutput], order: torch.Tensor, pad_to
     """What `refine` gives for the parts of a batch, as for the batch; a sentence that has stopped keeps its own."""
     place = order.argsort()
 
-    def join(tensors: list[Any]) -> torch.Tensor:
+    def join(tensors: list[Any], padding: float = pad_token_id) -> torch.Tensor:
         longest = max(tensor.shape[1] for tensor in tensors)
-        padded = [pad(tensor, (0, longest - tensor.shape[1]), value=pad_token_id) for tensor in tensors]
+        padded = [pad(tensor, (0, longest - tensor.shape[1]), value=padding) for tensor in tensors]
         return torch.cat(padded)[place]
 
     steps = bounds = None
@@ -209,6 +210,9 @@ def _merge_parts(outputs: list[LvnarGenerateOutput], order: torch.Tensor, pad_to
         num_steps_taken=torch.cat(taken)[place],
         sequences_per_step=steps,
         lower_bounds=bounds,
+        token_confidences=None
+        if outputs[0].token_confidences is None
+        else join([output.token_confidences for output in outputs], 0.0),
     )
 
 
@@ -226,6 +230,7 @@ class _Translation(NamedTuple):
     mask: torch.Tensor
     bounds: torch.Tensor
     total: torch.Tensor
+    confidences: torch.Tensor | None = None  # (batch, longest) probabilities of the tokens, if asked
 
 
 class _Record:
@@ -236,6 +241,7 @@ class _Record:
         self._targets, self._bounds = [first.targets[:batch_size]], [first.bounds[:batch_size]]
         self._num_steps = first.targets.new_zeros(batch_size)
         self._total = first.total
+        self._confidences = None if first.confidences is None else first.confidences[:batch_size]
 
     def add_step(self, active: torch.Tensor, translation: _Translation) -> None:
         """Add y_t of the sentences `active`, the first rows of `translation`."""
@@ -244,6 +250,9 @@ class _Record:
         last, new = _pad_to_one_length(self._pad_token_id, self._targets[-1], translation.targets[: len(active)])
         targets = last.index_copy(0, active, new)
         bounds = self._bounds[-1].index_copy(0, active, translation.bounds[: len(active)])
+        if self._confidences is not None and translation.confidences is not None:
+            last, new = _pad_to_one_length(0.0, self._confidences, translation.confidences[: len(active)])
+            self._confidences = last.index_copy(0, active, new)
         kept = len(self._targets) if self._options.return_dict_in_generate else 0
         self._targets, self._bounds = [*self._targets[:kept], targets], [*self._bounds[:kept], bounds]
 
@@ -257,6 +266,7 @@ class _Record:
             num_steps_taken=self._num_steps,
             sequences_per_step=tuple(self._targets) if self._options.return_dict_in_generate else None,
             lower_bounds=torch.stack(self._bounds, dim=1) if self._options.with_bounds else None,
+            token_confidences=None if self._confidences is None else self._confidences[:, :longest],
         )
 
 
@@ -288,7 +298,10 @@ def _translate(
         nll = nll - length_log_probs(model.config, length_logits, length_offsets)
     log_densities = gaussian_log_density(latents, source.prior_means, source.prior_stds).sum(-1)
     log_prior = log_densities.masked_fill(source.attention_mask == 0, 0.0).sum(-1)
-    return _Translation(targets, mask, -nll + log_prior, total)
+    confidences = None
+    if options.with_confidences:
+        confidences = token_probabilities(model.config, logits, targets, positions, options.num_target_ids)
+    return _Translation(targets, mask, -nll + log_prior, total, confidences)
 
 
 def target_positions(
@@ -365,6 +378,6 @@ def _are_different(targets: torch.Tensor, others: torch.Tensor, pad_token_id: in
     return (one != other).any(-1)
 
 
-def _pad_to_one_length(padding: int, *sequences: torch.Tensor) -> list[torch.Tensor]:
+def _pad_to_one_length(padding: float, *sequences: torch.Tensor) -> list[torch.Tensor]:
     longest = max(s.shape[1] for s in sequences)
     return [pad(s, (0, longest - s.shape[1]), value=padding) for s in sequences]

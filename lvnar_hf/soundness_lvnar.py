@@ -52,7 +52,7 @@ def check_generation_fields(file: str | Path, own: Iterable[str]) -> dict[str, A
     for name in fields:
         if callable(getattr(GenerationConfig, name, None)) or (name.startswith("__") and name not in known):
             raise ValueError(f"{file}: {name} is no option of a generation config.")
-    for name in ("return_dict_in_generate", "output_scores", *own):
+    for name in ("return_dict_in_generate", "output_scores", "output_confidences", *own):
         value = fields.get(name)
         if isinstance(value, (list, dict, float)) or (isinstance(value, str) and value != "tokens"):
             raise ValueError(f"{file}: {name} is {value!r}; it must be true, false or a whole number.")

@@ -49,9 +49,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments, test_set_arguments = parser.parse_args_into_dataclasses(argv)
 
     from lvnar_hf.jobs.environment import describe_machine, describe_versions
+    from lvnar_hf.words_lvnar import is_unspaced
     from training.quality.oracles import oracle_scores
     from training.quality.refinement import analyse_refinement, load_lvnar
-    from training.reports.examples import choose_examples, describe_example, is_unspaced, render_html, render_markdown
+    from training.reports.examples import choose_examples, describe_example, render_html, render_markdown
     from training.reports.figures import plot_elbo_and_bleu, plot_stopping, save_figure
 
     folder = refuse_existing(arguments.output_folder, arguments.overwrite, "--output_folder")

@@ -81,7 +81,7 @@ class LvnarCompiledModel(LvnarEngine):
 
     def __init__(self, model: LvnarForConditionalGeneration, buckets: Buckets | None = None):
         self.model, self.config, self.generation_config = model.eval(), model.config, model.generation_config
-        self.device, self.dtype = model.device, model.dtype
+        self.calibration, self.device, self.dtype = model.calibration, model.device, model.dtype
         self.is_cpu = model.device.type == "cpu"
         self.buckets = buckets or (CPU_BUCKETS if self.is_cpu else CUDA_BUCKETS)
         if self.is_cpu:

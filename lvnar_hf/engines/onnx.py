@@ -53,8 +53,8 @@ class LvnarOnnxModel(LvnarEngine):
     `generate` has the arguments and the errors of the PyTorch model, and in float32 its tokens. In int8 they depend on
     the batch too: numbers are rounded by the largest of all its sentences. With `return_dict_in_generate=True` it
     gives an `LvnarOnnxGenerateOutput` with `sequences` and `num_steps_taken`; what the translation was before the last
-    step does not leave the graph, and `output_scores=True` is refused. Large batches are translated in parts, sorted by
-    length.
+    step does not leave the graph, and `output_scores=True` and `output_confidences=True` are refused. Large batches are
+    translated in parts, sorted by length.
 
     Args:
         config: of the model.
@@ -160,8 +160,9 @@ class LvnarOnnxModel(LvnarEngine):
     def _refine(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: DecodingOptions
     ) -> LvnarOnnxGenerateOutput:
-        if options.output_scores:
-            raise ValueError("output_scores=True needs the PyTorch model: the graph computes no probabilities.")
+        for name in ("output_scores", "output_confidences"):
+            if getattr(options, name):
+                raise ValueError(f"{name}=True needs the PyTorch model: the graph of ONNX computes no probabilities.")
         input_ids, attention_mask = input_ids.cpu().long(), attention_mask.cpu()
         order, sizes = parts_by_length(self.config, attention_mask, MAX_PART_POSITIONS)
         outputs = [self._run(input_ids[rows], attention_mask[rows], options) for rows in order.split(sizes)]

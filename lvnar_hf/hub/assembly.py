@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from lvnar_hf.confidence_lvnar import FILE as CALIBRATION_FILE
 from lvnar_hf.configuration_lvnar import CUSTOM_PIPELINES
 from lvnar_hf.engines.onnx_export import FILES as ONNX_FILES
 from lvnar_hf.engines.shortlist import FILE as SHORTLIST_FILE
@@ -34,7 +35,7 @@ def assemble(
 
     Args:
         model_folder: with weights in safetensors (one file or shards), configuration, tokenizer, the card README.md,
-            and perhaps ONNX graphs, a shortlist and a folder `results`.
+            and perhaps ONNX graphs, a calibration, a shortlist and a folder `results`.
         output_folder: the repository.
         overwrite: replace a repository that is there.
         repo_id: "user/name", which the card then names where it loads the model.
@@ -95,7 +96,8 @@ def _copy_files(source: Path, output: Path) -> None:
     json_names = ("config.json", "generation_config.json", "tokenizer_config.json")
     refuse_links(source, ["README.md", *json_names, SHARDS_INDEX])  # before they are read
     names = ["README.md", "tokenizer.json", *weight_files(source)]
-    optional = [LvnarTokenizer.vocab_files_names["target_tokenizer_file"], *ONNX_FILES.values(), SHORTLIST_FILE]
+    optional = [LvnarTokenizer.vocab_files_names["target_tokenizer_file"], *ONNX_FILES.values()]
+    optional += [CALIBRATION_FILE, SHORTLIST_FILE]
     if SHARDS_INDEX not in names and WEIGHTS not in names:
         names.append(SHARDS_INDEX)
     config = {**read_json_object(source / "config.json"), "auto_map": CONFIG_AUTO_MAP}

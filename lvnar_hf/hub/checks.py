@@ -16,10 +16,13 @@ import torch
 from safetensors import safe_open
 from transformers import GenerationConfig
 
+from lvnar_hf.confidence_lvnar import FILE as CALIBRATION_FILE
+from lvnar_hf.confidence_lvnar import Calibration
 from lvnar_hf.configuration_lvnar import CUSTOM_PIPELINES, LvnarConfig
 from lvnar_hf.engines.onnx_export import FILES as ONNX_FILES
 from lvnar_hf.engines.shortlist import FILE as SHORTLIST_FILE
 from lvnar_hf.engines.shortlist import Shortlist
+from lvnar_hf.files.fingerprints import refuse_stale
 from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS, OWN_OPTIONS, DecodingOptions
 from lvnar_hf.modeling_lvnar import LvnarForConditionalGeneration, is_finite
 from lvnar_hf.soundness_lvnar import check_generation_fields, check_shapes, read_json_object, shapes_of, stored_shapes
@@ -28,6 +31,7 @@ from lvnar_hf.trust_lvnar import shard_names
 
 # The modules that a user needs who has not the package, all of them flat beside the weights.
 TRAVELLING_MODULES = (
+    "confidence_lvnar.py",
     "configuration_lvnar.py",
     "ctc_lvnar.py",
     "generation_lvnar.py",
@@ -48,6 +52,7 @@ TRAVELLING_MODULES = (
     "tokenization_lvnar.py",
     "trust_lvnar.py",
     "vocabulary_lvnar.py",
+    "words_lvnar.py",
 )
 PACKAGE_FOLDER = Path(__file__).parents[1]
 # Where transformers looks for the classes; in a tokenizer's entry, the second place is for another kind of tokenizer.
@@ -64,13 +69,16 @@ REQUIRED_FILES = (
 )
 # Those that may be there too, as full names or as patterns; and the KyTea model that tokenizer_config.json names.
 _OPTIONAL_FILES = (
-    *map(re.escape, (".gitattributes", "LICENSE", SHARDS_INDEX, SHORTLIST_FILE, *ONNX_FILES.values())),
+    *map(
+        re.escape, (".gitattributes", "LICENSE", SHARDS_INDEX, CALIBRATION_FILE, SHORTLIST_FILE, *ONNX_FILES.values())
+    ),
     re.escape(LvnarTokenizer.vocab_files_names["target_tokenizer_file"]),
     r"model(-\d{5}-of-\d{5})?\.safetensors",
     r"results/([\w-][\w.-]*/)*[\w-][\w.-]*\.(csv|json|jsonl|md|png|svg|tsv|txt)",
 )
 _FILES = re.compile("|".join([*map(re.escape, REQUIRED_FILES), *_OPTIONAL_FILES]))
 _KYTEA_ENDING = ".mod"
+_CALIBRATE = "python training/calibrate.py --model {} --overwrite, in a checkout of lvnar-hf"
 
 # The fields of the JSON files, as the supported versions of transformers write them.
 _CONFIG_FIELDS = {
@@ -132,7 +140,7 @@ def check_repository(folder: str | Path) -> None:
 
 
 def check_model_files(folder: Path) -> None:
-    """Refuse a model folder whose configuration, weights, tokenizer or shortlist are unsound or do not fit together.
+    """Refuse a model folder whose parts are unsound or do not fit together, calibration and shortlist too.
 
     Raises:
         FileNotFoundError, ValueError: as `check_repository`.
@@ -143,6 +151,9 @@ def check_model_files(folder: Path) -> None:
     check_tokenizer(folder, config)
     if (folder / SHORTLIST_FILE).is_file():
         Shortlist.load(folder / SHORTLIST_FILE, config)
+    if (folder / CALIBRATION_FILE).is_file():
+        calibration = Calibration.load(folder / CALIBRATION_FILE)
+        refuse_stale(folder / CALIBRATION_FILE, calibration.weights_fingerprint, folder, _CALIBRATE.format(folder))
 
 
 def list_files(folder: Path) -> list[str]:
@@ -200,8 +211,8 @@ def refuse_unknown(folder: Path) -> None:
         if not _FILES.fullmatch(name) and not is_kytea_model:
             raise ValueError(
                 f"{folder / name} has no place in a model repository, which has weights in safetensors, this package's "
-                f"modules and graphs, {', '.join(REQUIRED_FILES[:5])}, {SHORTLIST_FILE}, a KyTea model that ends in "
-                f"{_KYTEA_ENDING}, and text and pictures in results/. Remove it."
+                f"modules and graphs, {', '.join(REQUIRED_FILES[:5])}, {CALIBRATION_FILE}, {SHORTLIST_FILE}, a KyTea "
+                f"model that ends in {_KYTEA_ENDING}, and text and pictures in results/. Remove it."
             )
     for name, allowed in _ALLOWED_FIELDS.items():
         if name in names and (unknown := sorted(read_json_object(folder / name).keys() - allowed)):

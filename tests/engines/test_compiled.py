@@ -48,7 +48,8 @@ def no_new_graph():
 @pytest.mark.parametrize("buckets", [CPU_BUCKETS, CUDA_BUCKETS, Buckets(5, False)])
 def test_it_is_the_model_token_by_token(model, engine, buckets, num_steps, options, monkeypatch, no_new_graph):
     monkeypatch.setattr(engine, "buckets", buckets)
-    options = {**options, "num_refinement_steps": num_steps, "return_dict_in_generate": True, "output_scores": True}
+    options = {**options, "num_refinement_steps": num_steps, "return_dict_in_generate": True}
+    options["output_confidences"] = True  # and with them the bounds
     for seed, lengths in enumerate(BATCHES):
         batch = make_batch(model.config, lengths, seed)
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], **options}
@@ -59,6 +60,7 @@ def test_it_is_the_model_token_by_token(model, engine, buckets, num_steps, optio
         for given, wanted in zip(output.sequences_per_step, expected.sequences_per_step, strict=True):
             assert torch.equal(given, wanted)
         torch.testing.assert_close(output.lower_bounds, expected.lower_bounds, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(output.token_confidences, expected.token_confidences, rtol=1e-3, atol=1e-5)
 
 
 def test_sentences_that_stop_leave_the_batch(model, engine, monkeypatch, no_new_graph):

@@ -197,8 +197,9 @@ def test_the_pipeline_takes_it(repository, model, engine, sample_texts):
 def test_it_refuses_what_pytorch_refuses(engine):
     with pytest.raises(ValueError, match="num_beams=4 steers autoregressive decoding"):
         engine.generate(torch.tensor([[5, 1]]), num_beams=4)
-    with pytest.raises(ValueError, match="output_scores=True needs the PyTorch model"):
-        engine.generate(torch.tensor([[5, 1]]), return_dict_in_generate=True, output_scores=True)
+    for name in ("output_scores", "output_confidences"):
+        with pytest.raises(ValueError, match=f"{name}=True needs the PyTorch model"):
+            engine.generate(torch.tensor([[5, 1]]), return_dict_in_generate=True, **{name: True})
     with pytest.raises(ValueError, match="The source has 129 tokens; the model takes at most"):
         engine.generate(torch.full((1, 129), 5))
     with pytest.raises(ValueError, match="LvnarOnnxModel is on cpu and cannot go to cuda"):

@@ -15,6 +15,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from lvnar_hf import train_tokenizer
 from lvnar_hf.ctc_lvnar import ctc_cell_mask
+from lvnar_hf.steps import align
+from lvnar_hf.words_lvnar import is_unspaced, split_subwords, split_words
 from training import analyse
 from training.data.evaluation_sets import evenly_spaced
 from training.quality import refinement as analysis
@@ -23,18 +25,14 @@ from training.quality.elbo import ELBO_PARTS, elbo_of_sequences
 from training.quality.oracles import oracle_scores
 from training.quality.refinement import summarise_stopping
 from training.reports.examples import (
-    align,
     choose_examples,
     describe_example,
     escape_html,
     escape_markdown,
-    is_unspaced,
     mark_html,
     mark_markdown,
     render_html,
     render_markdown,
-    split_subwords,
-    split_words,
 )
 from training.reports.figures import plot_elbo_and_bleu, plot_stopping, save_figure
 from training.translation_quality.bleu import corpus_scores

@@ -14,10 +14,10 @@ import yaml
 from conftest import ROOT
 
 import lvnar_hf
+from lvnar_hf.steps import align
 from training import report
 from training.recipe import SECTIONS
 from training.reports import picture, reference, tables
-from training.reports.examples import align
 
 README = ROOT / "README.md"
 SVG = "{http://www.w3.org/2000/svg}"

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lvnar_hf.decoding import decode_batches, sorted_batches
 from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS, without_repetitions
+from lvnar_hf.steps import has_converged, translations_by_step
 
 
 def translate_texts(
@@ -134,18 +135,17 @@ def _refine_batch(
     batch = tokenizer.pad({"input_ids": source_ids}, return_tensors="pt").to(model.device)
     output: Any = model.generate(**batch, num_refinement_steps=max_steps, return_dict_in_generate=True)
     pad_token_id = model.config.pad_token_id
-    refinements = [Refinement(ids, [], [], has_converged=False) for ids in source_ids]
+    translations = translations_by_step(output, pad_token_id)
+    refinements = [
+        Refinement(ids, of_one, [], has_converged(of_one)) for ids, of_one in zip(source_ids, translations, strict=True)
+    ]
     for step, sequences in enumerate(output.sequences_per_step):
         rows = (output.num_steps_taken >= step).nonzero()[:, 0]  # sentences that had not stopped before this step
-        sequences = sequences[rows]
         kept = without_repetitions(
-            sequences, repetition_removal(model), pad_token_id, batch["input_ids"][rows], tokenizer
+            sequences[rows], repetition_removal(model), pad_token_id, batch["input_ids"][rows], tokenizer
         )
         texts = tokenizer.batch_decode(kept, skip_special_tokens=True)
-        for row, ids, kept_ids, text in zip(rows.tolist(), sequences.tolist(), kept.tolist(), texts, strict=True):
-            refinements[row].target_ids.append([i for i in ids if i != pad_token_id])
+        for row, kept_ids, text in zip(rows.tolist(), kept.tolist(), texts, strict=True):
             refinements[row].kept_ids.append([i for i in kept_ids if i != pad_token_id])
             refinements[row].texts.append(" ".join(text.split("\n")))  # a line each, as score.py writes them
-    for refinement in refinements:
-        refinement.has_converged = refinement.target_ids[-1] in refinement.target_ids[-2:-1]
     return refinements

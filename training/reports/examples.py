@@ -1,26 +1,22 @@
 """Translations step by step with the changed words marked (the paper's Table 3), as Markdown and as HTML.
 
-What a step changes is found by alignment, not position by position, so that one inserted word does not
-mark all that follow. Text without spaces (Japanese) is aligned by subwords. Sentences may hold anything: what would be
-markup or would break a line is written so that it is read as text.
+What a step changes is found by `lvnar_hf.steps`. Sentences may hold anything: what would be markup or would break a
+line is written so that it is read as text.
 """
 
 import html
 import unicodedata
 from collections.abc import Callable, Sequence
-from difflib import SequenceMatcher
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lvnar_hf.steps import Run, mark_steps
 from training.quality.decoding import Refinement
 
-# Mean characters between spaces above which text counts as written without spaces; German news has 6.
-LONGEST_MEAN_WORD = 12
 _MARKUP = {character: f"&#{ord(character)};" for character in "\\`*_[]|~$"}
 _MARKUP.update({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 _DIRECTION_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-_KINDS = {"equal": "kept", "replace": "replaced", "insert": "inserted", "delete": "removed"}
 _LEGEND = (
     ("replaced", "before", "after"),
     ("inserted", "", "word"),
@@ -43,56 +39,6 @@ def choose_examples(refinements: dict[int, Refinement], num_examples: int) -> li
     return order[:num_examples]
 
 
-def is_unspaced(texts: Sequence[str]) -> bool:
-    """Whether texts are written without spaces between words."""
-    words = [word for text in texts for word in text.split()]
-    return sum(map(len, words)) > LONGEST_MEAN_WORD * len(words)
-
-
-def split_words(text: str) -> list[str]:
-    """What stands between white space."""
-    return text.split()
-
-
-def split_subwords(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text of a translation in pieces, which joined are the whole text again.
-
-    A piece is a subword where the text can be cut there: the bytes of one character, or subwords that are joined in
-    another way when more follow, stay in one piece.
-    """
-    text = tokenizer.decode(list(ids), skip_special_tokens=True)
-    pieces, position = [], 0
-    for end in range(1, len(ids) + 1):
-        beginning = tokenizer.decode(list(ids[:end]), skip_special_tokens=True)
-        if len(beginning) > position and text.startswith(beginning):
-            pieces.append(text[position : len(beginning)])
-            position = len(beginning)
-    return pieces
-
-
-def align(before: Sequence[str], after: Sequence[str], joiner: str) -> list[dict[str, Any]]:
-    """What becomes of the words of one translation in the next, in order.
-
-    Args:
-        before, after: words, or pieces of text.
-        joiner: what stands between them: a space, or nothing.
-
-    Returns:
-        Runs: `kind`, one of kept, replaced, inserted and removed; `before` and `after`, their text; `num_words`, the
-        larger number of the two sides.
-    """
-    matcher = SequenceMatcher(None, before, after, autojunk=False)
-    return [
-        {
-            "kind": _KINDS[tag],
-            "before": joiner.join(before[i:j]),
-            "after": joiner.join(after[k:m]),
-            "num_words": max(j - i, m - k),
-        }
-        for tag, i, j, k, m in matcher.get_opcodes()
-    ]
-
-
 def describe_example(
     tokenizer: PreTrainedTokenizerBase,
     refinement: Refinement,
@@ -105,21 +51,21 @@ def describe_example(
         elbos: (at least num_steps_taken + 1,), nats per target token; None if it cannot be scored.
         unspaced: align subwords, not words.
     """
-    steps: list[dict[str, Any]] = []
-    before: list[str] = []
-    for step, ids in enumerate(refinement.target_ids):
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        after = split_subwords(tokenizer, ids) if unspaced else split_words(text)
-        runs = align(before if step else after, after, "" if unspaced else " ")
-        num_changed = sum(run["num_words"] for run in runs if run["kind"] != "kept")
-        elbo = None if elbos is None else elbos[step]
-        steps.append({"step": step, "elbo": elbo, "text": text, "num_changed_words": num_changed, "runs": runs})
-        before = after
+    steps = mark_steps(tokenizer, refinement.target_ids, elbos, unspaced)
     return {
         "num_changes": refinement.num_changes,
         "has_converged": refinement.has_converged,
         "output": refinement.texts[-1],
-        "steps": steps,
+        "steps": [
+            {
+                "step": step["step"],
+                "elbo": step["bound"],
+                "text": step["text"],
+                "num_changed_words": step["num_changed_words"],
+                "runs": step["runs"],
+            }
+            for step in steps
+        ],
     }
 
 
@@ -157,17 +103,20 @@ HTML_MARKS = {
 }
 
 
-def _mark(runs: Sequence[dict[str, Any]], marks: dict[str, str], escape: Callable[[str], str]) -> str:
-    sides = ({side: escape(_show_spaces(run[side])) for side in ("before", "after")} for run in runs)
+def _mark(runs: Sequence[Run], marks: dict[str, str], escape: Callable[[str], str]) -> str:
+    sides = (
+        {side: escape(_show_spaces(text)) for side, text in (("before", run["before"]), ("after", run["after"]))}
+        for run in runs
+    )
     return " ".join(marks[run["kind"]].format(**texts) for run, texts in zip(runs, sides, strict=True))
 
 
-def mark_markdown(runs: Sequence[dict[str, Any]]) -> str:
+def mark_markdown(runs: Sequence[Run]) -> str:
     """One translation: ~~before~~ → **after** for replaced words, **+ word** inserted, ~~− word~~ removed."""
     return _mark(runs, MARKDOWN_MARKS, escape_markdown)
 
 
-def mark_html(runs: Sequence[dict[str, Any]]) -> str:
+def mark_html(runs: Sequence[Run]) -> str:
     """One translation: `del` and `mark` for replaced words, `ins` inserted, `del` removed; with the same symbols."""
     return _mark(runs, HTML_MARKS, escape_html)
 
@@ -177,8 +126,8 @@ def _show_spaces(text: str) -> str:
     return text.strip() or "␣" * len(text)
 
 
-def _legend_runs() -> list[dict[str, Any]]:
-    return [{"kind": kind, "before": before, "after": after} for kind, before, after in _LEGEND]
+def _legend_runs() -> list[Run]:
+    return [{"kind": kind, "before": before, "after": after, "num_words": 1} for kind, before, after in _LEGEND]
 
 
 def _introduce(data: dict[str, Any]) -> list[str]:

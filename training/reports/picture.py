@@ -9,14 +9,13 @@ without a font.
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import lvnar_hf  # noqa: F401  (registers model and tokenizer)
 from lvnar_hf.loading import load_model, load_tokenizer
-from training.quality.decoding import refine_texts
-from training.reports.examples import describe_example, escape_html, is_unspaced
+from lvnar_hf.steps import RefinementSteps, refinement_steps
+from training.reports.examples import escape_html
 
 FONT_SIZE, LINE_HEIGHT, MARGIN = 15, 30, 16
 LETTER_WIDTH = 0.6 * FONT_SIZE  # of most fonts whose letters have one width; `textLength` makes it so
@@ -43,26 +42,24 @@ def draw_refinement(model: str | Path, sentence: str, max_steps: int = 8) -> str
         raise ValueError("The sentence is empty; give one with words.")
     network = load_model(model, dtype=torch.float32).eval()
     tokenizer = load_tokenizer(model)
-    (refinement,) = refine_texts(network, tokenizer, [sentence], max_steps)
-    return render_svg(sentence, describe_example(tokenizer, refinement, None, is_unspaced(refinement.texts)))
+    inputs = tokenizer(sentence, return_tensors="pt")
+    output = network.generate(
+        **inputs, tokenizer=tokenizer, num_refinement_steps=max_steps, return_dict_in_generate=True
+    )
+    return render_svg(sentence, refinement_steps(output, tokenizer)[0])
 
 
-def render_svg(sentence: str, example: dict[str, Any]) -> str:
-    """The picture of an example.
-
-    Args:
-        sentence: the source.
-        example: what `describe_example` gives.
-    """
+def render_svg(sentence: str, refinement: RefinementSteps) -> str:
+    """The picture of a sentence and its steps."""
     # Label, runs of words with what became of them, remark.
     rows: list[tuple[str, list[tuple[str, str]], str]] = [("source", [(sentence, "kept")], "")]
-    for step in example["steps"]:
+    for step in refinement["steps"]:
         label = f"step {step['step']}" if step["step"] else "one pass"
-        is_last = step is example["steps"][-1] and example["has_converged"]
+        is_last = step is refinement["steps"][-1] and refinement["has_converged"]
         words = [(run["after"] or run["before"], run["kind"]) for run in step["runs"]]
         rows.append((label, words, "nothing changes: it stops" if is_last else ""))
-    is_shorter = example["output"] != example["steps"][-1]["text"]
-    rows.append(("output", [(example["output"], "output")], "repeated words are taken out" if is_shorter else ""))
+    is_shorter = refinement["output"] != refinement["steps"][-1]["text"]
+    rows.append(("output", [(refinement["output"], "output")], "repeated words are taken out" if is_shorter else ""))
     indent = MARGIN + (max(len(label) for label, _, _ in rows) + 2) * LETTER_WIDTH
     drawn, right = [], indent
     for number, (label, words, remark) in enumerate(rows):

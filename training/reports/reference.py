@@ -27,6 +27,9 @@ API: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("tokenizer_training", ("train_tokenizer",)),
         ("pipeline_lvnar", ("LvnarTranslationPipeline",)),
         ("text_lvnar", ("TextFormat",)),
+        ("confidence_lvnar", ("Calibration", "Curve", "token_probabilities")),
+        ("words_lvnar", ("WordSpan", "word_spans")),
+        ("steps", ("refinement_steps", "RefinementSteps", "Step", "Word", "Run")),
     ),
     "Engines": (
         ("engines.compiled", ("LvnarCompiledModel",)),
