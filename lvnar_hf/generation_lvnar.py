@@ -3,7 +3,7 @@
 This module travels to the Hub with the model: it imports nothing but torch and transformers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
@@ -15,6 +15,7 @@ from .confidence_lvnar import Calibration, sentence_probabilities
 from .configuration_lvnar import LvnarConfig
 from .ctc_lvnar import pack_left
 from .inputs_lvnar import check_inputs
+from .search_options_lvnar import SEARCH_OPTIONS, SearchOptions
 
 # Decoding defaults by alignment, as they stand in a new model's generation_config.json. Collapsed cells have no
 # repetitions but those that are meant.
@@ -67,6 +68,7 @@ class DecodingOptions:
     output_scores: bool | None = None
     output_confidences: bool | None = None
     num_target_ids: int | None = None  # of the vocabulary, where the embedding has spare rows after them
+    search: SearchOptions = field(default_factory=SearchOptions)
 
     @property
     def with_bounds(self) -> bool:
@@ -129,6 +131,9 @@ class LvnarGenerateOutput(ModelOutput):
             token of `sequences`, see `confidence_lvnar`; 0 at padding.
         sentence_confidences: with it, (batch,) the share of a sentence's words that is expected to be right, if the
             model has a `calibration`; without one, the mean of its tokens' probabilities.
+        candidates: of a search, (batch, num_return_candidates, longest), as the decoder gave them, the best first; all
+            padding where a sentence has fewer. A search has no `sequences_per_step`.
+        candidate_scores: with them, (batch, num_return_candidates), by `candidate_score`; -infinite where none is.
     """
 
     sequences: torch.Tensor
@@ -138,6 +143,8 @@ class LvnarGenerateOutput(ModelOutput):
     sequences_before_removal: torch.Tensor | None = None
     token_confidences: torch.Tensor | None = None
     sentence_confidences: torch.Tensor | None = None
+    candidates: torch.Tensor | None = None
+    candidate_scores: torch.Tensor | None = None
 
 
 def find_kept(
@@ -192,6 +199,7 @@ class LvnarGenerationMixin:
     config: LvnarConfig
     generation_config: GenerationConfig
     calibration: Calibration | None = None  # of the confidences, where a file of it stands beside the weights
+    can_search = False
 
     def _refine(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: DecodingOptions
@@ -225,6 +233,8 @@ class LvnarGenerationMixin:
             output_scores: with that, compute its `lower_bounds`: a softmax over the vocabulary in each step.
             output_confidences: with `return_dict_in_generate`, compute its `token_confidences`,
                 `sentence_confidences` and `lower_bounds`.
+            num_latent_candidates, num_length_candidates, beam_size: one of them above 1 searches among several
+                translations, and so do further options: see `SearchOptions`.
 
         Returns:
             (batch, longest translation) token ids, padded on the right; or an `LvnarGenerateOutput`.
@@ -241,7 +251,8 @@ class LvnarGenerationMixin:
         if not hasattr(tokenizer, "find_repetitions"):
             tokenizer = None
         arguments = {n: v for n, v in kwargs.items() if n not in _IGNORED_ARGUMENTS and v is not None}
-        options = self._decoding_options(generation_config, arguments)
+        options = self._decoding_options(generation_config, arguments, tokenizer)
+        self._check_search(options)
         if arguments.get("remove_repetitions") is True and tokenizer is None:
             raise ValueError(
                 "remove_repetitions=True needs tokenizer=, an LvnarTokenizer: ids do not say where words are. "
@@ -271,8 +282,21 @@ class LvnarGenerationMixin:
         if self.calibration is not None:
             output.sentence_confidences = self.calibration.sentences(of_sentences)
 
+    def _check_search(self, options: DecodingOptions) -> None:
+        """Refuse a search where there is none, and what a search does not give."""
+        wanted = options.search
+        wanted.check(self.config)
+        if not wanted.is_asked:
+            return
+        if not self.can_search:
+            raise ValueError(f"{type(self).__name__} gives one translation: candidates need the PyTorch model.")
+        if options.output_scores or options.output_confidences:
+            raise ValueError("output_scores and output_confidences are of one translation: leave the candidates out.")
+        if wanted.num_return_candidates > 1 and not options.return_dict_in_generate:
+            raise ValueError("num_return_candidates needs return_dict_in_generate=True: they are in `candidates`.")
+
     def _decoding_options(
-        self, generation_config: GenerationConfig | None, arguments: dict[str, Any]
+        self, generation_config: GenerationConfig | None, arguments: dict[str, Any], tokenizer: Any = None
     ) -> DecodingOptions:
         """The options of one call: the model's own, then what `generation_config` changes, then `arguments`.
 
@@ -291,6 +315,8 @@ class LvnarGenerationMixin:
         # What a Trainer fills in, on versions that leave the defaults of GenerationConfig empty.
         filled_in: dict[str, Any] = getattr(GenerationConfig, "_get_default_generation_params", dict)()
         for name, value in {**own, **changes, **arguments}.items():
+            if name in SEARCH_OPTIONS and (name in arguments or name in changes):
+                continue
             if name in OWN_OPTIONS or name in _INERT_OPTIONS or (name.startswith("_") and name not in arguments):
                 continue
             neutral = [source[name] for source in (defaults, own, _NEUTRAL_VALUES) if name in source]
@@ -306,4 +332,11 @@ class LvnarGenerationMixin:
                 )
             raise ValueError(f"generate does not know {name}={value!r}; its options are {', '.join(OWN_OPTIONS)}.")
         given = {**GENERATION_DEFAULTS[self.config.alignment], **own, **changes, **arguments}
-        return DecodingOptions(**{name: given[name] for name in OWN_OPTIONS if name in given})
+        asked = {n: v for n, v in {**changes, **arguments}.items() if n in SEARCH_OPTIONS}
+        search = SearchOptions(**asked, tokenizer=tokenizer)
+        if asked and not search.is_asked:
+            raise ValueError(
+                f"{', '.join(asked)} without candidates: give num_latent_candidates, num_length_candidates or "
+                "beam_size."
+            )
+        return DecodingOptions(**{name: given[name] for name in OWN_OPTIONS if name in given}, search=search)

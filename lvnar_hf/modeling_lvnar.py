@@ -34,23 +34,24 @@ from .layers_lvnar import LvnarEmbedding, LvnarOutputProjection, sinusoidal_posi
 from .length_lvnar import LvnarLengthPredictor, LvnarLengthTransform
 from .losses_lvnar import IGNORED_LABEL, budgeted_kl, gaussian_kl, length_nll, token_nll
 from .parts_lvnar import LvnarDecoder, LvnarGaussianHead, LvnarPosterior, LvnarPrior
-from .refinement_lvnar import EncodedSource, likeliest_targets, refine_in_parts, target_positions
-from .soundness_lvnar import check_generation_fields, check_shapes, shapes_of, stored_shapes
+from .refinement_lvnar import EncodedSource, likeliest_targets, refine, target_positions, translate_in_parts
+from .search_lvnar import search
+from .soundness_lvnar import check_generation_fields, check_shapes, is_finite, shapes_of, stored_shapes
 from .trust_lvnar import SafeLoadingMixin
 
 # So that they are saved beside this module, and found: from a folder, transformers 4 copies what this module imports,
 # but not what those import in turn.
 # isort: split
+from .ctc_beam_lvnar import BeamOptions  # noqa: F401
 from .pipeline_lvnar import LvnarTranslationPipeline  # noqa: F401
 from .repetitions_lvnar import find_stutter  # noqa: F401
+from .search_options_lvnar import SCORES  # noqa: F401
 from .segmentation_lvnar import is_unspaced  # noqa: F401
 from .sentences_lvnar import SentenceSplitter  # noqa: F401
 from .text_lvnar import TextFormat  # noqa: F401
 from .tokenization_lvnar import PLACEHOLDERS  # noqa: F401
 from .vocabulary_lvnar import INVISIBLE  # noqa: F401
 from .words_lvnar import word_spans  # noqa: F401
-
-_FINITE_PIECE = 32_767  # values; torch divides work among threads from one more on
 
 
 @dataclass
@@ -128,6 +129,7 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
     """
 
     accepts_loss_kwargs = False
+    can_search = True
     source_embedding: nn.Module
 
     def __init__(self, config: LvnarConfig):
@@ -224,7 +226,10 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
     ) -> LvnarGenerateOutput:
         check_evaluation_mode(self)
         max_positions = (2**28 if self.device.type == "cpu" else 2**31) // self.config.decoder_vocab_size
-        return refine_in_parts(self, input_ids, attention_mask, options, max_positions)
+        translate = search if options.search.is_asked else refine
+        return translate_in_parts(
+            translate, self, input_ids, attention_mask, options, max_positions // options.search.num_candidates
+        )
 
     # The four parts, as training and Algorithm 1 use them (`TranslationParts`), and what follows from them.
 
@@ -436,14 +441,3 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         logits = self.decode(source, latents, cell_mask, is_shown, alignment)
         random.set_rng_state(state_after)
         return logits, cell_mask
-
-
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether all values are, found on the CPU without torch's threads: a process that has started them cannot fork.
-
-    By the sum of its pieces, which are small enough for one thread.
-    """
-    if tensor.device.type != "cpu":
-        return bool(torch.isfinite(tensor).all())
-    pieces = tensor.flatten().split(_FINITE_PIECE)
-    return all(math.isfinite(float((piece * 0).float().sum())) for piece in pieces)

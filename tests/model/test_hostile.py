@@ -13,11 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-import lvnar_hf.refinement_lvnar
 from lvnar_hf import LvnarForConditionalGeneration, LvnarTokenizer
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.generation_lvnar import MAX_STORED_STEPS
-from lvnar_hf.refinement_lvnar import parts_by_length
+from lvnar_hf.refinement_lvnar import parts_by_length, refine, translate_in_parts
 from lvnar_hf.segmentation_lvnar import FugashiSegmenter, JapaneseSegmenter
 
 IN_THE_SUITE = [kind for kind in fuzz.FILES if kind != "graph"]
@@ -253,8 +252,7 @@ def test_a_batch_in_parts_gives_the_same(make):
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
     options = {"num_refinement_steps": 4, "return_dict_in_generate": True, "output_scores": True}
     whole = model.generate(**inputs, **options)
-    original = lvnar_hf.refinement_lvnar.refine_in_parts
-    model._refine = lambda ids, mask, given: original(model, ids, mask, given, 60)
+    model._refine = lambda ids, mask, given: translate_in_parts(refine, model, ids, mask, given, 60)
     parts = model.generate(**inputs, **options)
     assert torch.equal(parts.sequences, whole.sequences)
     assert torch.equal(parts.num_steps_taken, whole.num_steps_taken)
@@ -266,17 +264,18 @@ def test_a_batch_in_parts_gives_the_same(make):
     torch.testing.assert_close(parts.lower_bounds, whole.lower_bounds, rtol=1e-4, atol=1e-3)
 
 
-def test_one_long_sentence_does_not_pad_all_others(monkeypatch, tiny_model):
+def test_one_long_sentence_does_not_pad_all_others(tiny_model):
     sizes = []
-    original = lvnar_hf.refinement_lvnar.refine
-    monkeypatch.setattr(
-        lvnar_hf.refinement_lvnar, "refine", lambda m, ids, *rest: sizes.append(ids.shape) or original(m, ids, *rest)
-    )
     ids = torch.zeros(1000, 40, dtype=torch.long)
     ids[:, :2] = torch.tensor([5, 1])
     ids[7] = 6
-    lvnar_hf.refinement_lvnar.refine_in_parts(
-        tiny_model, ids, ids.ne(0).long(), tiny_model._decoding_options(None, {}), 4000
+    translate_in_parts(
+        lambda model, ids, *rest: sizes.append(ids.shape) or refine(model, ids, *rest),
+        tiny_model,
+        ids,
+        ids.ne(0).long(),
+        tiny_model._decoding_options(None, {}),
+        4000,
     )
     assert sizes == [(999, 2), (1, 40)]
 
