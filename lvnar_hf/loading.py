@@ -5,6 +5,7 @@ to translate would be its answer. So nothing but `trust_remote_code=False` is ev
 """
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import lvnar_hf  # noqa: F401  (registers the model)
@@ -37,3 +38,19 @@ def load_config(name: str | os.PathLike, **options: Any) -> Any:
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
+
+
+def load_search(options: Mapping[str, Any] | None, device: Any = "cpu") -> dict[str, Any]:
+    """Arguments of `generate` for a search, from those of a command.
+
+    Args:
+        options: names of `SearchOptions` to their values; what is None is left out; the rescorer as a folder or Hub id.
+        device: of the rescorer.
+
+    Raises:
+        OSError, ValueError: as `load_model`.
+    """
+    given = {name: value for name, value in (options or {}).items() if value is not None}
+    if "rescorer" in given:
+        given["rescorer"] = load_model(given["rescorer"]).float().eval().to(device)
+    return given

@@ -99,9 +99,19 @@ class SearchOptions:
             raise ValueError("num_length_candidates is for alignment 'length': this model has cells, not lengths.")
         if config.alignment == "length" and self.beam_size > 1:
             raise ValueError("beam_size is for alignment 'ctc': this model predicts its lengths.")
-        size = getattr(getattr(self.rescorer, "config", None), "vocab_size", None)
-        if self.rescorer is not None and (size is None or getattr(self.rescorer, "get_encoder", None) is None):
-            raise ValueError(f"rescorer is a {type(self.rescorer).__name__}; it must be a sequence-to-sequence model.")
+        if self.rescorer is None:
+            return
+        given = getattr(self.rescorer, "config", None)
+        if getattr(given, "decoder_start_token_id", None) is None:
+            raise ValueError(
+                f"rescorer is a {type(self.rescorer).__name__}; it must be an autoregressive model that translates."
+            )
+        num_ids = getattr(given, "decoder_vocab_size", None) or given.vocab_size  # type: ignore[union-attr]
+        if num_ids < config.decoder_vocab_size:
+            raise ValueError(
+                f"The rescorer knows {num_ids} target ids, and this model says {config.decoder_vocab_size}: it must have "
+                "the same vocabulary."
+            )
 
 
 SEARCH_OPTIONS = tuple(f.name for f in dataclasses.fields(SearchOptions) if f.name != "tokenizer")

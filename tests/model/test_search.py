@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 from collections import defaultdict
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import MarianConfig, MarianMTModel
 from lvnar_hf.ctc_beam_lvnar import BeamOptions, beam_search
 from lvnar_hf.ctc_lvnar import IMPOSSIBLE, ctc_cell_mask
 from lvnar_hf.generation_lvnar import SearchOptions
+from lvnar_hf.language_models import KenlmModel
 from lvnar_hf.loading import load_model, load_tokenizer
 from lvnar_hf.refinement_lvnar import translate_in_parts
 from lvnar_hf.search_lvnar import consensus, lower_bounds, rescorer_log_probs, search
@@ -66,6 +68,35 @@ def test_a_beam_that_holds_all_gives_what_all_alignments_give(options):
             }
             assert found == pytest.approx(expected, abs=1e-4)
             assert list(found) == sorted(found, key=found.__getitem__, reverse=True)
+
+
+def test_an_n_gram_model_of_kenlm(tmp_path, sample_tokenizer):
+    kenlm = pytest.importorskip("kenlm", reason="it is built from source: pip install kenlm")
+    subwords = [sample_tokenizer.target_backend_tokenizer.id_to_token(token) for token in (7, 8)]
+    (tmp_path / "lm.arpa").write_text(
+        "\\data\\\nngram 1=5\nngram 2=1\n\n\\1-grams:\n-2\t<unk>\n-9\t<s>\t-0.5\n-1\t</s>\n"
+        f"-0.6\t{subwords[0]}\t-0.25\n-0.7\t{subwords[1]}\t-0.1\n\n"
+        f"\\2-grams:\n-0.2\t{subwords[0]} {subwords[1]}\n\n\\end\\\n"
+    )
+    model = KenlmModel(tmp_path / "lm.arpa", sample_tokenizer)
+    state, first = model.extend(model.start(), 7)
+    after, second = model.extend(state, 8)
+    _, end = model.extend(after, 1)
+    assert [first, second, end] == pytest.approx([x * math.log(10) for x in (-0.5 - 0.6, -0.2, -0.1 - 1)], rel=1e-5)
+    assert model.extend(state, 9)[1] == pytest.approx((-0.25 - 2) * math.log(10), rel=1e-5)
+    (tmp_path / "broken.arpa").write_text("none")
+    with pytest.raises(ValueError, match=r"broken\.arpa is not a language model of kenlm's"):
+        KenlmModel(tmp_path / "broken.arpa", sample_tokenizer)
+    assert kenlm.Model(str(tmp_path / "lm.arpa")).order == 2
+
+
+def test_a_language_model_that_is_not_there(tmp_path, sample_tokenizer, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"no language model .*lm\.arpa"):
+        KenlmModel(tmp_path / "lm.arpa", sample_tokenizer)
+    (tmp_path / "lm.arpa").touch()
+    monkeypatch.setitem(sys.modules, "kenlm", None)
+    with pytest.raises(ImportError, match=r"lvnar-hf\[lm\]"):
+        KenlmModel(tmp_path / "lm.arpa", sample_tokenizer)
 
 
 def test_a_beam_without_a_token_that_may_follow_still_repeats_and_merges():
@@ -287,6 +318,12 @@ def test_what_has_no_meaning_is_refused(options, message):
     model = make_ctc_model()
     with pytest.raises(ValueError, match=message):
         model.generate(**_inputs(model), **options)
+
+
+def test_a_rescorer_of_a_smaller_vocabulary_is_refused(rescorer):
+    model = make_ctc_model(vocab_size=62)
+    with pytest.raises(ValueError, match="The rescorer knows 61 target ids, and this model says 62"):
+        model.generate(**_inputs(model), beam_size=2, rescorer=rescorer)
 
 
 def test_a_beam_is_for_cells_and_a_search_for_the_model(tiny_model):
