@@ -3,19 +3,23 @@
 This module travels to the Hub with the model: it imports nothing but torch and transformers.
 """
 
+import functools
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 from transformers.utils import ModelOutput
 
+from .budget_lvnar import CostTable, ladder
 from .confidence_lvnar import Calibration, sentence_probabilities
 from .configuration_lvnar import LvnarConfig
 from .ctc_lvnar import pack_left
 from .inputs_lvnar import check_inputs
-from .search_options_lvnar import SEARCH_OPTIONS, SearchOptions
+from .search_options_lvnar import CANDIDATE_NUMBERS, SEARCH_OPTIONS, SearchOptions
 
 # Decoding defaults by alignment, as they stand in a new model's generation_config.json. Collapsed cells have no
 # repetitions but those that are meant.
@@ -31,6 +35,7 @@ OWN_OPTIONS = (
     *("num_refinement_steps", "remove_repetitions", "max_length"),
     *("return_dict_in_generate", "output_scores", "output_confidences"),
 )
+_CALL_OPTIONS = ("max_ms", *SEARCH_OPTIONS)  # of a call alone: none is stored with a model
 # Options of transformers' GenerationConfig that change nothing here, whatever their value.
 _INERT_OPTIONS = ("use_cache", "return_legacy_cache", "disable_compile", "transformers_version")
 # All other options steer a search token by token, which this model does not have. These values of theirs ask for
@@ -67,6 +72,7 @@ class DecodingOptions:
     return_dict_in_generate: bool | None = None
     output_scores: bool | None = None
     output_confidences: bool | None = None
+    max_ms: float | None = None
     num_target_ids: int | None = None  # of the vocabulary, where the embedding has spare rows after them
     search: SearchOptions = field(default_factory=SearchOptions)
 
@@ -93,6 +99,9 @@ class DecodingOptions:
             raise ValueError(f"remove_repetitions is {self.remove_repetitions!r}; it must be True, False or 'tokens'.")
         if self.max_length is not None and (type(self.max_length) is not int or self.max_length < 1):
             raise ValueError(f"max_length is {self.max_length!r}; it must be a whole number of at least 1.")
+        is_time = isinstance(self.max_ms, Real) and not isinstance(self.max_ms, bool)
+        if self.max_ms is not None and not (is_time and 0 < self.max_ms < float("inf")):
+            raise ValueError(f"max_ms is {self.max_ms!r}; it must be a number above 0, milliseconds.")
 
 
 def stored_refinement_steps(config: LvnarConfig, generation_config: GenerationConfig) -> int:
@@ -133,6 +142,8 @@ class LvnarGenerateOutput(ModelOutput):
             model has a `calibration`; without one, the mean of its tokens' probabilities.
         candidates: of a search, (batch, num_return_candidates, longest), as the decoder gave them, the best first; all
             padding where a sentence has fewer. A search has no `sequences_per_step`.
+        time_plan: with `max_ms`, what was done of what was asked for (`num_refinement_steps`, `num_latent_candidates`,
+            `num_length_candidates`, `beam_size`), and `expected_ms` and `taken_ms`.
         candidate_scores: with them, (batch, num_return_candidates), by `candidate_score`; -infinite where none is.
     """
 
@@ -145,6 +156,7 @@ class LvnarGenerateOutput(ModelOutput):
     sentence_confidences: torch.Tensor | None = None
     candidates: torch.Tensor | None = None
     candidate_scores: torch.Tensor | None = None
+    time_plan: dict[str, Any] | None = None
 
 
 def find_kept(
@@ -198,6 +210,7 @@ class LvnarGenerationMixin:
 
     config: LvnarConfig
     generation_config: GenerationConfig
+    device: Any
     calibration: Calibration | None = None  # of the confidences, where a file of it stands beside the weights
     can_search = False
 
@@ -235,6 +248,9 @@ class LvnarGenerationMixin:
                 `sentence_confidences` and `lower_bounds`.
             num_latent_candidates, num_length_candidates, beam_size: one of them above 1 searches among several
                 translations, and so do further options: see `SearchOptions`.
+            max_ms: milliseconds for the batch: of the steps and candidates asked for, as many as it allows. Their costs
+                are measured before, where they are not known yet (`measure_costs` does it ahead); the least is one
+                pass, however little time there is.
 
         Returns:
             (batch, longest translation) token ids, padded on the right; or an `LvnarGenerateOutput`.
@@ -261,6 +277,13 @@ class LvnarGenerationMixin:
         if tokenizer is not None:
             options.num_target_ids = tokenizer.target_vocab_size
         attention_mask = check_inputs(self.config, input_ids, attention_mask)
+        plan: dict[str, Any] | None = None
+        if options.max_ms is not None:
+            batch_size, source_length = input_ids.shape
+            options, expected_ms = self._cost_table.choose(options, batch_size, source_length, options.max_ms)
+            plan = {name: getattr(options.search, name) for name in CANDIDATE_NUMBERS}
+            plan |= {"num_refinement_steps": options.num_refinement_steps, "expected_ms": expected_ms}
+            start = time.perf_counter()
         output = self._refine(input_ids, attention_mask, options)
         output.sequences_before_removal = output.sequences
         padding = self.config.pad_token_id
@@ -269,6 +292,8 @@ class LvnarGenerationMixin:
             output.sequences = pack_left(output.sequences, keep, padding)
         if output.token_confidences is not None:
             self._finish_confidences(output, keep)
+        if plan is not None:
+            output.time_plan = {**plan, "taken_ms": 1000 * (time.perf_counter() - start)}
         return output if options.return_dict_in_generate else output.sequences
 
     def _finish_confidences(self, output: LvnarGenerateOutput, keep: torch.Tensor | None) -> None:
@@ -315,7 +340,7 @@ class LvnarGenerationMixin:
         # What a Trainer fills in, on versions that leave the defaults of GenerationConfig empty.
         filled_in: dict[str, Any] = getattr(GenerationConfig, "_get_default_generation_params", dict)()
         for name, value in {**own, **changes, **arguments}.items():
-            if name in SEARCH_OPTIONS and (name in arguments or name in changes):
+            if name in _CALL_OPTIONS and (name in arguments or name in changes):
                 continue
             if name in OWN_OPTIONS or name in _INERT_OPTIONS or (name.startswith("_") and name not in arguments):
                 continue
@@ -339,4 +364,31 @@ class LvnarGenerationMixin:
                 f"{', '.join(asked)} without candidates: give num_latent_candidates, num_length_candidates or "
                 "beam_size."
             )
-        return DecodingOptions(**{name: given[name] for name in OWN_OPTIONS if name in given}, search=search)
+        max_ms = arguments.get("max_ms", changes.get("max_ms"))
+        own_options = {name: given[name] for name in OWN_OPTIONS if name in given}
+        return DecodingOptions(**own_options, max_ms=max_ms, search=search)
+
+    @functools.cached_property
+    def _cost_table(self) -> CostTable:
+        return CostTable(self.config, self._refine, self.device)
+
+    @torch.no_grad()
+    def measure_costs(self, source_lengths: Sequence[int], batch_sizes: Sequence[int] = (1,), **options: Any) -> float:
+        """Measure now what `generate` with `max_ms` and these options would measure first.
+
+        Args:
+            source_lengths: tokens.
+            batch_sizes: sentences.
+            options: as of `generate`.
+
+        Returns:
+            Seconds that it took.
+        """
+        start = time.perf_counter()
+        tokenizer = options.pop("tokenizer", None)
+        asked = self._decoding_options(None, options, tokenizer)
+        for rung in ladder(asked):
+            for source_length in source_lengths:
+                for batch_size in batch_sizes:
+                    self._cost_table.cost(rung, batch_size, source_length)
+        return time.perf_counter() - start

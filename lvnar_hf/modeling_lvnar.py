@@ -42,6 +42,7 @@ from .trust_lvnar import SafeLoadingMixin
 # So that they are saved beside this module, and found: from a folder, transformers 4 copies what this module imports,
 # but not what those import in turn.
 # isort: split
+from .budget_lvnar import CostTable  # noqa: F401
 from .ctc_beam_lvnar import BeamOptions  # noqa: F401
 from .pipeline_lvnar import LvnarTranslationPipeline  # noqa: F401
 from .repetitions_lvnar import find_stutter  # noqa: F401

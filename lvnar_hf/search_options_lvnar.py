@@ -10,6 +10,7 @@ from typing import Any
 
 from .configuration_lvnar import LvnarConfig
 
+CANDIDATE_NUMBERS = ("num_latent_candidates", "num_length_candidates", "beam_size")
 SCORES = ("beam", "bound", "elbo", "consensus", "rescorer")
 
 
@@ -52,9 +53,9 @@ class SearchOptions:
     tokenizer: Any = None
 
     def __post_init__(self) -> None:
-        for name in ("num_latent_candidates", "num_length_candidates", "beam_size", "num_elbo_samples", "search_seed"):
-            self._check_number(name, Integral, 0 if name == "search_seed" else 1)
-        self._check_number("num_return_candidates", Integral, 1)
+        for name in (*CANDIDATE_NUMBERS, "num_elbo_samples", "num_return_candidates"):
+            self._check_number(name, Integral, 1)
+        self._check_number("search_seed", Integral, 0)
         for name in ("latent_noise_scale", "token_bonus", "language_model_weight"):
             self._check_number(name, Real, 0)
         if self.candidate_score not in (None, *SCORES):
@@ -109,8 +110,8 @@ class SearchOptions:
         num_ids = getattr(given, "decoder_vocab_size", None) or given.vocab_size  # type: ignore[union-attr]
         if num_ids < config.decoder_vocab_size:
             raise ValueError(
-                f"The rescorer knows {num_ids} target ids, and this model says {config.decoder_vocab_size}: it must have "
-                "the same vocabulary."
+                f"The rescorer knows {num_ids} target ids, and this model says {config.decoder_vocab_size}: it must "
+                "have the same vocabulary."
             )
 
 

@@ -38,6 +38,7 @@ from lvnar_hf.trust_lvnar import shard_names
 
 # The modules that a user needs who has not the package, all of them flat beside the weights.
 TRAVELLING_MODULES = (
+    "budget_lvnar.py",
     "confidence_lvnar.py",
     "configuration_lvnar.py",
     "ctc_beam_lvnar.py",

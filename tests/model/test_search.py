@@ -9,15 +9,16 @@ import pytest
 import sacrebleu
 import torch
 from conftest import ROOT, make_batch, make_ctc_model, make_model, tiny_config, tokens_of
-from transformers import MarianConfig, MarianMTModel
+from transformers import GenerationConfig, MarianConfig, MarianMTModel
 
 from lvnar_hf.ctc_beam_lvnar import BeamOptions, beam_search
 from lvnar_hf.ctc_lvnar import IMPOSSIBLE, ctc_cell_mask
-from lvnar_hf.generation_lvnar import SearchOptions
+from lvnar_hf.generation_lvnar import LvnarGenerateOutput, LvnarGenerationMixin
 from lvnar_hf.language_models import KenlmModel
 from lvnar_hf.loading import load_model, load_tokenizer
 from lvnar_hf.refinement_lvnar import translate_in_parts
 from lvnar_hf.search_lvnar import consensus, lower_bounds, rescorer_log_probs, search
+from lvnar_hf.search_options_lvnar import SearchOptions
 
 LENGTHS = [(7, 5), (3, 4), (9, 6), (1, 2)]
 
@@ -350,3 +351,62 @@ def test_the_shipped_models_candidates_are_texts():
     )
     texts = [tokenizer.batch_decode(of, skip_special_tokens=True) for of in found.candidates]
     assert any("Bushaltestelle" in text for text in texts[0]) and texts[1][0] == "Hallo."
+
+
+class _Timed(LvnarGenerationMixin):
+    """By its own clock 10 ms for a pass, for each step, and for each candidate beside the first."""
+
+    can_search = True
+    device = torch.device("cpu")
+
+    def __init__(self, clock):
+        self.config, self.clock = tiny_config(alignment="ctc"), clock
+        self.generation_config = GenerationConfig()
+
+    def _refine(self, input_ids, attention_mask, options):
+        self.clock[0] += 0.01 * (1 + options.num_refinement_steps + options.search.num_candidates - 1)
+        return LvnarGenerateOutput(sequences=input_ids)
+
+
+@pytest.mark.parametrize(
+    ("max_ms", "steps", "beam", "latents", "taken"),
+    [
+        (1, 0, 1, 1, 10),
+        (25, 1, 1, 1, 20),
+        (55, 2, 1, 1, 30),
+        (61, 2, 2, 2, 60),
+        (181, 2, 4, 4, 180),
+        (10**6, 2, 8, 4, 340),
+    ],
+)
+def test_as_much_as_the_time_allows(monkeypatch, max_ms, steps, beam, latents, taken):
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    engine = _Timed(clock)
+    asked = {"num_refinement_steps": 2, "beam_size": 8, "num_latent_candidates": 4}
+    plan = engine.generate(torch.tensor([[5, 6, 1]]), **asked, max_ms=max_ms, return_dict_in_generate=True).time_plan
+    assert plan == {
+        **{"num_refinement_steps": steps, "beam_size": beam, "num_latent_candidates": latents},
+        **{"num_length_candidates": 1, "expected_ms": pytest.approx(taken), "taken_ms": pytest.approx(taken)},
+    }
+    before = clock[0]
+    engine.measure_costs([3, 4], **asked)  # the rungs above what was chosen, and no others
+    engine.generate(torch.tensor([[5, 6, 1, 1]]), **asked, max_ms=max_ms)
+    assert clock[0] - before < 0.001 * taken + 7 * 4 * 0.4
+    before = clock[0]
+    engine.generate(torch.tensor([[5, 6, 1, 1]]), **asked, max_ms=max_ms)
+    assert clock[0] - before == pytest.approx(0.001 * taken)
+    with pytest.raises(ValueError, match="max_ms is 0; it must be a number above 0"):
+        engine.generate(torch.tensor([[5, 6, 1]]), max_ms=0)
+
+
+def test_a_budget_changes_how_much_is_done_and_nothing_else():
+    model = make_ctc_model()
+    options = {"num_refinement_steps": 2, "beam_size": 4, "num_latent_candidates": 3, "return_dict_in_generate": True}
+    inputs = _inputs(model)
+    whole, budgeted = (model.generate(**inputs, **options, **extra) for extra in ({}, {"max_ms": 1e9}))
+    assert tokens_of(whole.sequences) == tokens_of(budgeted.sequences)
+    assert budgeted.time_plan["beam_size"] == 4 and budgeted.time_plan["num_latent_candidates"] == 3
+    least = model.generate(**inputs, **options, max_ms=1e-6)
+    assert tokens_of(least.sequences) == tokens_of(model.generate(**inputs, num_refinement_steps=0))
+    assert least.time_plan["num_refinement_steps"] == 0 < least.time_plan["taken_ms"]
