@@ -295,11 +295,12 @@ class OptimizationArguments:
         default=0.0,
         metadata={"help": "share of the wrong cells that the decoder is shown the tokens of (alignment ctc)"},
     )
-    final_glancing_ratio: float = field(
-        default=0.0, metadata={"help": "the same at the end, reached linearly; 0 and 0: no glancing"}
-    )
+    final_glancing_ratio: float = field(default=0.0, metadata={"help": "the same at the end, reached linearly"})
     bigram_weight: float = field(
         default=0.0, metadata={"help": "share of the loss of bigrams in the likelihood's place (alignment ctc; NMLA)"}
+    )
+    own_output_share: float = field(
+        default=0.0, metadata={"help": "share of sentences whose posterior sees own output"}
     )
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
     torch_compile: bool = field(default=False, metadata={"help": "compile the model, for inputs of any length"})
@@ -346,6 +347,7 @@ class OptimizationArguments:
             ("initial_glancing_ratio", 1.0),
             ("final_glancing_ratio", 1.0),
             ("bigram_weight", 1.0),
+            ("own_output_share", 1.0),
             ("final_kl_budget", self.initial_kl_budget),
         ):
             if not 0 <= getattr(self, name) <= most:
