@@ -3,18 +3,23 @@
 This module travels to the Hub with the model: it imports nothing but torch and transformers.
 """
 
-from dataclasses import dataclass
-from numbers import Integral
+import functools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 from transformers.utils import ModelOutput
 
+from .budget_lvnar import CostTable, ladder
 from .confidence_lvnar import Calibration, sentence_probabilities
 from .configuration_lvnar import LvnarConfig
 from .ctc_lvnar import pack_left
 from .inputs_lvnar import check_inputs
+from .search_options_lvnar import CANDIDATE_NUMBERS, SEARCH_OPTIONS, SearchOptions
 
 # Decoding defaults by alignment, as they stand in a new model's generation_config.json. Collapsed cells have no
 # repetitions but those that are meant.
@@ -30,6 +35,7 @@ OWN_OPTIONS = (
     *("num_refinement_steps", "remove_repetitions", "max_length"),
     *("return_dict_in_generate", "output_scores", "output_confidences"),
 )
+_CALL_OPTIONS = ("max_ms", *SEARCH_OPTIONS)  # of a call alone: none is stored with a model
 # Options of transformers' GenerationConfig that change nothing here, whatever their value.
 _INERT_OPTIONS = ("use_cache", "return_legacy_cache", "disable_compile", "transformers_version")
 # All other options steer a search token by token, which this model does not have. These values of theirs ask for
@@ -66,7 +72,9 @@ class DecodingOptions:
     return_dict_in_generate: bool | None = None
     output_scores: bool | None = None
     output_confidences: bool | None = None
+    max_ms: float | None = None
     num_target_ids: int | None = None  # of the vocabulary, where the embedding has spare rows after them
+    search: SearchOptions = field(default_factory=SearchOptions)
 
     @property
     def with_bounds(self) -> bool:
@@ -91,6 +99,9 @@ class DecodingOptions:
             raise ValueError(f"remove_repetitions is {self.remove_repetitions!r}; it must be True, False or 'tokens'.")
         if self.max_length is not None and (type(self.max_length) is not int or self.max_length < 1):
             raise ValueError(f"max_length is {self.max_length!r}; it must be a whole number of at least 1.")
+        is_time = isinstance(self.max_ms, Real) and not isinstance(self.max_ms, bool)
+        if self.max_ms is not None and not (is_time and 0 < self.max_ms < float("inf")):
+            raise ValueError(f"max_ms is {self.max_ms!r}; it must be a number above 0, milliseconds.")
 
 
 def stored_refinement_steps(config: LvnarConfig, generation_config: GenerationConfig) -> int:
@@ -129,6 +140,11 @@ class LvnarGenerateOutput(ModelOutput):
             token of `sequences`, see `confidence_lvnar`; 0 at padding.
         sentence_confidences: with it, (batch,) the share of a sentence's words that is expected to be right, if the
             model has a `calibration`; without one, the mean of its tokens' probabilities.
+        candidates: of a search, (batch, num_return_candidates, longest), as the decoder gave them, the best first; all
+            padding where a sentence has fewer. A search has no `sequences_per_step`.
+        time_plan: with `max_ms`, what was done of what was asked for (`num_refinement_steps`, `num_latent_candidates`,
+            `num_length_candidates`, `beam_size`), and `expected_ms` and `taken_ms`.
+        candidate_scores: with them, (batch, num_return_candidates), by `candidate_score`; -infinite where none is.
     """
 
     sequences: torch.Tensor
@@ -138,6 +154,9 @@ class LvnarGenerateOutput(ModelOutput):
     sequences_before_removal: torch.Tensor | None = None
     token_confidences: torch.Tensor | None = None
     sentence_confidences: torch.Tensor | None = None
+    candidates: torch.Tensor | None = None
+    candidate_scores: torch.Tensor | None = None
+    time_plan: dict[str, Any] | None = None
 
 
 def find_kept(
@@ -191,7 +210,9 @@ class LvnarGenerationMixin:
 
     config: LvnarConfig
     generation_config: GenerationConfig
+    device: Any
     calibration: Calibration | None = None  # of the confidences, where a file of it stands beside the weights
+    can_search = False
 
     def _refine(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: DecodingOptions
@@ -225,6 +246,11 @@ class LvnarGenerationMixin:
             output_scores: with that, compute its `lower_bounds`: a softmax over the vocabulary in each step.
             output_confidences: with `return_dict_in_generate`, compute its `token_confidences`,
                 `sentence_confidences` and `lower_bounds`.
+            num_latent_candidates, num_length_candidates, beam_size: one of them above 1 searches among several
+                translations, and so do further options: see `SearchOptions`.
+            max_ms: milliseconds for the batch: of the steps and candidates asked for, as many as it allows. Their costs
+                are measured before, where they are not known yet (`measure_costs` does it ahead); the least is one
+                pass, however little time there is.
 
         Returns:
             (batch, longest translation) token ids, padded on the right; or an `LvnarGenerateOutput`.
@@ -241,7 +267,8 @@ class LvnarGenerationMixin:
         if not hasattr(tokenizer, "find_repetitions"):
             tokenizer = None
         arguments = {n: v for n, v in kwargs.items() if n not in _IGNORED_ARGUMENTS and v is not None}
-        options = self._decoding_options(generation_config, arguments)
+        options = self._decoding_options(generation_config, arguments, tokenizer)
+        self._check_search(options)
         if arguments.get("remove_repetitions") is True and tokenizer is None:
             raise ValueError(
                 "remove_repetitions=True needs tokenizer=, an LvnarTokenizer: ids do not say where words are. "
@@ -250,6 +277,13 @@ class LvnarGenerationMixin:
         if tokenizer is not None:
             options.num_target_ids = tokenizer.target_vocab_size
         attention_mask = check_inputs(self.config, input_ids, attention_mask)
+        plan: dict[str, Any] | None = None
+        if options.max_ms is not None:
+            batch_size, source_length = input_ids.shape
+            options, expected_ms = self._cost_table.choose(options, batch_size, source_length, options.max_ms)
+            plan = {name: getattr(options.search, name) for name in CANDIDATE_NUMBERS}
+            plan |= {"num_refinement_steps": options.num_refinement_steps, "expected_ms": expected_ms}
+            start = time.perf_counter()
         output = self._refine(input_ids, attention_mask, options)
         output.sequences_before_removal = output.sequences
         padding = self.config.pad_token_id
@@ -258,6 +292,8 @@ class LvnarGenerationMixin:
             output.sequences = pack_left(output.sequences, keep, padding)
         if output.token_confidences is not None:
             self._finish_confidences(output, keep)
+        if plan is not None:
+            output.time_plan = {**plan, "taken_ms": 1000 * (time.perf_counter() - start)}
         return output if options.return_dict_in_generate else output.sequences
 
     def _finish_confidences(self, output: LvnarGenerateOutput, keep: torch.Tensor | None) -> None:
@@ -271,8 +307,21 @@ class LvnarGenerationMixin:
         if self.calibration is not None:
             output.sentence_confidences = self.calibration.sentences(of_sentences)
 
+    def _check_search(self, options: DecodingOptions) -> None:
+        """Refuse a search where there is none, and what a search does not give."""
+        wanted = options.search
+        wanted.check(self.config)
+        if not wanted.is_asked:
+            return
+        if not self.can_search:
+            raise ValueError(f"{type(self).__name__} gives one translation: candidates need the PyTorch model.")
+        if options.output_scores or options.output_confidences:
+            raise ValueError("output_scores and output_confidences are of one translation: leave the candidates out.")
+        if wanted.num_return_candidates > 1 and not options.return_dict_in_generate:
+            raise ValueError("num_return_candidates needs return_dict_in_generate=True: they are in `candidates`.")
+
     def _decoding_options(
-        self, generation_config: GenerationConfig | None, arguments: dict[str, Any]
+        self, generation_config: GenerationConfig | None, arguments: dict[str, Any], tokenizer: Any = None
     ) -> DecodingOptions:
         """The options of one call: the model's own, then what `generation_config` changes, then `arguments`.
 
@@ -291,6 +340,8 @@ class LvnarGenerationMixin:
         # What a Trainer fills in, on versions that leave the defaults of GenerationConfig empty.
         filled_in: dict[str, Any] = getattr(GenerationConfig, "_get_default_generation_params", dict)()
         for name, value in {**own, **changes, **arguments}.items():
+            if name in _CALL_OPTIONS and (name in arguments or name in changes):
+                continue
             if name in OWN_OPTIONS or name in _INERT_OPTIONS or (name.startswith("_") and name not in arguments):
                 continue
             neutral = [source[name] for source in (defaults, own, _NEUTRAL_VALUES) if name in source]
@@ -306,4 +357,38 @@ class LvnarGenerationMixin:
                 )
             raise ValueError(f"generate does not know {name}={value!r}; its options are {', '.join(OWN_OPTIONS)}.")
         given = {**GENERATION_DEFAULTS[self.config.alignment], **own, **changes, **arguments}
-        return DecodingOptions(**{name: given[name] for name in OWN_OPTIONS if name in given})
+        asked = {n: v for n, v in {**changes, **arguments}.items() if n in SEARCH_OPTIONS}
+        search = SearchOptions(**asked, tokenizer=tokenizer)
+        if asked and not search.is_asked:
+            raise ValueError(
+                f"{', '.join(asked)} without candidates: give num_latent_candidates, num_length_candidates or "
+                "beam_size."
+            )
+        max_ms = arguments.get("max_ms", changes.get("max_ms"))
+        own_options = {name: given[name] for name in OWN_OPTIONS if name in given}
+        return DecodingOptions(**own_options, max_ms=max_ms, search=search)
+
+    @functools.cached_property
+    def _cost_table(self) -> CostTable:
+        return CostTable(self.config, self._refine, self.device)
+
+    @torch.no_grad()
+    def measure_costs(self, source_lengths: Sequence[int], batch_sizes: Sequence[int] = (1,), **options: Any) -> float:
+        """Measure now what `generate` with `max_ms` and these options would measure first.
+
+        Args:
+            source_lengths: tokens.
+            batch_sizes: sentences.
+            options: as of `generate`.
+
+        Returns:
+            Seconds that it took.
+        """
+        start = time.perf_counter()
+        tokenizer = options.pop("tokenizer", None)
+        asked = self._decoding_options(None, options, tokenizer)
+        for rung in ladder(asked):
+            for source_length in source_lengths:
+                for batch_size in batch_sizes:
+                    self._cost_table.cost(rung, batch_size, source_length)
+        return time.perf_counter() - start

@@ -39,10 +39,12 @@ def likeliest_lengths(
     length_logits: torch.Tensor,
     attention_mask: torch.Tensor,
     max_length: int | torch.Tensor | None = None,
+    num_lengths: int = 1,
 ) -> torch.Tensor:
-    """argmax p(l_y | z, x) over the lengths 1 to `max_length`, by default `max_position_embeddings`: (batch,).
+    """The likeliest l_y by p(l_y | z, x), the best first: (batch, num_lengths), at most as many as there are classes.
 
-    Where the predictor has no such length, it is the one nearest to its classes. A tensor () is for graphs.
+    They are from 1 to `max_length`, by default `max_position_embeddings`; where the predictor has none of them (any
+    more), the one nearest to its classes. A tensor () is for graphs.
     """
     limit = config.max_position_embeddings
     if not isinstance(max_length, torch.Tensor):
@@ -51,8 +53,11 @@ def likeliest_lengths(
     shortest = attention_mask.sum(-1) - config.max_length_offset  # the length of class 0, (batch,)
     lengths = shortest[:, None] + torch.arange(num_classes, device=length_logits.device)
     allowed = (lengths >= 1) & (lengths <= max_length)
-    best = length_logits.masked_fill(~allowed, float("-inf")).argmax(-1)
-    lengths = (shortest + best).clamp(min=1)
+    allowed_logits = length_logits.masked_fill(~allowed, float("-inf"))
+    best = allowed_logits.argmax(-1)[:, None]
+    if num_lengths > 1:
+        best = allowed_logits.topk(min(num_lengths, num_classes), dim=-1).indices
+    lengths = (shortest[:, None] + best).clamp(min=1)
     return torch.where(lengths > max_length, max_length, lengths)
 
 

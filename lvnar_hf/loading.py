@@ -5,7 +5,7 @@ to translate would be its answer. So nothing but `trust_remote_code=False` is ev
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lvnar_hf  # noqa: F401  (registers the model)
@@ -45,3 +45,19 @@ def _load(load: Callable[..., Any], name: str | os.PathLike, options: dict[str, 
         return load(name, trust_remote_code=False, **options)
     except RecursionError as error:  # transformers reads the files before this package's classes do
         raise ValueError(f"A JSON file of {name} is nested too deep: {error}.") from error
+
+
+def load_search(options: Mapping[str, Any] | None, device: Any = "cpu") -> dict[str, Any]:
+    """Arguments of `generate` for a search, from those of a command.
+
+    Args:
+        options: names of `SearchOptions` to their values; what is None is left out; the rescorer as a folder or Hub id.
+        device: of the rescorer.
+
+    Raises:
+        OSError, ValueError: as `load_model`.
+    """
+    given = {name: value for name, value in (options or {}).items() if value is not None}
+    if "rescorer" in given:
+        given["rescorer"] = load_model(given["rescorer"]).float().eval().to(device)
+    return given

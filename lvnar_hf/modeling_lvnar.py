@@ -16,14 +16,12 @@ source and every target.
 """
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
-from transformers.utils import ModelOutput
 
 from .confidence_lvnar import Calibration
 from .configuration_lvnar import LvnarConfig
@@ -32,65 +30,35 @@ from .generation_lvnar import GENERATION_DEFAULTS, DecodingOptions, LvnarGenerat
 from .inputs_lvnar import check_evaluation_mode, check_inputs
 from .layers_lvnar import LvnarEmbedding, LvnarOutputProjection, sinusoidal_positions
 from .length_lvnar import LvnarLengthPredictor, LvnarLengthTransform
-from .losses_lvnar import IGNORED_LABEL, budgeted_kl, gaussian_kl, length_nll, token_nll
+from .losses_lvnar import IGNORED_LABEL, LvnarOutput, budgeted_kl, gaussian_kl, length_nll, token_nll
 from .parts_lvnar import LvnarDecoder, LvnarGaussianHead, LvnarPosterior, LvnarPrior
-from .refinement_lvnar import EncodedSource, likeliest_targets, refine_in_parts, target_positions
-from .soundness_lvnar import check_generation_fields, check_shapes, shapes_of, stored_shapes
+from .refinement_lvnar import (
+    EncodedSource,
+    likeliest_targets,
+    mix_own_translations,
+    refine,
+    target_positions,
+    translate_in_parts,
+)
+from .search_lvnar import search
+from .soundness_lvnar import check_generation_fields, check_shapes, is_finite, shapes_of, stored_shapes
 from .trust_lvnar import SafeLoadingMixin
 
 # So that they are saved beside this module, and found: from a folder, transformers 4 copies what this module imports,
 # but not what those import in turn.
 # isort: split
+from .budget_lvnar import CostTable  # noqa: F401
+from .ctc_beam_lvnar import BeamOptions  # noqa: F401
 from .markup_lvnar import mask_line  # noqa: F401
 from .pipeline_lvnar import LvnarTranslationPipeline  # noqa: F401
 from .repetitions_lvnar import find_stutter  # noqa: F401
+from .search_options_lvnar import SCORES  # noqa: F401
 from .segmentation_lvnar import is_unspaced  # noqa: F401
 from .sentences_lvnar import SentenceSplitter  # noqa: F401
 from .text_lvnar import TextFormat  # noqa: F401
 from .tokenization_lvnar import PLACEHOLDERS  # noqa: F401
 from .vocabulary_lvnar import INVISIBLE  # noqa: F401
 from .words_lvnar import word_spans  # noqa: F401
-
-_FINITE_PIECE = 32_767  # values; torch divides work among threads from one more on
-
-
-@dataclass
-class LvnarOutput(ModelOutput):
-    """What `LvnarForConditionalGeneration.forward` returns; the terms of the objective are nats a sentence.
-
-    Args:
-        loss: scalar; token NLL (in training label-smoothed, and mixed with the loss of bigrams), budgeted KL and length
-            NLL of the batch, divided by its number of target tokens (or by `num_items_in_batch`).
-        logits: (batch, target_length, target_vocab_size), float32 outside autocast; with alignment "ctc" of the cells,
-            (batch, T, target_vocab_size), where padding is blank.
-        token_nll: (batch,) -log p(y | x, z, l_y), without label smoothing; with "ctc", -log p(y | x, z).
-        kl: (batch,) KL before the budget.
-        budgeted_kl: (batch,) Σ_k max(b, KL_k).
-        length_nll: (batch,) -log p(l_y | z); None with alignment "ctc", as the two others of the length.
-        length_accuracy: (batch,) 1 where the likeliest length is the true one, else 0.
-        elbo: (batch,) -(token_nll + kl + length_nll), an estimate of a lower bound of log p(y, l_y | x) from one z;
-            with "ctc", without the length, of log p(y | x).
-        num_target_tokens: scalar, end-of-sentence tokens included.
-        prior_means, prior_stds, posterior_means, posterior_stds: (batch, source_length, latent_dim).
-        length_logits: (batch, 2 * max_length_offset + 1).
-        encoder_hidden_states: (batch, source_length, hidden_size), the states of the prior.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    token_nll: torch.Tensor | None = None
-    kl: torch.Tensor | None = None
-    budgeted_kl: torch.Tensor | None = None
-    length_nll: torch.Tensor | None = None
-    length_accuracy: torch.Tensor | None = None
-    elbo: torch.Tensor | None = None
-    num_target_tokens: torch.Tensor | None = None
-    prior_means: torch.Tensor | None = None
-    prior_stds: torch.Tensor | None = None
-    posterior_means: torch.Tensor | None = None
-    posterior_stds: torch.Tensor | None = None
-    length_logits: torch.Tensor | None = None
-    encoder_hidden_states: torch.Tensor | None = None
 
 
 class LvnarPreTrainedModel(SafeLoadingMixin, PreTrainedModel):
@@ -129,6 +97,7 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
     """
 
     accepts_loss_kwargs = False
+    can_search = True
     source_embedding: nn.Module
 
     def __init__(self, config: LvnarConfig):
@@ -225,7 +194,10 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
     ) -> LvnarGenerateOutput:
         check_evaluation_mode(self)
         max_positions = (2**28 if self.device.type == "cpu" else 2**31) // self.config.decoder_vocab_size
-        return refine_in_parts(self, input_ids, attention_mask, options, max_positions)
+        translate = search if options.search.is_asked else refine
+        return translate_in_parts(
+            translate, self, input_ids, attention_mask, options, max_positions // options.search.num_candidates
+        )
 
     # The four parts, as training and Algorithm 1 use them (`TranslationParts`), and what follows from them.
 
@@ -312,6 +284,7 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         generator: torch.Generator | None = None,
         glancing_ratio: float = 0.0,
         bigram_weight: float = 0.0,
+        own_output_share: float = 0.0,
         return_dict: bool | None = None,
         **unused: Any,
     ) -> LvnarOutput | tuple:
@@ -334,6 +307,8 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
                 shown, as a share of the cells that it gets wrong (`glanced_cells`).
             bigram_weight: in training with alignment "ctc", the share of the loss of bigrams (`bigram_loss`, times the
                 target's tokens) in what else is the likelihood of the target.
+            own_output_share: in training, the share of the sentences whose posterior is shown the model's own first
+                translation instead of the target (`mix_own_translations`).
             unused: what others pass to every model (PEFT: `inputs_embeds`, `decoder_input_ids`): None or False.
 
         Raises:
@@ -366,7 +341,10 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
 
         target_mask = (labels != IGNORED_LABEL).to(attention_mask.dtype)
         target_ids = labels.masked_fill(target_mask == 0, self.config.pad_token_id)
-        posterior_means, posterior_stds = self.infer_posterior(source, target_ids, target_mask)
+        shown = target_ids, target_mask
+        if own_output_share and self.training:
+            shown = mix_own_translations(self, source, *shown, own_output_share)
+        posterior_means, posterior_stds = self.infer_posterior(source, *shown)
         latents = posterior_means
         if self.training or generator is not None:
             noise = torch.empty_like(posterior_stds).normal_(generator=generator)
@@ -437,14 +415,3 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         logits = self.decode(source, latents, cell_mask, is_shown, alignment)
         random.set_rng_state(state_after)
         return logits, cell_mask
-
-
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether all values are, found on the CPU without torch's threads: a process that has started them cannot fork.
-
-    By the sum of its pieces, which are small enough for one thread.
-    """
-    if tensor.device.type != "cpu":
-        return bool(torch.isfinite(tensor).all())
-    pieces = tensor.flatten().split(_FINITE_PIECE)
-    return all(math.isfinite(float((piece * 0).float().sum())) for piece in pieces)

@@ -105,20 +105,42 @@ def refine(
         padded_batch_size: for an engine that takes batches of some sizes alone: that for so many sentences, at most
             twice as many. Copies of the first ones fill the batch; nothing is asked of their translations.
     """
-    active = torch.arange(len(input_ids), device=input_ids.device)  # sentences that may still change
-    rows = _fill(active, padded_batch_size)
+    rows = _fill(torch.arange(len(input_ids), device=input_ids.device), padded_batch_size)
     source = model.encode(input_ids[rows], attention_mask[rows])
-    latents = source.prior_means  # μ_0 = E_p(z | x)[z]
-    translation = _translate(model, source, latents, options)  # y_0 = argmax p(y | x, μ_0)
+    # μ_0 = E_p(z | x)[z]
+    return refine_latents(model, source, source.prior_means, options, None, len(input_ids), padded_batch_size)
+
+
+def refine_latents(
+    model: TranslationParts,
+    source: EncodedSource,
+    latents: torch.Tensor,
+    options: DecodingOptions,
+    lengths: torch.Tensor | None = None,
+    batch_size: int | None = None,
+    padded_batch_size: Callable[[int], int] = int,
+) -> LvnarGenerateOutput:
+    """Algorithm 1 from any latents μ_0.
+
+    Args:
+        source: of a batch, perhaps filled.
+        latents: (batch, source_length, latent_dim).
+        lengths: (batch,) of the translations, in every step; None: the likeliest ones.
+        batch_size: how many sentences are no filling; None: all.
+        padded_batch_size: as for `refine`.
+    """
+    num_sentences = len(latents) if batch_size is None else batch_size
+    active = torch.arange(num_sentences, device=latents.device)  # sentences that may still change
+    translation = _translate(model, source, latents, options, lengths)  # y_0 = argmax p(y | x, μ_0)
     record = _Record(translation, len(active), model.config.pad_token_id, options)
     targets, mask = translation.targets, translation.mask
     landmark, landmark_step = targets, 0
     last_step = min(options.num_refinement_steps, MAX_STEPS)
-    ends = active.new_full((len(rows),), last_step)  # the step after which each sentence leaves
+    ends = active.new_full((len(latents),), last_step)  # the step after which each sentence leaves
     for step in range(1, last_step + 1):
         latents, _ = model.infer_posterior(source, targets, mask)  # μ_t = E_q(z | x, y_{t-1})[z]
         previous = targets
-        translation = _translate(model, source, latents, options)  # y_t = argmax p(y | x, μ_t)
+        translation = _translate(model, source, latents, options, lengths)  # y_t = argmax p(y | x, μ_t)
         targets, mask = translation.targets, translation.mask
         record.add_step(active, translation)
         if landmark_step < step - 1:
@@ -134,29 +156,31 @@ def refine(
             active, rows = active[rows], _fill(rows, padded_batch_size)
             source, targets, mask = source.select(rows), targets[rows], mask[rows]
             landmark, ends = landmark[rows], ends[rows]
+            lengths = None if lengths is None else lengths[rows]
     return record.output()
 
 
-def refine_in_parts(
+def translate_in_parts(
+    translate: Callable[..., LvnarGenerateOutput],
     model: TranslationParts,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
     options: DecodingOptions,
     max_positions: int,
 ) -> LvnarGenerateOutput:
-    """`refine`, of a batch with more than `max_positions` in parts; see `parts_by_length`.
+    """`refine`, or `search`, of a batch with more than `max_positions` in parts; see `parts_by_length`.
 
     A part has room for the longest translations that its sentences may have.
     """
     is_ctc = model.config.alignment == "ctc"
     ratio, most_added = (model.config.upsampling_ratio, 0) if is_ctc else (1.0, model.config.max_length_offset)
     if input_ids.numel() * ratio + len(input_ids) * most_added <= max_positions:
-        return refine(model, input_ids, attention_mask, options)
+        return translate(model, input_ids, attention_mask, options)
     order, sizes = parts_by_length(model.config, attention_mask, max_positions, most_added)
     outputs = []
     for rows in order.split(sizes):
         width = int(attention_mask[rows].sum(-1).max())
-        outputs.append(refine(model, input_ids[rows, :width], attention_mask[rows, :width], options))
+        outputs.append(translate(model, input_ids[rows, :width], attention_mask[rows, :width], options))
     return _merge_parts(outputs, order, model.config.pad_token_id)
 
 
@@ -190,10 +214,9 @@ def _merge_parts(outputs: list[LvnarGenerateOutput], order: torch.Tensor, pad_to
     place = order.argsort()
 
     def join(tensors: list[Any], padding: float = pad_token_id) -> torch.Tensor:
-        longest = max(tensor.shape[1] for tensor in tensors)
-        padded = [pad(tensor, (0, longest - tensor.shape[1]), value=padding) for tensor in tensors]
-        return torch.cat(padded)[place]
+        return torch.cat(_pad_to_one_length(padding, *tensors))[place]
 
+    candidates, scores = ([getattr(output, n) for output in outputs] for n in ("candidates", "candidate_scores"))
     steps = bounds = None
     if outputs[0].sequences_per_step is not None:
         of_parts: list[Any] = [output.sequences_per_step for output in outputs]
@@ -213,6 +236,8 @@ def _merge_parts(outputs: list[LvnarGenerateOutput], order: torch.Tensor, pad_to
         token_confidences=None
         if outputs[0].token_confidences is None
         else join([output.token_confidences for output in outputs], 0.0),
+        candidates=None if candidates[0] is None else join(candidates),
+        candidate_scores=None if scores[0] is None else torch.cat(scores)[place],
     )
 
 
@@ -277,10 +302,14 @@ def _fill(rows: torch.Tensor, padded_batch_size: Callable[[int], int]) -> torch.
 
 
 def _translate(
-    model: TranslationParts, source: EncodedSource, latents: torch.Tensor, options: DecodingOptions
+    model: TranslationParts,
+    source: EncodedSource,
+    latents: torch.Tensor,
+    options: DecodingOptions,
+    lengths: torch.Tensor | None = None,
 ) -> _Translation:
     """argmax p(y | x, μ), and how likely it is."""
-    positions, length_logits = target_positions(model, source, latents, options.max_length)
+    positions, length_logits = target_positions(model, source, latents, options.max_length, lengths)
     logits = model.decode(source, latents, positions)
     targets, highest = _likeliest_targets(model, logits, positions, options.max_length, options.num_target_ids)
     total = highest.masked_fill(positions == 0, 0.0).sum()
@@ -305,13 +334,21 @@ def _translate(
 
 
 def target_positions(
-    model: TranslationParts, source: EncodedSource, latents: torch.Tensor, max_length: int | None = None
+    model: TranslationParts,
+    source: EncodedSource,
+    latents: torch.Tensor,
+    max_length: int | None = None,
+    lengths: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The decoder's positions, (batch, longest): of the likeliest length, or all cells; and the length's logits."""
+    """The decoder's positions, (batch, longest), and the length's logits.
+
+    They are of the given lengths (batch,), of the likeliest length, or with alignment "ctc" all cells.
+    """
     if model.config.alignment == "ctc":
         return ctc_cell_mask(source.attention_mask, model.config.upsampling_ratio), None
     length_logits = model.predict_length(source, latents)
-    lengths = likeliest_lengths(model.config, length_logits, source.attention_mask, max_length)
+    if lengths is None:
+        lengths = likeliest_lengths(model.config, length_logits, source.attention_mask, max_length)[:, 0]
     return lengths_to_mask(lengths, int(lengths.max())), length_logits
 
 
@@ -337,6 +374,35 @@ def likeliest_targets(
         (batch, target_length); with "ctc", (batch, longest translation).
     """
     return _likeliest_targets(model, logits, target_mask, max_length, num_target_ids)[0]
+
+
+def mix_own_translations(
+    model: TranslationParts,
+    source: EncodedSource,
+    target_ids: torch.Tensor,
+    target_mask: torch.Tensor,
+    share: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the posterior is shown in training: the target, or, of a share of the sentences, the model's own y_0.
+
+    So it sees what it is given in refinement. The bound stays one: q(z | x, y_0(x)) depends on x alone.
+
+    Args:
+        target_ids, target_mask: (batch, target_length).
+        share: of the sentences, drawn at random.
+
+    Returns:
+        Ids and mask, (batch, longest of both).
+    """
+    is_own = torch.rand(len(target_ids), device=target_ids.device) < share
+    with torch.no_grad():
+        positions, _ = target_positions(model, source, source.prior_means)
+        own_ids = likeliest_targets(model, model.decode(source, source.prior_means, positions), positions)
+    torch.clear_autocast_cache()  # it holds weights as a pass without gradient has cast them
+    padding = model.config.pad_token_id
+    own_ids, ids = _pad_to_one_length(padding, own_ids, target_ids)
+    ids = torch.where(is_own[:, None], own_ids, ids)
+    return ids, (ids != padding).to(target_mask.dtype)
 
 
 def _likeliest_targets(
@@ -379,5 +445,5 @@ def _are_different(targets: torch.Tensor, others: torch.Tensor, pad_token_id: in
 
 
 def _pad_to_one_length(padding: float, *sequences: torch.Tensor) -> list[torch.Tensor]:
-    longest = max(s.shape[1] for s in sequences)
-    return [pad(s, (0, longest - s.shape[1]), value=padding) for s in sequences]
+    longest = max(s.shape[-1] for s in sequences)
+    return [pad(s, (0, longest - s.shape[-1]), value=padding) for s in sequences]

@@ -4,6 +4,7 @@ This module travels to the Hub with the model: it imports nothing but torch, tra
 """
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from transformers import GenerationConfig
 
 MAX_JSON_BYTES = 2**28
+_FINITE_PIECE = 32_767  # values; torch divides work among threads from one more on
 _FLOATING = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
 
 
@@ -117,3 +119,14 @@ def check_shapes(
 def shapes_of(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all values are, found on the CPU without torch's threads: a process that has started them cannot fork.
+
+    By the sum of its pieces, which are small enough for one thread.
+    """
+    if tensor.device.type != "cpu":
+        return bool(torch.isfinite(tensor).all())
+    pieces = tensor.flatten().split(_FINITE_PIECE)
+    return all(math.isfinite(float((piece * 0).float().sum())) for piece in pieces)

@@ -291,16 +291,12 @@ class OptimizationArguments:
     label_smoothing: float = field(default=0.1, metadata={"help": "weight of the uniform distribution"})
     initial_kl_budget: float = field(default=1.0, metadata={"help": "b while s < M/2, nats per source position"})
     final_kl_budget: float = field(default=0.0, metadata={"help": "b at M, to which it falls linearly from M/2"})
-    initial_glancing_ratio: float = field(
-        default=0.0,
-        metadata={"help": "share of the wrong cells that the decoder is shown the tokens of (alignment ctc)"},
-    )
-    final_glancing_ratio: float = field(
-        default=0.0, metadata={"help": "the same at the end, reached linearly; 0 and 0: no glancing"}
-    )
+    initial_glancing_ratio: float = field(default=0.0, metadata={"help": "share of wrong cells shown (alignment ctc)"})
+    final_glancing_ratio: float = field(default=0.0, metadata={"help": "the same at the end, reached linearly"})
     bigram_weight: float = field(
         default=0.0, metadata={"help": "share of the loss of bigrams in the likelihood's place (alignment ctc; NMLA)"}
     )
+    own_output_share: float = field(default=0.0, metadata={"help": "share of posteriors that see the model's output"})
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
     torch_compile: bool = field(default=False, metadata={"help": "compile the model, for inputs of any length"})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "recompute layers to save memory"})
@@ -346,6 +342,7 @@ class OptimizationArguments:
             ("initial_glancing_ratio", 1.0),
             ("final_glancing_ratio", 1.0),
             ("bigram_weight", 1.0),
+            ("own_output_share", 1.0),
             ("final_kl_budget", self.initial_kl_budget),
         ):
             if not 0 <= getattr(self, name) <= most:

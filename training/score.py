@@ -43,10 +43,27 @@ class ScoreArguments:
             "generation_config.json says",
         },
     )
+    num_latent_candidates: int | None = field(default=None, metadata={"help": "a search: latents tried"})
+    latent_noise_scale: float | None = field(default=None, metadata={"help": "how far from the prior's mean they are"})
+    num_length_candidates: int | None = field(default=None, metadata={"help": "a search: lengths tried"})
+    beam_size: int | None = field(default=None, metadata={"help": "a search: beam over the cells of CTC"})
+    candidate_score: str | None = field(
+        default=None, metadata={"help": "what decides: beam, bound, elbo, consensus or rescorer"}
+    )
+    rescorer: str | None = field(
+        default=None, metadata={"help": "an autoregressive model of the same vocabulary that decides"}
+    )
     batch_size: int = field(default=64, metadata={"help": "sentences translated at once"})
     seed: int = field(default=1, metadata={"help": "of the latent samples"})
     revision: str | None = field(default=None, metadata={"help": "the model's revision on the Hub"})
     overwrite: bool = field(default=False, metadata={"help": "write into an output folder that is not empty"})
+
+    @property
+    def search(self) -> dict[str, Any]:
+        """Options of a search that were given."""
+        names = ("num_latent_candidates", "latent_noise_scale", "num_length_candidates", "beam_size")
+        values = {name: getattr(self, name) for name in (*names, "candidate_score", "rescorer")}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -64,7 +81,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     import lvnar_hf  # noqa: F401  (registers model and tokenizer)
     from lvnar_hf.jobs.environment import describe_machine, describe_versions
-    from lvnar_hf.loading import load_model, load_tokenizer
+    from lvnar_hf.loading import load_model, load_search, load_tokenizer
     from training.quality.decoding import repetition_removal
     from training.quality.evaluation import elbo_of_references, score_refined, score_searched
 
@@ -76,7 +93,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(arguments.model, **where)
     is_lvnar = model.config.model_type == "lvnar"
-    names = ["num_beams"] if is_lvnar else ["num_refinement_steps", "remove_repetitions"]
+    names = ["num_beams"] if is_lvnar else ["num_refinement_steps", "remove_repetitions", *arguments.search]
     if wrong := [name for name in names if getattr(arguments, name) is not None]:
         raise ValueError(
             f"--{wrong[0]} means nothing for {arguments.model}, a model of type {model.config.model_type}."
@@ -86,6 +103,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     if is_lvnar and arguments.remove_repetitions is not None:
         model.generation_config.remove_repetitions = REMOVALS[arguments.remove_repetitions]
+    search = load_search(arguments.search, model.device)
     option, default = ("num_refinement_steps", [0, 1, 3]) if is_lvnar else ("num_beams", [1, 3])
     results = []
     for value in getattr(arguments, option) or default:
@@ -93,8 +111,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             option: value,
             "hypotheses": f"hypotheses.{f'{value}-steps' if is_lvnar else f'beam-{value}'}.txt",
         }
-        score = score_refined if is_lvnar else score_searched
-        hypotheses, scores = score(model, tokenizer, test_set, value, arguments.batch_size, arguments.num_bootstrap)
+        common = (model, tokenizer, test_set, arguments.batch_size, arguments.num_bootstrap)
+        if is_lvnar and not search:
+            hypotheses, scores = score_refined(*common, value)
+        else:
+            settings: Any = {option: value, **search}
+            hypotheses, scores = score_searched(*common, **settings)
         (folder / result["hypotheses"]).write_text("".join(h + "\n" for h in hypotheses), "utf-8")
         results.append(result | scores)
         print(f"{result['hypotheses']}: {json.dumps(scores)}", flush=True)
@@ -107,6 +129,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "num_sentences": len(test_set.source_texts),
         "batch_size": arguments.batch_size,
         "remove_repetitions": repetition_removal(model) if is_lvnar else None,
+        "search": arguments.search,
         "results": results,
         "elbo_of_references": None,
         "versions": describe_versions(),

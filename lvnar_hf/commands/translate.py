@@ -56,6 +56,21 @@ def translate(
         bool,
         Option(help="Several sentences a line, with marks and spans that must not change, are taken apart first."),
     ] = True,
+    num_latent_candidates: Annotated[
+        int | None, Option(help="Translations tried from latents around the likeliest.", show_default=False)
+    ] = None,
+    num_length_candidates: Annotated[
+        int | None, Option(help="Likeliest lengths tried, with alignment length.", show_default=False)
+    ] = None,
+    beam_size: Annotated[
+        int | None, Option(help="Translations that a beam search tries, with alignment ctc.", show_default=False)
+    ] = None,
+    candidate_score: Annotated[
+        str | None, Option(help="Decides: beam, bound, elbo, consensus or rescorer.", show_default=False)
+    ] = None,
+    rescorer: Annotated[
+        str | None, Option(help="An autoregressive model of the same vocabulary that decides.", show_default=False)
+    ] = None,
     device: Annotated[str | None, Option(help="By default a GPU where there is one.", show_default=False)] = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Throw away an output that is there.")] = False,
 ) -> dict[str, Any] | None:
@@ -95,6 +110,13 @@ def translate(
         "max_batch_tokens": max_batch_tokens,
         "preserve_format": preserve_format,
         "device": device,
+        "search": {
+            "num_latent_candidates": num_latent_candidates,
+            "num_length_candidates": num_length_candidates,
+            "beam_size": beam_size,
+            "candidate_score": candidate_score,
+            "rescorer": rescorer,
+        },
     }
     if is_text:
         print(translate_text(str(text_or_input), model, **how))

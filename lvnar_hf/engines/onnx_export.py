@@ -122,7 +122,7 @@ class _Translation(nn.Module):
             lengths = num_ctc_cells(attention_mask.sum(-1), config.upsampling_ratio)
         else:
             length_logits = self.model.predict_length(source, latents)
-            lengths = likeliest_lengths(config, length_logits, attention_mask, max_length)
+            lengths = likeliest_lengths(config, length_logits, attention_mask, max_length)[:, 0]
         longest: Any = lengths.max().clamp(min=2).item()  # torch.export takes a length of 1 for a special case
         torch._check(longest >= 2)
         most = config.max_position_embeddings

@@ -24,15 +24,24 @@ from lvnar_hf.engines.shortlist import FILE as SHORTLIST_FILE
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.fingerprints import refuse_stale
 from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS, OWN_OPTIONS, DecodingOptions
-from lvnar_hf.modeling_lvnar import LvnarForConditionalGeneration, is_finite
-from lvnar_hf.soundness_lvnar import check_generation_fields, check_shapes, read_json_object, shapes_of, stored_shapes
+from lvnar_hf.modeling_lvnar import LvnarForConditionalGeneration
+from lvnar_hf.soundness_lvnar import (
+    check_generation_fields,
+    check_shapes,
+    is_finite,
+    read_json_object,
+    shapes_of,
+    stored_shapes,
+)
 from lvnar_hf.tokenization_lvnar import LvnarTokenizer
 from lvnar_hf.trust_lvnar import shard_names
 
 # The modules that a user needs who has not the package, all of them flat beside the weights.
 TRAVELLING_MODULES = (
+    "budget_lvnar.py",
     "confidence_lvnar.py",
     "configuration_lvnar.py",
+    "ctc_beam_lvnar.py",
     "ctc_lvnar.py",
     "generation_lvnar.py",
     "inputs_lvnar.py",
@@ -45,6 +54,8 @@ TRAVELLING_MODULES = (
     "pipeline_lvnar.py",
     "refinement_lvnar.py",
     "repetitions_lvnar.py",
+    "search_lvnar.py",
+    "search_options_lvnar.py",
     "segmentation_lvnar.py",
     "sentences_lvnar.py",
     "soundness_lvnar.py",

@@ -266,13 +266,14 @@ def translate_file(
     preserve_format: bool = True,
     device: str | None = None,
     overwrite: bool = False,
+    search: dict[str, Any] | None = None,
 ) -> dict[str, Any] | None:
     """Translate a file line by line; killed at any moment and called again, it goes on where it was.
 
     Args:
         input_file: text, UTF-8, plain or gzip; -: standard input.
         output_file: a line for each line; a description in JSON is written beside it.
-        model, engine, num_refinement_steps, preserve_format: as of `load_translator`.
+        model, engine, num_refinement_steps, preserve_format, search: as of `load_translator`.
         max_batch_tokens: of a batch, padding included; by default 512 on the CPU, 16384 on a GPU.
         shard_size: lines that are sorted, translated and stored together.
         num_workers: processes on this machine; by default one a core on the CPU, else one.
@@ -305,6 +306,7 @@ def translate_file(
         "max_batch_tokens": default_batch_tokens(processes.device) if max_batch_tokens is None else max_batch_tokens,
         "device": processes.device,
         "preserve_format": preserve_format,
+        "search": search,
     }
     translator = load_translator(engine=engine, **load_arguments)
     load_arguments["engine"] = translator.engine
@@ -313,6 +315,7 @@ def translate_file(
         "engine": translator.engine,
         "num_refinement_steps": translator.num_refinement_steps,
         "max_batch_tokens": translator.max_batch_tokens,
+        "search": {name: value for name, value in (search or {}).items() if value is not None},
     }
     if is_first:
         run.prepare(overwrite)
@@ -347,11 +350,12 @@ def translate_text(
     max_batch_tokens: int | None = None,
     preserve_format: bool = True,
     device: str | None = None,
+    search: dict[str, Any] | None = None,
 ) -> str:
     """The translation of a text; the arguments and the errors are those of `translate_file`."""
     place = Processes.started_together(device).device
     batch_tokens = default_batch_tokens(place) if max_batch_tokens is None else max_batch_tokens
-    translator = load_translator(model, engine, num_refinement_steps, batch_tokens, place, preserve_format)
+    translator = load_translator(model, engine, num_refinement_steps, batch_tokens, place, preserve_format, search)
     translation = translator.translate([text])
     if translation.num_cut:
         print(f"cut at the model's limit: {translation.num_cut} sentences", file=sys.stderr)

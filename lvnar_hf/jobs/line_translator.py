@@ -2,8 +2,8 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from lvnar_hf.files.atomic import hash_file
 from lvnar_hf.files.fingerprints import StaleError, folder_fingerprint
 from lvnar_hf.files.outputs import refuse_missing_folder
 from lvnar_hf.generation_lvnar import stored_refinement_steps
-from lvnar_hf.loading import load_model, load_tokenizer
+from lvnar_hf.loading import load_model, load_search, load_tokenizer
 from lvnar_hf.text_lvnar import TextFormat
 
 # Of a line, so many characters are looked at: more than fit any model, and few enough to tokenize in a second.
@@ -55,6 +55,7 @@ class LineTranslator:
         num_refinement_steps: None for a model without.
         max_batch_tokens: of a batch, padding included.
         text_format: takes lines apart and puts them together again; None: a line is a sentence.
+        search: further arguments of `generate`; see `SearchOptions`.
     """
 
     engine: str
@@ -64,6 +65,7 @@ class LineTranslator:
     num_refinement_steps: int | None
     max_batch_tokens: int
     text_format: TextFormat | None = None
+    search: Mapping[str, Any] = field(default_factory=dict)
 
     def translate(
         self, lines: Sequence[str], on_progress: Callable[[int], None] = lambda lines: None
@@ -133,7 +135,7 @@ class LineTranslator:
         num_steps = self.num_refinement_steps
         if num_steps is None:
             return self.model.generate(**batch), 0
-        options = {"num_refinement_steps": num_steps, "tokenizer": self.tokenizer}
+        options = {"num_refinement_steps": num_steps, "tokenizer": self.tokenizer, **self.search}
         if num_steps < 2:  # each sentence takes as many
             return self.model.generate(**batch, **options), num_steps * len(source_ids)
         output = self.model.generate(**batch, **options, return_dict_in_generate=True)
@@ -147,6 +149,7 @@ def load_translator(
     max_batch_tokens: int = 512,
     device: torch.device | str = "cpu",
     preserve_format: bool = False,
+    search: Mapping[str, Any] | None = None,
 ) -> LineTranslator:
     """A model with its engine; "auto" takes the fastest: on the CPU the graph in int8 if there is one, else PyTorch.
 
@@ -155,9 +158,10 @@ def load_translator(
         num_refinement_steps: None: the model's own.
         preserve_format: translate the sentences of a line one by one, and keep what is around and between them; see
             `TextFormat`.
+        search: as of `load_search`; with it, "auto" is PyTorch.
 
     Raises:
-        ValueError: for another engine, an engine that is not for this device, or a budget below 1.
+        ValueError: for another engine, an engine that is not for this device or does not search, or a budget below 1.
         FileNotFoundError: the graph or the shortlist that was asked for is not there; says how to make it.
         ImportError: onnxruntime is asked for, and is missing.
         RuntimeError: "compiled" is asked for on the CPU, and there is no C++ compiler.
@@ -170,8 +174,13 @@ def load_translator(
     is_cpu = torch.device(device).type == "cpu"
     if engine in ONNX_ENGINES and not is_cpu:
         raise ValueError(f"The engine {engine} runs on the CPU, not on {device}: choose torch or auto.")
+    arguments = load_search(search, device)
+    if arguments and engine not in ("auto", "torch"):
+        raise ValueError(f"The engine {engine} gives one translation: a search needs torch or auto.")
     model: Any = None
-    if engine == "auto":
+    if engine == "auto" and arguments:
+        engine = "torch"
+    elif engine == "auto":
         engine = "torch"
         if is_cpu:
             try:
@@ -189,13 +198,19 @@ def load_translator(
     if model.config.model_type == "lvnar" and num_refinement_steps is None:
         num_refinement_steps = stored_refinement_steps(model.config, model.generation_config)
     tokenizer = load_tokenizer(name)
+    if arguments and model.config.model_type != "lvnar":
+        raise ValueError(f"A search among candidates is for models of type lvnar; {name} is {model.config.model_type}.")
     fingerprint = _fingerprint(name, model, with_graphs=engine in ONNX_ENGINES)
+    if "rescorer" in arguments:
+        fingerprint += _fingerprint(str((search or {})["rescorer"]), arguments["rescorer"], with_graphs=False)
     text_format = None
     if preserve_format:
         languages = (getattr(holder, "source_language", None) for holder in (model.config, tokenizer))
         limit = getattr(model.config, "max_position_embeddings", None)
         text_format = TextFormat(tokenizer, limit, next(filter(None, languages), None))
-    return LineTranslator(engine, model, tokenizer, fingerprint, num_refinement_steps, max_batch_tokens, text_format)
+    return LineTranslator(
+        engine, model, tokenizer, fingerprint, num_refinement_steps, max_batch_tokens, text_format, arguments
+    )
 
 
 def _fingerprint(name: str, model: Any, with_graphs: bool) -> str:

@@ -154,6 +154,21 @@ def test_engines(tiny_repository, tiny_graphs, source, unbroken, tmp_path):
         load_translator(str(repository), "onnx", device="cuda")
 
 
+def test_a_search_is_the_pipelines(tiny_repository, source, tmp_path):
+    search = {"num_latent_candidates": 3, "candidate_score": "elbo", "rescorer": None}
+    result = translate_file(**options(tiny_repository, source, tmp_path / "out", num_workers=1, search=search))
+    assert result["settings"]["search"] == {"num_latent_candidates": 3, "candidate_score": "elbo"}
+    translator = pipeline("translation", model=str(tiny_repository), device="cpu")
+    texts = [line.removesuffix("\r") for line in lines(source)]
+    arguments = {"num_latent_candidates": 3, "candidate_score": "elbo", "truncation": True}
+    expected = [result[0]["translation_text"] for result in (translator(text, **arguments) for text in texts)]
+    assert lines(tmp_path / "out") == list(map(one_line, expected))
+    with pytest.raises(ValueError, match="The engine onnx gives one translation"):
+        load_translator(str(tiny_repository), "onnx", search=search)
+    with pytest.raises(ValueError, match="rescorer is a Lvnar"):
+        load_translator(str(tiny_repository), search=search | {"rescorer": str(tiny_repository)}).translate(["a"])
+
+
 def test_what_is_wrong_is_refused(tiny_repository, source, tmp_path):
     output = tmp_path / "out"
     with pytest.raises(ValueError, match="engine is 'fast'; it must be one of auto, torch, compiled, onnx, onnx-int8"):

@@ -86,10 +86,10 @@ def test_confidences_are_those_of_the_last_translation_whatever_the_batch(make):
         given = zip(removed.token_confidences.tolist(), tokens_of(removed.sequences), strict=True)
         assert [numbers[: len(ids)] for numbers, ids in given] == expected
         # What a sentence takes long for is not lost when others have left; in parts too.
-        from lvnar_hf.refinement_lvnar import refine, refine_in_parts
+        from lvnar_hf.refinement_lvnar import refine, translate_in_parts
 
         decoding = model._decoding_options(None, options)
-        parts = refine_in_parts(model, **inputs, options=decoding, max_positions=40)
+        parts = translate_in_parts(refine, model, **inputs, options=decoding, max_positions=40)
         once = refine(model, **inputs, options=decoding)
         torch.testing.assert_close(parts.token_confidences, once.token_confidences)
     assert make is make_ctc_model or not torch.equal(removed.sequences, kept.sequences)

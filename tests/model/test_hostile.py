@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-import lvnar_hf.refinement_lvnar
 from lvnar_hf import LvnarForConditionalGeneration, LvnarTokenizer
 from lvnar_hf.confidence_lvnar import FILE as CALIBRATION_FILE
 from lvnar_hf.confidence_lvnar import Calibration, Curve
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.generation_lvnar import MAX_STORED_STEPS
 from lvnar_hf.loading import load_config, load_model, load_tokenizer
-from lvnar_hf.refinement_lvnar import parts_by_length
+from lvnar_hf.refinement_lvnar import parts_by_length, refine, translate_in_parts
 from lvnar_hf.segmentation_lvnar import FugashiSegmenter, JapaneseSegmenter
 
 IN_THE_SUITE = [kind for kind in fuzz.FILES if kind != "graph"]
@@ -271,8 +270,7 @@ def test_a_batch_in_parts_gives_the_same(make):
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
     options = {"num_refinement_steps": 4, "return_dict_in_generate": True, "output_scores": True}
     whole = model.generate(**inputs, **options)
-    original = lvnar_hf.refinement_lvnar.refine_in_parts
-    model._refine = lambda ids, mask, given: original(model, ids, mask, given, 60)
+    model._refine = lambda ids, mask, given: translate_in_parts(refine, model, ids, mask, given, 60)
     parts = model.generate(**inputs, **options)
     assert torch.equal(parts.sequences, whole.sequences)
     assert torch.equal(parts.num_steps_taken, whole.num_steps_taken)
@@ -284,17 +282,18 @@ def test_a_batch_in_parts_gives_the_same(make):
     torch.testing.assert_close(parts.lower_bounds, whole.lower_bounds, rtol=1e-4, atol=1e-3)
 
 
-def test_one_long_sentence_does_not_pad_all_others(monkeypatch, tiny_model):
+def test_one_long_sentence_does_not_pad_all_others(tiny_model):
     sizes = []
-    original = lvnar_hf.refinement_lvnar.refine
-    monkeypatch.setattr(
-        lvnar_hf.refinement_lvnar, "refine", lambda m, ids, *rest: sizes.append(ids.shape) or original(m, ids, *rest)
-    )
     ids = torch.zeros(1000, 40, dtype=torch.long)
     ids[:, :2] = torch.tensor([5, 1])
     ids[7] = 6
-    lvnar_hf.refinement_lvnar.refine_in_parts(
-        tiny_model, ids, ids.ne(0).long(), tiny_model._decoding_options(None, {}), 22_000
+    translate_in_parts(
+        lambda model, ids, *rest: sizes.append(ids.shape) or refine(model, ids, *rest),
+        tiny_model,
+        ids,
+        ids.ne(0).long(),
+        tiny_model._decoding_options(None, {}),
+        22_000,
     )
     assert sizes == [(999, 2), (1, 40)]
 
@@ -303,9 +302,9 @@ def test_one_long_sentence_does_not_pad_all_others(monkeypatch, tiny_model):
 def test_the_memory_of_a_batch_is_that_of_a_part(make, monkeypatch):
     """2,000 short sentences and a long one: as one batch, their logits alone are 2.6 GB; in parts, 128 MB at once."""
     model, seen = make(tiny_config(vocab_size=8000)), []
-    original = lvnar_hf.refinement_lvnar.refine_in_parts
     monkeypatch.setattr(
-        "lvnar_hf.modeling_lvnar.refine_in_parts", lambda *given: seen.append(given[4]) or original(*given[:4], 4000)
+        "lvnar_hf.modeling_lvnar.translate_in_parts",
+        lambda *given: seen.append(given[5]) or translate_in_parts(*given[:5], 4000),
     )
     ids = torch.zeros(2000, 40, dtype=torch.long)
     ids[:, :3] = torch.tensor([5, 6, 1])

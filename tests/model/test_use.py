@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from lvnar_hf import LvnarConfig, LvnarForConditionalGeneration
-from lvnar_hf.modeling_lvnar import is_finite
+from lvnar_hf.soundness_lvnar import is_finite
 
 LONG = "where is the station? " * 20
 

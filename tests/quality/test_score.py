@@ -12,6 +12,7 @@ from conftest import ROOT, SAMPLE
 from sacrebleu.metrics import BLEU, CHRF
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
+from lvnar_hf.loading import load_model, load_tokenizer
 from training import score
 from training.data.evaluation_sets import TestSetArguments, load_test_set
 from training.quality.decoding import refine_texts, translate_texts
@@ -200,6 +201,26 @@ def test_test_sets_of_every_kind(tmp_path):
 
 
 # the command
+
+
+def test_a_search_is_scored(either_repository, tmp_path):
+    lines = ["Tom laughed.", "I am here.", "Who is it?", "It was cold."]
+    (tmp_path / "test.en").write_text("\n".join(lines) + "\n", "utf-8")
+    arguments = ["--model", str(either_repository), "--source_file", str(tmp_path / "test.en"), "--target_file"]
+    arguments += [str(tmp_path / "test.en"), "--output_folder", str(tmp_path / "out"), "--num_bootstrap", "0"]
+    arguments += ["--num_elbo_samples", "0", "--num_refinement_steps", "1", "--num_latent_candidates", "4"]
+    metrics = score.main([*arguments, "--latent_noise_scale", "2.0"])
+    assert metrics["search"] == {"num_latent_candidates": 4, "latent_noise_scale": 2.0}
+    model, tokenizer = load_model(either_repository).eval(), load_tokenizer(either_repository)
+    expected = [
+        tokenizer.decode(ids, skip_special_tokens=True)
+        for line in lines
+        for ids in model.generate(
+            **tokenizer(line, return_tensors="pt"), tokenizer=tokenizer, num_refinement_steps=1, **metrics["search"]
+        )
+    ]
+    written = (tmp_path / "out" / metrics["results"][0]["hypotheses"]).read_text("utf-8").split("\n")[:-1]
+    assert written == [" ".join(text.split("\n")) for text in expected]
 
 
 def test_evaluation_writes_what_it_scored(either_repository, tmp_path):

@@ -380,6 +380,7 @@ def test_one_command_runs_both_modes(monkeypatch, capsys, tmp_path, tiny_reposit
         "6-6, transformers, beam 3",
         "12-1, ctranslate2 int8, beam 1",
         "2-2, transformers, beam 1",
+        "16 latents, rescored",
     ]
     argv += ["--model", str(tiny_repository), "--teacher", str(small_teacher)]
     argv += ["--source_file", write_lines(tmp_path / "en", sources)]
@@ -397,7 +398,9 @@ def test_one_command_runs_both_modes(monkeypatch, capsys, tmp_path, tiny_reposit
     assert list(by_random["systems"]) == [
         *("lvnar, eager, 3 steps", "marian 6-6, transformers, beam 3", "marian 12-1, ctranslate2 int8, beam 1")
     ]
-    assert list(by_trained["systems"]) == ["lvnar, eager, 3 steps", "marian 2-2, transformers, beam 1"]
+    assert list(by_trained["systems"]) == [
+        *("lvnar, eager, 3 steps", "lvnar, eager, 1 step, 16 latents, rescored", "marian 2-2, transformers, beam 1")
+    ]
     assert by_random["num_left_out"] == 1 and by_random["baseline"] == "marian 6-6, transformers, beam 3"
     assert by_random["systems"][by_random["baseline"]]["model"]["speed_up"] == 1.0
     for mode in (by_random, by_trained):
@@ -416,6 +419,10 @@ def test_one_command_runs_both_modes(monkeypatch, capsys, tmp_path, tiny_reposit
     teacher = AutoModelForSeq2SeqLM.from_pretrained(small_teacher).eval()
     for system, options in (
         ("lvnar, eager, 3 steps", {"num_refinement_steps": 3}),
+        (
+            "lvnar, eager, 1 step, 16 latents, rescored",
+            {"num_latent_candidates": 16, "latent_noise_scale": 1.0, "rescorer": teacher},
+        ),
         ("marian 2-2, transformers, beam 1", {"num_beams": 1, "max_new_tokens": 40, "max_length": None}),
     ):
         translator = model if "lvnar" in system else teacher
@@ -424,6 +431,7 @@ def test_one_command_runs_both_modes(monkeypatch, capsys, tmp_path, tiny_reposit
         assert bleu["score"] == pytest.approx(BLEU().corpus_score(hypotheses, [references]).score)
         assert bleu["signature"].startswith("nrefs:1|case:mixed")
     assert 1 < by_trained["systems"]["lvnar, eager, 3 steps"]["mean_steps_taken"] <= 3
+    assert "mean_steps_taken" not in by_trained["systems"]["lvnar, eager, 1 step, 16 latents, rescored"]
     assert all("end_to_end" in system for system in by_trained["systems"].values())
 
     with pytest.raises(FileExistsError, match="--output_folder, or give --overwrite"):

@@ -14,9 +14,9 @@ def score_refined(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     test_set: TestSet,
-    num_steps: int,
     batch_size: int,
     num_bootstrap: int,
+    num_steps: int,
 ) -> tuple[list[str], dict[str, Any]]:
     """Hypotheses, a line each, and scores of this package's model."""
     texts = [text for text in test_set.source_texts if text.strip()]
@@ -45,12 +45,16 @@ def score_searched(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     test_set: TestSet,
-    num_beams: int,
     batch_size: int,
     num_bootstrap: int,
+    **generate_arguments: Any,
 ) -> tuple[list[str], dict[str, Any]]:
-    """Hypotheses, a line each, and scores of a model that searches token by token."""
-    texts = translate_texts(model, tokenizer, test_set.source_texts, batch_size, num_beams=num_beams)
+    """Hypotheses, a line each, and scores of a model that searches: among candidates, or token by token.
+
+    Args:
+        generate_arguments: how; they go to `generate`.
+    """
+    texts = translate_texts(model, tokenizer, test_set.source_texts, batch_size, **generate_arguments)
     hypotheses = [_one_line(text) for text in texts]
     scores = _text_scores(hypotheses, tokenizer, test_set, num_bootstrap)
     return hypotheses, scores | {"repeated_tokens": {"words": repeated_share(words(hypotheses))}}

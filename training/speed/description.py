@@ -66,7 +66,7 @@ def describe_systems(
         system: dict[str, Any] = {
             "family": spec.family,
             "engine": spec.engine,
-            "compute_type": spec.engine.split()[1] if " " in spec.engine else spec.dtype,
+            "compute_type": spec.dtype if spec.engine.startswith("eager") else (*spec.engine.split(), spec.dtype)[1],
             **measured.descriptions[name],
         }
         for kind in sorted({kind for kind, _ in times}, reverse=True):  # "model" first

@@ -5,7 +5,7 @@ exactly these, and every refinement step asked for. With trained models the leng
 stands beside speed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from training.speed.specs import (
     lvnar_specs,
     marian_name,
     marian_specs,
+    search_specs,
     select_systems,
 )
 from training.speed.timing import WorkloadKey, measure_rounds
@@ -210,7 +211,7 @@ def run_trained(
             systems[name]["quality"] = corpus_scores(
                 hypotheses, test_set.target_texts, test_set.source_language, test_set.target_language
             )
-            if worker.spec.family == "lvnar":
+            if worker.spec.family == "lvnar" and not worker.spec.search:
                 systems[name]["mean_steps_taken"] = num_refinements / len(texts)
     return {
         "what": (
@@ -231,7 +232,7 @@ def _prepare_trained(
     Returns:
         The systems; what the JSON says of each model; source and target tokens of each sentence.
     """
-    tokenizer: Callable[..., Any] = load_tokenizer(model)
+    tokenizer: Any = load_tokenizer(model)
     lvnar: PreTrainedModel = load_model(model)
     if lvnar.config.model_type != "lvnar":
         raise ValueError(f"{model} is a {lvnar.config.model_type}, not an lvnar; autoregressive models: --teacher.")
@@ -241,9 +242,12 @@ def _prepare_trained(
     exported, common = folder / "lvnar-onnx", arguments.common()
     specs = lvnar_specs(model, str(exported), has_shortlist=shortlist is not None, tokenizer_folder=model, **common)
     models = {"lvnar": {"num_parameters": lvnar.num_parameters(), "from": model}}
+    rescorer = next((name for name in teachers if load_tokenizer(name).get_vocab() == tokenizer.get_vocab()), None)
+    is_ctc = lvnar.config.alignment == "ctc"
+    specs += search_specs(model, rescorer, is_ctc, tokenizer_folder=model, **common)
     loaded = [(load_teacher(name), folder / str(number)) for number, name in enumerate(teachers)]
     for teacher, converted in loaded:
-        is_listed = shortlist is not None and teacher.tokenizer.get_vocab() == tokenizer.get_vocab()  # type: ignore
+        is_listed = shortlist is not None and teacher.tokenizer.get_vocab() == tokenizer.get_vocab()
         specs += marian_specs(
             teacher.name, converted, teacher.model, has_shortlist=is_listed, tokenizer_folder=teacher.name, **common
         )

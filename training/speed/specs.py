@@ -32,6 +32,7 @@ class SystemSpec:
         engine: a key of `ENGINES`, with the number type behind it where the engine has several: the rows of one plot.
         folder: the model, in the engine's format.
         setting: refinement steps, or beams.
+        search: further arguments of this model's `generate`, the rescorer by its folder; see `SearchOptions`.
         max_target_length: tokens at which an autoregressive translation is cut, `</s>` included.
         end_ids: what ends an autoregressive translation.
         forbidden: sequences of ids that an autoregressive translation must not have (`bad_words_ids`).
@@ -49,6 +50,7 @@ class SystemSpec:
     max_target_length: int
     end_ids: tuple[int, ...] = ()
     forbidden: tuple[tuple[int, ...], ...] = ()
+    search: tuple[tuple[str, Any], ...] = ()
     remove_repetitions: bool | None = None
     tokenizer_folder: str | None = None
     device: str = "cpu"
@@ -90,6 +92,38 @@ def lvnar_specs(
         )
         for engine, engine_folder in folders.items()
         for steps in REFINEMENT_STEPS
+    ]
+
+
+def search_specs(folder: str, rescorer: str | None, is_ctc: bool, **common: Any) -> list[SystemSpec]:
+    """This model in PyTorch with one refinement step and a search among candidates.
+
+    Args:
+        folder: the model.
+        rescorer: an autoregressive model of the same vocabulary, or None.
+        is_ctc: whether it has cells, for a beam search.
+    """
+    searches: dict[str, dict[str, Any]] = {
+        "16 latents": {"num_latent_candidates": 16, "latent_noise_scale": 1.0},
+    }
+    if is_ctc:
+        searches["beam 20"] = {"beam_size": 20}
+    if rescorer is not None:
+        searches["16 latents, rescored"] = {**searches["16 latents"], "rescorer": rescorer}
+        searches |= {f"beam {n}, rescored": {"beam_size": n, "rescorer": rescorer} for n in (8, 32) if is_ctc}
+    return [
+        SystemSpec(
+            name=f"lvnar, eager, 1 step, {name}",
+            family="lvnar",
+            model="lvnar",
+            engine="eager search",
+            folder=folder,
+            setting=1,
+            max_target_length=0,
+            search=tuple(search.items()),
+            **common,
+        )
+        for name, search in searches.items()
     ]
 
 

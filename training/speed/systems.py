@@ -24,7 +24,7 @@ import lvnar_hf  # noqa: F401  (registers the model)
 from lvnar_hf.engines.base import LvnarEngine
 from lvnar_hf.engines.compiled import CAPTURE_CALLS, LvnarCompiledModel
 from lvnar_hf.engines.onnx import LvnarOnnxModel
-from lvnar_hf.loading import load_model
+from lvnar_hf.loading import load_model, load_search
 from training.speed.specs import COMPILED_ENGINE, SystemSpec
 
 CALIBRATION_SENTENCES = 32  # at most, of a batch on which CTranslate2's two ways are compared
@@ -68,16 +68,18 @@ def _load(spec: SystemSpec) -> PreTrainedModel:
 
 
 class EagerLvnar:
-    """This package's `generate`."""
+    """This package's `generate`; with a search, the steps of the candidate that takes most are counted."""
 
     def __init__(self, spec: SystemSpec):
         self.model = _load(spec)
         self.options: dict[str, Any] = {"num_refinement_steps": spec.setting}
+        self.options |= load_search(dict(spec.search), spec.device)
         if spec.remove_repetitions is not None:
             self.options["remove_repetitions"] = spec.remove_repetitions
         self.num_refinements = 0
         self.description: dict[str, Any] = {}
-        self.model.posterior.register_forward_hook(self._count)
+        if not spec.search:
+            self.model.posterior.register_forward_hook(self._count)
 
     def _count(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
         self.num_refinements += len(inputs[0])

@@ -1,0 +1,88 @@
+"""As much refinement and search as a time allows, by what each costs on this machine.
+
+A ladder leads from no refinement step to all that is asked for: first the steps, then the candidates, each rung twice
+as many. What a rung costs is measured, for batches and lengths in powers of 2, on sources of random ids: those do not
+converge early, nor give the same candidate twice, as real ones do. Of some repeats the slowest counts. So a call takes
+less than is expected rather than more.
+
+This module travels to the Hub with the model: it imports nothing but torch and transformers.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .configuration_lvnar import LvnarConfig
+from .search_options_lvnar import CANDIDATE_NUMBERS, SearchOptions
+
+NUM_REPEATS = 5
+NUM_WARM_UPS = 2
+
+Translate = Callable[[torch.Tensor, torch.Tensor, Any], object]  # ids, mask, and `DecodingOptions`
+
+
+def ladder(options: Any) -> list[Any]:
+    """`DecodingOptions` for what may be done, the cheapest first; the last rung is all that is asked for."""
+    steps = range(options.num_refinement_steps + 1)
+    rungs = [dataclasses.replace(options, num_refinement_steps=step, search=SearchOptions()) for step in steps]
+    wanted = {name: getattr(options.search, name) for name in CANDIDATE_NUMBERS}
+    for halvings in reversed(range(max(wanted.values()).bit_length() - 1)):
+        numbers = {name: min(number, max(2, -(-number // 2**halvings))) for name, number in wanted.items()}
+        rungs.append(dataclasses.replace(options, search=dataclasses.replace(options.search, **numbers)))
+    return rungs
+
+
+class CostTable:
+    """Milliseconds of one call, by rung, batch and source length; measured when they are first asked for.
+
+    Args:
+        config: of the model.
+        translate: what is timed.
+        device: where its inputs have to be.
+    """
+
+    def __init__(self, config: LvnarConfig, translate: Translate, device: torch.device):
+        self._config, self._translate, self._device = config, translate, device
+        self._costs: dict[tuple[Any, ...], float] = {}
+
+    def cost(self, options: Any, batch_size: int, source_length: int) -> float:
+        """What a call takes at most, in milliseconds: that of the next power of 2 of sentences and of tokens."""
+        shape = (_power_of_2(batch_size), min(_power_of_2(source_length), self._config.max_position_embeddings))
+        search = options.search
+        numbers = [getattr(search, name) for name in CANDIDATE_NUMBERS]
+        key = (options.num_refinement_steps, *numbers, search.score, id(search.rescorer), search.num_elbo_samples)
+        key += (options.with_bounds, options.with_confidences, *shape)
+        if key not in self._costs:
+            self._costs[key] = self._measure(options, *shape)
+        return self._costs[key]
+
+    def _measure(self, options: Any, batch_size: int, source_length: int) -> float:
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(3, self._config.vocab_size, (batch_size, source_length), generator=generator)
+        ids = ids.to(self._device)
+        mask = torch.ones_like(ids)
+        seconds = []
+        for _ in range(NUM_WARM_UPS + NUM_REPEATS):
+            start = time.perf_counter()
+            self._translate(ids, mask, options)  # it ends with a look at the result, so that nothing is under way
+            seconds.append(time.perf_counter() - start)
+        return 1000 * max(seconds[NUM_WARM_UPS:])
+
+    def choose(self, options: Any, batch_size: int, source_length: int, max_ms: float) -> tuple[Any, float]:
+        """The highest rung that costs no more, or the first if none does; and what it costs in milliseconds."""
+        rungs = ladder(options)
+        chosen, expected = rungs[0], self.cost(rungs[0], batch_size, source_length)
+        for rung in rungs[1:]:
+            cost = self.cost(rung, batch_size, source_length)
+            if cost > max_ms:
+                break
+            chosen, expected = rung, cost
+        return chosen, expected
+
+
+def _power_of_2(number: int) -> int:
+    """The next one."""
+    return 1 << max(0, number - 1).bit_length()
