@@ -280,9 +280,7 @@ class OptimizationArguments:
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches a process adds up before a step"})
     learning_rate: float = field(default=7e-4, metadata={"help": "peak, reached after the warm-up"})
     warmup_steps: int = field(default=4000, metadata={"help": "steps of linear warm-up; then inverse square root"})
-    cooldown_steps: int = field(
-        default=0, metadata={"help": "last steps, in which the learning rate also falls linearly to 0; 0: none"}
-    )
+    cooldown_steps: int = field(default=0, metadata={"help": "last steps, in which the rate falls linearly to 0 too"})
     cooldown_share: float = field(
         default=0.0, metadata={"help": "the same as a share of the run, of its steps or minutes; 0: cooldown_steps"}
     )
