@@ -106,6 +106,7 @@ SLOW_FILES = (
     "test_segmentation.py",
     "test_pipeline.py",
     "test_text.py",
+    "test_text_pipeline.py",
     "test_modeling.py",
     "test_shipped_model.py",
     "test_tokenization.py",
