@@ -4,6 +4,7 @@ import random
 import re
 import statistics
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
