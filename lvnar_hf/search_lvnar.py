@@ -159,7 +159,8 @@ def _scores(
         num_samples = wanted.num_elbo_samples if wanted.score == "elbo" else 0
 
         def score(of: torch.Tensor, ids: torch.Tensor, ids_mask: torch.Tensor) -> torch.Tensor:
-            return lower_bounds(model, source.select(of), ids, ids_mask, num_samples, wanted.search_seed)
+            bounds = lower_bounds(model, source.select(of), ids, ids_mask, num_samples, wanted.search_seed)
+            return bounds + wanted.token_bonus * ids_mask.sum(-1)
 
     longest = max(targets.shape[1], ctc_cell_mask(source.attention_mask, model.config.upsampling_ratio).shape[1])
     size = max(1, MAX_SCORED_LOGITS // (longest * model.config.decoder_vocab_size))

@@ -24,8 +24,8 @@ class SearchOptions:
         num_length_candidates: with alignment "length", how many of the likeliest lengths each latent is given.
         beam_size: with alignment "ctc", how many translations a beam search of the last cells gives each candidate. 1:
             the likeliest cells collapsed.
-        token_bonus: of each token in the beam search, in nats; without it translations are too short. It stands for
-            the model's `blank_penalty`, which is for the likeliest cells.
+        token_bonus: of each token, in nats, in the beam search and in "bound" and "elbo"; without it translations are
+            too short. It stands for the model's `blank_penalty`, which is for the likeliest cells.
         language_model: a `LanguageModel` for the beam search.
         language_model_weight: of its log-probabilities.
         candidate_score: what the best one has most of. "beam": log p(y | x, μ) of the beam search, and what it adds;

@@ -21,6 +21,7 @@ from lvnar_hf.search_lvnar import consensus, lower_bounds, rescorer_log_probs, s
 from lvnar_hf.search_options_lvnar import SearchOptions
 
 LENGTHS = [(7, 5), (3, 4), (9, 6), (1, 2)]
+RETURNED = {"num_return_candidates": 30, "return_dict_in_generate": True}
 
 
 class _Bigrams:
@@ -203,6 +204,31 @@ def test_more_candidates_hold_the_fewer_and_score_no_worse(model):
         return_dict_in_generate=True,
     )
     assert [tokens_of(of) for of in other_seed.candidates] != [tokens_of(of) for of in few.candidates]
+
+
+def test_the_bonus_of_a_token_is_added_to_the_bound(model):
+    model, options = model
+    scores = [
+        model.generate(**_inputs(model), **{**options, "token_bonus": bonus, "candidate_score": "bound"}, **RETURNED)
+        for bonus in (0.0, 3.0)
+    ]
+    plain, longer = (
+        {
+            (row, tuple(ids)): score
+            for row in range(4)
+            for ids, score in zip(found.candidates[row].tolist(), found.candidate_scores[row].tolist(), strict=True)
+            if any(ids)
+        }
+        for found in scores
+    )
+    shared = {(row, tuple(filter(None, ids))): score for (row, ids), score in plain.items()}
+    compared = 0
+    for (row, ids), score in longer.items():
+        tokens = tuple(filter(None, ids))
+        if (row, tokens) in shared:
+            assert score == pytest.approx(shared[row, tokens] + 3.0 * len(tokens), abs=1e-2)
+            compared += 1
+    assert compared > 4
 
 
 def test_length_candidates_are_the_likeliest_lengths():
