@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from lvnar_hf.commands.errors import explain
 from lvnar_hf.commands.export import export
 from lvnar_hf.commands.info import info
+from lvnar_hf.commands.page import page
 from lvnar_hf.commands.publish import publish
 from lvnar_hf.commands.serve import serve
 from lvnar_hf.commands.translate import translate
@@ -63,3 +64,4 @@ def _options(
 
 for _command in (translate, serve, export, info, verify, publish):
     app.command()(_command)
+app.command("app")(page)

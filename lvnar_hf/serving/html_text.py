@@ -11,19 +11,23 @@ from html.parser import HTMLParser
 
 # Inside these a text goes on; all other tags end it.
 _INLINE = frozenset(
-    "a abbr acronym b bdi bdo big cite del dfn em font i img ins label mark q s small span strike strong sub sup time "
-    "tt u wbr".split()
+    {"a", "abbr", "acronym", "b", "bdi", "bdo", "big", "cite", "del", "dfn", "em", "font", "i", "img", "ins", "label"}
+    | {"mark", "q", "s", "small", "span", "strike", "strong", "sub", "sup", "time", "tt", "u", "wbr"}
 )
 # What is between these and their end is no text; the first may stand inside a sentence.
-_KEPT_INLINE = frozenset("code kbd samp var".split())
-_KEPT = _KEPT_INLINE | frozenset("script style svg math pre textarea template noscript iframe".split())
-_VOID = frozenset("area base br col embed hr img input link meta source track wbr".split())
+_KEPT_INLINE = frozenset({"code", "kbd", "samp", "var"})
+_KEPT = _KEPT_INLINE | {"script", "style", "svg", "math", "pre", "textarea", "template", "noscript", "iframe"}
+_VOID = frozenset(
+    {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
+)
 
 # A tag inside a text: its number in these signs, between two others. HTML has no control characters.
 _DIGITS = "\x10\x11\x12\x13\x14\x15\x16\x17\x18\x19"
 _OPEN, _CLOSE = "\x0e", "\x0f"
 _CODE = re.compile(f"{_OPEN}([{_DIGITS}]+){_CLOSE}")
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f]")
+# A tag that never ends: what follows is no text. (Python's parser takes quadratic time to find that out.)
+_UNFINISHED = re.compile("<[A-Za-z/!?][^>]*$")
 _SPACE = re.compile(r"[ \t\n\r\f]+")
 
 
@@ -85,7 +89,10 @@ def translate_html(source: str, translate: Callable[[list[str]], list[str]]) -> 
     Args:
         translate: gives the translations of the texts, all of the page at once.
     """
-    starts = [(0, "markup"), *_Parts(source).starts]
+    last_end = source.rfind(">") + 1
+    unfinished = _UNFINISHED.search(source, last_end)
+    num_parsed = unfinished.start() if unfinished else len(source)
+    starts = [(0, "markup"), *_Parts(source[:num_parsed]).starts, (num_parsed, "markup")]
     ends = [*(start for start, _ in starts[1:]), len(source)]
     pieces: list[list[tuple[str, str]]] = [[]]  # text and tags inside it, between pieces of markup
     for (start, kind), end in zip(starts, ends, strict=True):

@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus; of several processes together, if PROMETHEUS_MULTIPROC_DIR names their folder."""
+"""What a server counts, for Prometheus; where PROMETHEUS_MULTIPROC_DIR names a folder, of all processes together."""
 
 import os
 

@@ -84,7 +84,9 @@ def parse_request(body: bytes, content_type: str, max_characters: int) -> Transl
     try:
         asked = TranslateRequest.model_validate(fields)
     except ValidationError as error:
-        told = dict.fromkeys(f"{'.'.join(map(str, one['loc'][:1])) or 'request'}: {one['msg']}" for one in error.errors())
+        told = dict.fromkeys(
+            f"{'.'.join(map(str, one['loc'][:1])) or 'request'}: {one['msg']}" for one in error.errors()
+        )
         raise RefusedError(400, "fields", "; ".join(told)) from None
     num_characters = sum(len(text) + 1 for text in asked.texts)
     if num_characters > max_characters + 1:
