@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import tempfile
+import threading
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from fastapi import FastAPI
 from uvicorn.config import LOGGING_CONFIG
 from uvicorn.supervisors import Multiprocess
 
+from lvnar_hf.jobs.file_translation import end_with_parent
 from lvnar_hf.jobs.line_translator import load_translator
 from lvnar_hf.serving.api import create_app
 from lvnar_hf.serving.metrics import Metrics
@@ -77,7 +79,8 @@ def _log_warning(message: Any, category: type[Warning], *place: Any) -> None:
 
 
 def app_from_environment() -> FastAPI:
-    """The application of a process that `serve` has started."""
+    """The application of a process that `serve` has started, and that ends with it, however it ends."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
     return load_app(ServerSettings(**json.loads(os.environ[_VARIABLE])))
 
 

@@ -1,20 +1,15 @@
 """The server: LibreTranslate's requests and answers, limits, and a real process on loopback that is treated badly."""
 
-import contextlib
 import json
-import os
 import random
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.parse
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -28,6 +23,7 @@ from lvnar_hf.serving import run
 from lvnar_hf.serving.api import create_app
 from lvnar_hf.serving.run import ServerSettings, load_app
 from lvnar_hf.serving.translations import Limits, Pairs, PairTranslator
+from training.speed.server import ServerProcess
 
 PAIR = {"source": "en", "target": "de"}
 TEXTS = [
@@ -182,47 +178,15 @@ def test_settings_out_of_range_and_models_that_do_not_go_together_are_refused(mo
         PairTranslator(load_translator(str(model)))
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-class Process:
-    """`lvnar serve` on loopback, and its log."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.port, self.log_file = free_port(), folder / "log.txt"
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-m", "lvnar_hf", "serve", "--port", str(self.port), *options]
-        with self.log_file.open("wb") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        end = time.monotonic() + 120
-        while not self.is_up():
-            assert self.process.poll() is None and time.monotonic() < end, self.log
-            time.sleep(0.1)
-
-    @property
-    def log(self) -> str:
-        return self.log_file.read_text()
-
-    def is_up(self) -> bool:
-        try:
-            return self.ask("GET", "/health")[0] == 200
-        except OSError:
-            return False
-
-    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
-        with contextlib.closing(connection):
-            connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
-            answer = connection.getresponse()
-            return answer.status, answer.read()
+class Server(ServerProcess):
+    """`lvnar serve` on loopback, and clients of it."""
 
     def translate(self, text: str) -> tuple[int, str]:
-        body = json.dumps({"q": text, **PAIR}).encode()
-        status, answer = self.ask("POST", "/translate", body, Content_Type="application/json")
+        status, answer = self.ask("POST", "/translate", {"q": text, **PAIR})
         return status, json.loads(answer).get("translatedText", "")
+
+    def counters(self) -> dict[str, float]:
+        return counted(self.ask("GET", "/metrics")[1].decode())
 
     def send(self, content: bytes, is_cut: bool) -> int:
         """What is answered to raw bytes: the status; 0 if the connection ends without an answer."""
@@ -236,9 +200,21 @@ class Process:
                 return 0
         return int(answer.split()[1]) if answer else 0
 
-    def end(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+
+@pytest.fixture
+def start(monkeypatch, tmp_path):
+    """Starts servers, which end with the test."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    servers: list[Server] = []
+
+    def start_one(*options: str) -> Server:
+        servers.append(Server(tmp_path / "log.txt", "--engine", "torch", *options))
+        return servers[-1]
+
+    yield start_one
+    for server in servers:
+        server.process.kill()
 
 
 SECRET = "Zanzibar"
@@ -289,67 +265,67 @@ def malformed_requests(number: int) -> list[tuple[bytes, bool]]:
     return requests
 
 
-def test_a_process_that_is_treated_badly_goes_on_and_ends_well(model, tmp_path):
-    server = Process(tmp_path, "--model", str(model), "--engine", "torch", "--timeout", "20", "--max-waiting", "64")
-    try:
-        # A client that nobody here wrote.
-        stranger = LibreTranslateAPI(f"http://127.0.0.1:{server.port}")
-        translation = stranger.translate("Tom is late.", "en", "de", timeout=60)
-        assert [one["code"] for one in stranger.languages(timeout=60)] == ["de", "en"]
-        assert stranger.detect("Tom is late.", timeout=60) == [{"confidence": 0.0, "language": "en"}]
+def test_a_process_that_is_treated_badly_goes_on_and_ends_well(model, start):
+    server = start("--model", str(model), "--timeout", "300", "--max-waiting", "64")
 
-        # 64 clients at once.
-        texts = [f"Tom has {number} books. Mary has none." for number in range(10, 74)]
-        with ThreadPoolExecutor(64) as pool:
-            answers = list(pool.map(server.translate, texts))
-        assert answers == [server.translate(text) for text in texts]
-        assert {status for status, _ in answers} == {200} and translation == server.translate("Tom is late.")[1]
-        metrics = counted(server.ask("GET", "/metrics")[1].decode())
-        assert metrics["lvnar_batch_requests_sum"] > metrics["lvnar_batch_requests_count"] + 20  # some together
+    # A client that nobody here wrote.
+    stranger = LibreTranslateAPI(f"http://127.0.0.1:{server.port}")
+    translation = stranger.translate("Tom is late.", "en", "de", timeout=60)
+    assert [one["code"] for one in stranger.languages(timeout=60)] == ["de", "en"]
+    assert stranger.detect("Tom is late.", timeout=60) == [{"confidence": 0.0, "language": "en"}]
 
-        # A thousand malformed requests.
-        requests = malformed_requests(1000)
-        with ThreadPoolExecutor(8) as pool:
-            statuses = list(pool.map(lambda one: server.send(*one), requests))
-        for (content, is_cut), status in zip(requests, statuses, strict=True):
-            is_http = content.startswith(b"POST /translate HTTP/1.1")
-            assert 400 <= status < 500 or is_cut or (not is_http and status == 0), (content[:300], status)
-        assert Counter(statuses)[0] < 250 and server.process.poll() is None
-        assert server.translate("Tom is late.") == (200, translation)
+    # 64 clients at once.
+    texts = [f"Tom has {number} books. Mary has none." for number in range(10, 74)]
+    with ThreadPoolExecutor(64) as pool:
+        answers = list(pool.map(server.translate, texts))
+    assert answers == [server.translate(text) for text in texts]
+    assert {status for status, _ in answers} == {200} and translation == server.translate("Tom is late.")[1]
+    counters = server.counters()
+    assert counters["lvnar_batch_requests_sum"] > counters["lvnar_batch_requests_count"] + 20  # some together
 
-        # The end, while requests are translated.
-        with ThreadPoolExecutor(16) as pool:
-            begun = [pool.submit(server.translate, f"Tom is {number}. " * 200) for number in range(16)]
-            while counted(server.ask("GET", "/metrics")[1].decode())["lvnar_waiting_requests"] < 16:
-                assert not any(one.done() for one in begun)
-            assert server.end() in (0, -signal.SIGTERM)
-            assert {one.result()[0] for one in begun} == {200}
-        with pytest.raises(OSError):
-            server.ask("GET", "/health")
-    finally:
-        server.process.kill()
-    lines = [line for line in server.log.splitlines() if line.strip()]
+    # A thousand malformed requests.
+    requests = malformed_requests(1000)
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(lambda one: server.send(*one), requests))
+    for (content, is_cut), status in zip(requests, statuses, strict=True):
+        is_http = content.startswith(b"POST /translate HTTP/1.1")
+        assert 400 <= status < 500 or is_cut or (not is_http and status == 0), (content[:300], status)
+    assert Counter(statuses)[0] < 250 and server.process.poll() is None
+    assert server.translate("Tom is late.") == (200, translation)
+
+    # The end, while requests are translated.
+    with ThreadPoolExecutor(16) as pool:
+        begun = [pool.submit(server.translate, f"Tom is {number}. " * 200) for number in range(16)]
+        while server.counters()["lvnar_waiting_requests"] < 8:
+            assert not all(one.done() for one in begun)
+        num_done = sum(one.done() for one in begun)
+        assert server.end() in (0, -signal.SIGTERM)
+        assert num_done < 16 and {one.result()[0] for one in begun} == {200}
+    with pytest.raises(OSError):
+        server.ask("GET", "/health")
     kinds = (
         r"WARNING:  (Invalid HTTP request received\.|\w+Warning)|INFO:     (4\d\d [a-z_]+|Started .*|Waiting .*"
         r"|Application .*|Uvicorn running .*|Shutting down|Finished .*)"
     )
+    lines = [line for line in server.log.splitlines() if line.strip()]
     assert [line for line in lines if not re.fullmatch(kinds, line)] == []
     assert len([line for line in lines if line.startswith("INFO:     Started")]) == 1 and SECRET not in server.log
 
 
-def test_several_processes_share_the_port_and_count_together(model, tmp_path):
-    server = Process(tmp_path, "--model", str(model), "--num-workers", "2", "--engine", "torch")
-    try:
-        end = time.monotonic() + 60
-        while server.log.count("startup complete") < 2:
-            assert time.monotonic() < end
-            time.sleep(0.1)
-        with ThreadPoolExecutor(16) as pool:
-            answers = list(pool.map(server.translate, ["Tom is late."] * 64))
-        assert len(set(answers)) == 1 and answers[0][0] == 200
-        for _ in range(3):
-            assert counted(server.ask("GET", "/metrics")[1].decode())['lvnar_requests_total{outcome="ok"}'] == 64
-        assert server.end() in (0, -signal.SIGTERM)
-    finally:
-        server.process.kill()
+def test_several_processes_share_the_port_and_count_together(model, start):
+    server = start("--model", str(model), "--num-workers", "2")
+    while server.log.count("startup complete") < 2:
+        assert server.process.poll() is None
+        time.sleep(0.05)
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(server.translate, ["Tom is late."] * 64))
+    assert len(set(answers)) == 1 and answers[0][0] == 200
+    for _ in range(3):
+        assert server.counters()['lvnar_requests_total{outcome="ok"}'] == 64
+    assert server.end() in (0, -signal.SIGTERM)
     assert "Traceback" not in server.log and server.log.count("Application shutdown complete") == 2
+
+
+def test_a_process_that_cannot_start_says_why(start, tmp_path):
+    with pytest.raises(RuntimeError, match="There is no folder"):
+        start("--model", str(tmp_path / "none"))
