@@ -27,12 +27,9 @@ def serve(
     Requests that wait together are translated together. /docs shows what can be asked, /health whether it runs, and
     /metrics counts for Prometheus. No text goes to the log. Ctrl-C, or SIGTERM, ends it when what is begun is done.
     """
-    from transformers.utils import logging
-
-    from lvnar_hf.serving.run import ServerSettings
     from lvnar_hf.serving.run import serve as run
+    from lvnar_hf.serving.settings import ServerSettings
 
-    logging.disable_progress_bar()
     settings = ServerSettings(
         models=model,
         engine=engine,

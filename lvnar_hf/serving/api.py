@@ -20,7 +20,8 @@ from starlette.requests import ClientDisconnect
 
 from lvnar_hf.serving.metrics import Metrics
 from lvnar_hf.serving.requests import ErrorResponse, TranslateRequest, TranslateResponse, parse_request, read_body
-from lvnar_hf.serving.translations import Limits, Pairs, RefusedError
+from lvnar_hf.serving.settings import Limits
+from lvnar_hf.serving.translations import Pairs, RefusedError
 from lvnar_hf.version import __version__
 
 logger = logging.getLogger("lvnar_hf.serving")

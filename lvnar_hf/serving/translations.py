@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from lvnar_hf.jobs.line_translator import LineTranslator
 from lvnar_hf.serving.batching import SentenceBatches
@@ -31,28 +30,6 @@ class RefusedError(Exception):
     def __init__(self, status: int, kind: str, message: str) -> None:
         super().__init__(message)
         self.status, self.kind = status, kind
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a server takes.
-
-    Attributes:
-        max_characters: of a request; each text counts as one more.
-        max_waiting: requests at once; more are told to come again.
-        timeout: seconds of a request.
-    """
-
-    max_characters: int = 20_000
-    max_waiting: int = 256
-    timeout: float = 30.0
-
-    def __post_init__(self) -> None:
-        for name in ("max_characters", "max_waiting"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if not 0 < self.timeout < float("inf"):
-            raise ValueError(f"timeout is {self.timeout}; it must be more than 0 seconds.")
 
 
 class PairTranslator:

@@ -21,8 +21,9 @@ from transformers import pipeline
 from lvnar_hf.jobs.line_translator import load_translator
 from lvnar_hf.serving import run
 from lvnar_hf.serving.api import create_app
-from lvnar_hf.serving.run import ServerSettings, load_app
-from lvnar_hf.serving.translations import Limits, Pairs, PairTranslator
+from lvnar_hf.serving.loading import load_app
+from lvnar_hf.serving.settings import Limits, ServerSettings
+from lvnar_hf.serving.translations import Pairs, PairTranslator
 from training.speed.server import ServerProcess
 
 PAIR = {"source": "en", "target": "de"}
@@ -326,6 +327,8 @@ def test_several_processes_share_the_port_and_count_together(model, start):
     assert "Traceback" not in server.log and server.log.count("Application shutdown complete") == 2
 
 
-def test_a_process_that_cannot_start_says_why(start, tmp_path):
+def test_processes_that_cannot_start_say_why_and_end(start, tiny_ctc_repository, tmp_path):
     with pytest.raises(RuntimeError, match="There is no folder"):
         start("--model", str(tmp_path / "none"))
+    with pytest.raises(RuntimeError, match=r"(?s)no source_language.*could not start; it says why above"):
+        start("--model", str(tiny_ctc_repository), "--num-workers", "2")
