@@ -17,7 +17,7 @@ from uvicorn.supervisors import Multiprocess
 from lvnar_hf.files.outputs import refuse_missing_folder
 from lvnar_hf.serving.settings import SETTINGS_VARIABLE, STARTUP_FAILURE, ServerSettings
 
-LONGEST_LOADING = 600  # seconds, until a process that does not answer is taken for dead
+LONGEST_SILENCE = 30  # seconds, until a process that does not answer is taken for dead: loading holds it up
 
 
 def serve(settings: ServerSettings, host: str, port: int, num_workers: int) -> None:
@@ -61,7 +61,7 @@ def serve(settings: ServerSettings, host: str, port: int, num_workers: int) -> N
             "lvnar_hf.serving.loading:app_from_environment",
             factory=True,
             workers=num_workers,
-            timeout_worker_healthcheck=LONGEST_LOADING,
+            timeout_worker_healthcheck=LONGEST_SILENCE,
             **options,
         )
         processes = Multiprocess(config, sockets=[config.bind_socket()])
