@@ -514,7 +514,7 @@ def test_a_dry_run_asks_nothing_of_the_network(model_folder, remote, without_pro
 
 def test_the_command_in_the_documents_is_a_dry_run(without_processes, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    (command,) = re.findall(r"^lvnar (publish .*)$", (ROOT / "docs" / "USAGE.md").read_text("utf-8"), re.M)
+    (command,) = re.findall(r"^lvnar (publish --model .*)$", (ROOT / "docs" / "USAGE.md").read_text("utf-8"), re.M)
     app(shlex.split(command), standalone_mode=False)
     assert "dry run: verified, nothing sent" in capsys.readouterr().out and len(without_processes) == 1
 
