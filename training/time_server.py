@@ -97,9 +97,9 @@ def _translate_file(arguments: ServerTimingArguments, texts: list[str], folder: 
     lines = (texts * (arguments.num_translated // len(texts) + 1))[: arguments.num_translated]
     (folder / "source.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
     command = [sys.executable, "-m", "lvnar_hf", "translate", "--model", arguments.model, "--engine", arguments.engine]
-    files = [str(folder / "source.txt"), str(folder / "target.txt")]
-    # A shard for each process.
-    command += ["--overwrite", "--shard-size", str(max(1, arguments.num_translated // 8)), *files]
+    # A new output each time: a finished one would not be translated again. Shards enough for each process.
+    target = Path(tempfile.mkdtemp(dir=folder), "target.txt")
+    command += ["--shard-size", str(max(1, arguments.num_translated // 8)), str(folder / "source.txt"), str(target)]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
     return json.loads(output.splitlines()[-1])["sentences_per_second"]
 

@@ -105,10 +105,10 @@ def push_space(folder: str | Path, repo_id: str, private: bool | None = None, ap
     validate_repo_id(repo_id)
     api = api or HfApi()
     operations = [CommitOperationAdd(name, Path(folder, name)) for name in list_files(Path(folder))]
-    where = {"repo_id": repo_id, "repo_type": "space"}
     try:
-        api.create_repo(**where, space_sdk="gradio", private=private, exist_ok=True)
-        return str(api.create_commit(**where, operations=operations, commit_message=f"Version v{__version__}").oid)
+        api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+        message = f"Version v{__version__}"
+        return str(api.create_commit(repo_id, operations, commit_message=message, repo_type="space").oid)
     except Exception as error:
         raise PublishError(
             f"The Space {repo_id} was not sent whole. Check that `hf auth whoami` names an account that may write "

@@ -155,7 +155,7 @@ def build_page(model: str) -> gradio.Blocks:
                 with gradio.Row():
                     engine = gradio.Radio(engines, value=engines[0][1], label="Engine", elem_id="lvnar-engine")
                     button = gradio.Button("Translate", variant="primary", elem_id="lvnar-translate")
-                gradio.Examples(EXAMPLES.get(source or "", []) or [["1."]], inputs=text, cache_examples=False)
+                gradio.Examples(EXAMPLES.get(source or "", ["1."]), inputs=text, cache_examples=False)
             with gradio.Column():
                 shown = gradio.Slider(
                     0, MAX_STEPS, value=MAX_STEPS, step=1, label="Translation after step", elem_id="lvnar-step"

@@ -69,7 +69,7 @@ def compare_words(before: str, after: str) -> list[dict[str, str]]:
     has_spaces = not any(map(is_unspaced, before + after))
     rows = [text.split(" ") if has_spaces else list(text) for text in (before, after)]
     joiner = " " if has_spaces else ""
-    matcher = SequenceMatcher(None, *rows, autojunk=False)
+    matcher = SequenceMatcher(None, rows[0], rows[1], autojunk=False)
     return [
         {"kind": _KINDS[tag], "before": joiner.join(rows[0][i:j]), "after": joiner.join(rows[1][k:m])}
         for tag, i, j, k, m in matcher.get_opcodes()

@@ -75,11 +75,19 @@ class ServerProcess:
 
     def memory_mib(self) -> float:
         """Resident memory of the server and the processes it has started."""
+        pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self._pids())
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    def cpu_seconds(self) -> float:
+        """Of the processor, that the server and the processes it has started have used."""
+        fields = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self._pids())
+        return sum(int(of_one[11]) + int(of_one[12]) for of_one in fields) / os.sysconf("SC_CLK_TCK")
+
+    def _pids(self) -> list[int]:
         pids = [self.process.pid]
         for pid in pids:
             pids += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-        pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        return pids
 
     def end(self) -> int:
         """Ask it to end, and wait until what is begun is done; the exit status."""
@@ -101,7 +109,7 @@ async def _measure_load(
     times: list[float] = []
     statuses: Counter[int] = Counter()
     memory: list[float] = []
-    start = time.monotonic()
+    start, cpu_start = time.monotonic(), server.cpu_seconds()
 
     async def watch_memory() -> None:
         while True:
@@ -118,6 +126,7 @@ async def _measure_load(
         "seconds": lasted,
         "sentences": len(times),
         "sentences_per_second": len(times) / lasted,
+        "cpu_ms_a_sentence": 1000 * (server.cpu_seconds() - cpu_start) / max(1, len(times)),
         "latency_ms": _percentiles(times),
         "errors": sum(number for status, number in statuses.items() if status != 200),
         "memory_mib": {"after_a_quarter": quarter[0], "at_the_end": quarter[-1], "most": max(memory)},
