@@ -9,9 +9,12 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 CONSTRAINTS = $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")')
 
 # Other versions of transformers, each in a virtual environment of its own; the rest is the main one's.
-VERSIONS = $(sort $(patsubst tests/environments/%.txt,%,$(wildcard tests/environments/*.txt)))
+VERSIONS = $(sort $(patsubst tests/environments/%.txt,%,$(wildcard tests/environments/transformers-*.txt)))
 ENVIRONMENTS = $(VERSIONS:%=.environments/%/.installed)
 PACKAGES_OF = $$($(1)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+
+# gradio and playwright, for the page: gradio wants an older pillow than `constraints.txt` has.
+APP = .environments/app
 
 # The loading tests, on the installed transformers or on another; they check that it is the one that was asked for.
 LOADING_TESTS = -m pytest tests/model/test_loading.py -n 2 --dist worksteal
@@ -32,8 +35,9 @@ demo: $(VENV)/.demo  ## translate with the model that ships: 0 and 1 refinement 
 
 # A file's tests stay in one process, which makes its graphs and models once; tests/conftest.py has the files' order.
 test:  ## run the tests, on the oldest supported transformers too
-	$(MAKE) --no-print-directory -j 2 $(VENV)/.dev $(ENVIRONMENTS)
+	$(MAKE) --no-print-directory -j 2 $(VENV)/.dev $(ENVIRONMENTS) $(APP)/.installed
 	LVNAR_ENVIRONMENTS=$(CURDIR)/.environments OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(APP)/bin/python -m pytest tests/app
 
 quick: $(VENV)/.dev  ## run the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(QUICK_TESTS)

@@ -10,7 +10,9 @@ from typer.core import TyperGroup
 from lvnar_hf.commands.errors import explain
 from lvnar_hf.commands.export import export
 from lvnar_hf.commands.info import info
+from lvnar_hf.commands.page import page
 from lvnar_hf.commands.publish import publish
+from lvnar_hf.commands.serve import serve
 from lvnar_hf.commands.translate import translate
 from lvnar_hf.commands.verify import verify
 from lvnar_hf.version import __version__
@@ -54,11 +56,12 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
     ] = False,
 ) -> None:
-    """Latent-variable non-autoregressive translation: translate, export, verify and publish models."""
+    """Latent-variable non-autoregressive translation: translate, serve, export, verify and publish models."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may not know a translation's letters
 
 
-for _command in (translate, export, info, verify, publish):
+for _command in (translate, serve, export, info, verify, publish):
     app.command()(_command)
+app.command("app")(page)

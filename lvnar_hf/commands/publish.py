@@ -1,4 +1,4 @@
-"""`lvnar publish`: a model repository assembled, verified, shown and sent to the Hub."""
+"""`lvnar publish`: a model repository, or a Space, assembled, shown and sent to the Hub."""
 
 import tempfile
 from pathlib import Path
@@ -10,7 +10,9 @@ from lvnar_hf.version import __version__
 
 
 def publish(
-    model: Annotated[str, Option(help="Model folder with weights, tokenizer and card (README.md).")],
+    model: Annotated[
+        str, Option(help="Model folder with weights, tokenizer and card (README.md); with --space, its Hub id.")
+    ],
     repo_id: Annotated[str, Option(help="user/name or organization/name on the Hub.")],
     output_folder: Annotated[
         str | None,
@@ -26,11 +28,15 @@ def publish(
     ] = None,
     push: Annotated[bool, Option("--push", help="Send it; without this option nothing leaves the machine.")] = False,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace a repository in --output-folder.")] = False,
+    space: Annotated[
+        bool, Option("--space", help="A Space with the page of `lvnar app`, for a model on the Hub.")
+    ] = False,
 ) -> None:
     """Assemble a model repository, verify it, and show what would be sent to the Hub; with --push, send it.
 
-    Without --push nothing is asked of the network. To push, log in first with `hf auth login`, or set HF_TOKEN. A
-    call that was stopped may be made again.
+    With --space it is a Space, and --model the id of a model on the Hub: app.py, requirements.txt, README.md, and this
+    package. Without --push nothing is asked of the network. To push, log in first with `hf auth login`, or set
+    HF_TOKEN. A call that was stopped may be made again.
     """
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
@@ -40,6 +46,9 @@ def publish(
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise BadParameter(f"--repo-id must be user/name or organization/name. {error}") from error
+    if space:
+        _publish_space(model, repo_id, output_folder, private, push, overwrite)
+        return
     with tempfile.TemporaryDirectory(prefix="lvnar-publish-") as temporary:
         folder = Path(output_folder or Path(temporary, "repository"))
         hub.assemble(model, folder, overwrite, repo_id)
@@ -54,6 +63,20 @@ def publish(
     for source, translation in zip(texts, translations, strict=True):
         print(f"{source} -> {translation}")
     print(outcome)
+
+
+def _publish_space(
+    model: str, repo_id: str, output_folder: str | None, private: bool | None, push: bool, overwrite: bool
+) -> None:
+    from lvnar_hf.hub.space import assemble_space, push_space
+
+    with tempfile.TemporaryDirectory(prefix="lvnar-space-") as temporary:
+        folder = assemble_space(output_folder or Path(temporary, "space"), model, overwrite)
+        print(f"{repo_id}, a Space for {model}:\n{_describe_files(folder)}", flush=True)
+        if push:
+            print(f"published: commit {push_space(folder, repo_id, private)}")
+        else:
+            print("dry run: nothing sent; --push sends it")
 
 
 def _describe_files(folder: Path) -> str:

@@ -395,13 +395,14 @@ def _work(
     num_threads: int,
     load_arguments: dict[str, Any],
 ) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(num_threads)
     transformers.utils.logging.disable_progress_bar()
     FileTranslation(input_file, output_file, settings).translate(load_translator(**load_arguments), rank)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Wait for the process that has started this one, and end this one; for a thread."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

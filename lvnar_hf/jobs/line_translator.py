@@ -106,8 +106,7 @@ class LineTranslator:
         texts, num_steps_taken = [""] * len(lines), 0
         for batch in make_batches([len(encoded[i]) for i in order], self.max_batch_tokens):
             rows = order[batch.start : batch.stop]
-            sequences, steps = self._generate([encoded[i] for i in rows])
-            decoded = self.tokenizer.batch_decode(sequences, skip_special_tokens=True)
+            decoded, steps = self.translate_ids([encoded[i] for i in rows])
             for row, text in zip(rows, decoded, strict=True):
                 texts[row] = text
             num_steps_taken += steps
@@ -129,8 +128,13 @@ class LineTranslator:
             num_cut += is_too_long or len(text) < len(line)
         return encoded, num_cut
 
+    def translate_ids(self, source_ids: list[list[int]]) -> tuple[list[str], int]:
+        """Translations of one batch of sentences, and the refinement steps they took together."""
+        sequences, num_steps_taken = self._generate(source_ids)
+        return self.tokenizer.batch_decode(sequences, skip_special_tokens=True), num_steps_taken
+
     def _generate(self, source_ids: list[list[int]]) -> tuple[torch.Tensor, int]:
-        """Translations (sentences, longest), and the refinement steps they took together."""
+        """The tokens of the translations (sentences, longest), and the steps."""
         batch = self.tokenizer.pad({"input_ids": source_ids}, return_tensors="pt").to(self.model.device)
         num_steps = self.num_refinement_steps
         if num_steps is None:

@@ -527,7 +527,7 @@ def test_the_sentences_to_verify_with_are_of_the_source_language(model_folder, m
 
 def test_the_command_in_the_documents_is_a_dry_run(without_processes, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    (command,) = re.findall(r"^lvnar (publish .*)$", (ROOT / "docs" / "USAGE.md").read_text("utf-8"), re.M)
+    (command,) = re.findall(r"^lvnar (publish --model .*)$", (ROOT / "docs" / "USAGE.md").read_text("utf-8"), re.M)
     app(shlex.split(command), standalone_mode=False)
     output = capsys.readouterr().out
     assert "dry run: verified, nothing sent" in output and len(without_processes) == 1

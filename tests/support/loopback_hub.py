@@ -136,8 +136,8 @@ class _Handler(BaseHTTPRequestHandler):
     routes: list[tuple[str, str, str]] = [
         ("POST", r"/api/repos/create", "create"),
         ("POST", r"/api/validate-yaml", "validate"),
-        ("POST", r"/api/models/(.+?)/preupload/(.+)", "preupload"),
-        ("POST", r"/api/models/(.+?)/commit/(.+)", "commit"),
+        ("POST", r"/api/(?:models|spaces)/(.+?)/preupload/(.+)", "preupload"),
+        ("POST", r"/api/(?:models|spaces)/(.+?)/commit/(.+)", "commit"),
         ("POST", r"/api/models/(.+?)/branch/(.+)", "branch"),
         ("POST", r"/api/models/(.+?)/tag/(.+)", "tag"),
         ("GET", r"/api/models/(.+?)/tree/([^/]+)(?:/.*)?", "tree"),

@@ -1,0 +1,75 @@
+"""A text's translation after each step, for the page; and the Space with it."""
+
+import dataclasses
+
+import pytest
+import yaml
+from conftest import ROOT
+from loopback_hub import Fault, point_client_at, running_hub
+
+from lvnar_hf.commands.app import app
+from lvnar_hf.hub.publishing import PublishError
+from lvnar_hf.hub.space import assemble_space, push_space
+from lvnar_hf.jobs.line_translator import load_translator
+from lvnar_hf.serving.refinement import compare_words, refine_text
+
+TEXT = "I was never very nice to you, was I?\n\n- Where is the station?"
+
+
+def test_the_steps_are_what_lvnar_translate_gives_until_none_changes():
+    translator = load_translator(str(ROOT / "model_cards" / "lvnar-tatoeba-en-de"), preserve_format=True)
+    steps = refine_text(translator, TEXT, 20)
+    assert [step.step for step in steps] == list(range(len(steps))) and 3 <= len(steps) < 10
+    for step in steps:
+        (text,) = dataclasses.replace(translator, num_refinement_steps=step.step).translate([TEXT]).texts
+        assert step.text == text and step.text.count("\n\n- ") == 1
+        assert " ".join(run["after"] for run in step.runs if run["after"]) == step.text
+    assert not steps[0].is_changed and steps[1].is_changed and not steps[-1].is_changed
+    assert all(step.bound < 0 and step.seconds > 0 for step in steps)
+    assert len(refine_text(translator, TEXT, 1)) == 2
+    (blank,) = refine_text(translator, " \n", 4)
+    assert blank.text == " \n" and blank.bound is None
+    (other,) = refine_text(dataclasses.replace(translator, engine="onnx-int8"), "!", 0)
+    assert other.bound is None
+
+
+def test_words_are_compared_and_characters_where_there_are_no_spaces():
+    runs = compare_words("a b c", "a x c d")
+    assert [(run["kind"], run["before"], run["after"]) for run in runs] == [
+        ("kept", "a", "a"),
+        ("replaced", "b", "x"),
+        ("kept", "c", "c"),
+        ("inserted", "", "d"),
+    ]
+    assert [run["kind"] for run in compare_words("猫が好き", "犬が好き")] == ["replaced", "kept"]
+    assert [run["kind"] for run in compare_words("a b", "a")] == ["kept", "removed"]
+
+
+def test_a_space_is_written_shown_and_sent_when_asked(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "space"
+    command = ["publish", "--space", "--model", "user/model", "--repo-id", "user/page", "--output-folder", str(folder)]
+    with running_hub() as hub:
+        point_client_at(hub, monkeypatch)
+        app(command, standalone_mode=False)
+        assert "dry run: nothing sent" in capsys.readouterr().out and hub.requests == []
+        metadata = yaml.safe_load((folder / "README.md").read_text("utf-8").split("---")[1])
+        assert metadata["sdk"] == "gradio" and metadata["app_file"] == "app.py" and metadata["models"] == ["user/model"]
+        assert len(metadata["short_description"]) <= 60
+        environment = (ROOT / "tests" / "environments" / "app.txt").read_text("utf-8")
+        assert f"gradio=={metadata['sdk_version']}\n" in environment
+        assert "build_page('user/model')" in (folder / "app.py").read_text("utf-8")
+        assert (folder / "lvnar_hf" / "serving" / "page.py").is_file() and not list(folder.rglob("*.pyc"))
+        app([*command, "--overwrite", "--push"], standalone_mode=False)
+        assert "published: commit" in capsys.readouterr().out
+        sent = hub.repositories["user/page"].files()
+        assert sent["app.py"] == (folder / "app.py").read_bytes() and "lvnar_hf/version.py" in sent
+        hub.faults.append(Fault("POST", "/commit/", status=403))
+        with pytest.raises(PublishError, match="was not sent whole"):
+            push_space(folder, "user/page")
+    with pytest.raises(FileExistsError, match="not empty"):
+        assemble_space(folder, "user/model")
+    (folder / "app.py").unlink()
+    with pytest.raises(FileExistsError, match="something else"):
+        assemble_space(folder, "user/model", overwrite=True)
+    with pytest.raises(ValueError):
+        assemble_space(tmp_path / "other", "no id")
