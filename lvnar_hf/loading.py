@@ -5,7 +5,7 @@ to translate would be its answer. So nothing but `trust_remote_code=False` is ev
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lvnar_hf  # noqa: F401  (registers the model)
@@ -19,25 +19,25 @@ def load_model(name: str | os.PathLike, **options: Any) -> Any:
 
     Raises:
         OSError: there is none.
-        ValueError: it needs code that is in its repository.
+        ValueError: it needs code that is in its repository, or its JSON is nested too deep.
     """
     from transformers import AutoModelForSeq2SeqLM
 
-    return AutoModelForSeq2SeqLM.from_pretrained(name, trust_remote_code=False, **options)
+    return _load(AutoModelForSeq2SeqLM.from_pretrained, name, options)
 
 
 def load_tokenizer(name: str | os.PathLike, **options: Any) -> Any:
     """The tokenizer of a model; arguments and errors as of `load_model`."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+    return _load(AutoTokenizer.from_pretrained, name, options)
 
 
 def load_config(name: str | os.PathLike, **options: Any) -> Any:
     """The configuration of a model; arguments and errors as of `load_model`."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
+    return _load(AutoConfig.from_pretrained, name, options)
 
 
 def load_search(options: Mapping[str, Any] | None, device: Any = "cpu") -> dict[str, Any]:
@@ -54,3 +54,10 @@ def load_search(options: Mapping[str, Any] | None, device: Any = "cpu") -> dict[
     if "rescorer" in given:
         given["rescorer"] = load_model(given["rescorer"]).float().eval().to(device)
     return given
+
+
+def _load(load: Callable[..., Any], name: str | os.PathLike, options: dict[str, Any]) -> Any:
+    try:
+        return load(name, trust_remote_code=False, **options)
+    except RecursionError as error:  # transformers reads the files before this package's classes do
+        raise ValueError(f"A JSON file of {name} is nested too deep: {error}.") from error

@@ -38,7 +38,8 @@ for _opener, _closers in _CLOSERS.items():
     for _closer in _closers:
         _OPENERS[_closer] = _OPENERS.get(_closer, "") + _opener
 _APOSTROPHES = "'’"
-SENTENCE_MARKS = ".!?…,;:。！？、，；：؟؛،।॥։።"
+SENTENCE_ENDS = ".!?…。！？؟।॥։።"
+SENTENCE_MARKS = f"{SENTENCE_ENDS},;:、，；：؛،"
 _LEADING = re.compile(r"\(?(?:\d{1,3}|[A-Za-z])\)\s+|\[[ xX]?\]\s+|\.{2,}\s*|[*~_]+\s+")
 _MOST_WRAPPERS = 8  # brackets and quotation marks that are looked at, on each side of a sentence
 

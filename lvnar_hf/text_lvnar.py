@@ -1,10 +1,10 @@
 """Text as people type it: a step before the model and one after it.
 
 What is unusual: the model sees single clean sentences only. A text is taken apart into lines, marks at their edges,
-sentences, and spans that must not change; what is no sentence goes back where it was, character by character. A span
-inside a sentence goes through the model as a placeholder, a control character; if the model does not give each of them
-back exactly once, the text between the spans is translated piece by piece. A figure that the model changes goes through
-it as a span too.
+sentences, and spans that must not change (`markup_lvnar`); what is no sentence goes back where it was, character by
+character. A span inside a sentence goes through the model as a placeholder, a control character; if the model does not
+give each of them back exactly once, the text between the spans is translated piece by piece. A figure that the model
+changes goes through it as a span too, and so do the words of a link, which are translated by themselves.
 
 This module travels to the Hub with the model: it imports nothing but the standard library.
 """
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .markup_lvnar import Marked, mask_line, without_protected
 from .segmentation_lvnar import is_unspaced
 from .sentences_lvnar import BLOCK, MARK, MASKS, SPAN, SentenceSplitter, find_core, has_words
 from .tokenization_lvnar import PLACEHOLDERS
@@ -27,62 +28,13 @@ _INVISIBLE = re.compile(INVISIBLE)
 # What ends a line; and the tab, which ends a cell of a table.
 _LINE_ENDS = re.compile("(\r\n|[\t\n\r\x0b\x0c\x1c-\x1f\x85\u2028\u2029])")
 _FENCE, _FENCE_END = re.compile(r"\s*```[^`]*"), re.compile(r"\s*```\s*")
-
-_URL_REST = (
-    r"""(?:[^\s<>"'`(){}\u3000-\u30ff\uff00-\uffef]|\([^\s<>()]{0,200}\)|\{[^\s{}]{0,100}\})*"""
-    r"""(?:[^\s<>"'`(){}\[\].,;:!?…\u3000-\u30ff\uff00-\uffef]|\([^\s<>()]{0,200}\)|\{[^\s{}]{0,100}\})"""
-)
-_EMOJI = (
-    "(?:[\U0001f000-\U0001faff\u231a-\u23ff\u2600-\u27bf\u2b00-\u2bff]"
-    "|[\u00a9\u00ae\u203c\u2049\u2122\u2139\u2190-\u21ff\u2934\u2935\u3030\u303d\u3297\u3299]\ufe0f)"
-    "[\ufe0e\ufe0f]?[\U0001f3fb-\U0001f3ff]?[\U000e0020-\U000e007f]*"
-)
-# A "<" that compares is followed by words too: without a value, an attribute has to be known.
-_ATTRIBUTES = (
-    r"""(?:\s+(?:[\w:@.*#-]{1,60}\s*=\s*(?:"[^"<>]{0,1000}"|'[^'<>]{0,1000}'|[^\s"'=<>`]{1,1000})"""
-    r"""|(?:disabled|checked|hidden|required|selected|readonly|multiple|controls|autoplay|loop|async|defer)\b)){0,50}"""
-)
-_PROTECTED = re.compile(
-    rf"""
-    (?P<span>
-        (?<!`)(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)                            # code
-      | (?<![A-Za-z0-9+.-])(?:[A-Za-z][A-Za-z0-9+.-]{{1,20}}://|www\.|mailto:){_URL_REST}
-      | (?<![A-Za-z0-9_.+-])[A-Za-z0-9_.+%-]{{1,64}}@[A-Za-z0-9-]{{1,63}}(?:\.[A-Za-z0-9-]{{1,63}}){{1,5}}
-      | (?<![A-Za-z0-9_.@-])(?:[A-Za-z0-9][A-Za-z0-9-]{{0,62}}\.){{1,5}}
-        (?:com|org|net|edu|gov|int|io|dev|app|info|eu|de|fr|jp|ch|nl|pl|ru|cn|br|uk|co|ly)(?![A-Za-z0-9-])
-        (?:[/?\#]{_URL_REST})?                                                              # a domain by itself
-      | \{{\{{[^{{}}]{{1,200}}\}}\}} | \{{%[^{{}}]{{1,200}}%\}} | [$%\#]?\{{[^{{}}\s]{{0,100}}\}}   # templates
-      | \{{\s*\w{{1,60}}\s*,\s*(?:plural|select|selectordinal|number|date|time)\b
-        (?:[^{{}}]|\{{(?:[^{{}}]|\{{[^{{}}]{{0,100}}\}}){{0,200}}\}}){{0,400}}\}}                       # ICU messages
-      | %[A-Za-z_]\w{{0,50}}% | (?<![\w$])\$[A-Za-z_]\w{{0,50}}                                # variables
-      | (?<!\S)--[A-Za-z][\w-]{{0,50}}(?:=\S{{1,100}})?                                       # options
-      | (?<![\w.~/])(?:\.{{0,2}}|~)(?:/[\w.+-]{{1,100}}){{2,20}}/?(?<![.,;:])                  # paths
-      | \b[A-Za-z]:\\[\w.+\\-]{{0,200}}(?<![.,;:])
-      | %%
-      | %\(\w{{1,50}}\)[-+0\#]*\d{{0,4}}(?:\.\d{{1,4}})?[sdiufFeEgGxXoc]
-      | (?<![\d%])%(?:\d\$)?[-+0\#]*\d{{0,4}}(?:\.\d{{1,4}})?(?:hh?|ll?|z)?[sdiufFeEgGxXoc@](?![A-Za-z])
-      | (?<![A-Za-z0-9_@./])@[A-Za-z0-9_](?:[A-Za-z0-9_.-]{{0,60}}[A-Za-z0-9_])?
-      | (?<![\w&\#/])\#\w(?:[\w-]{{0,60}}\w)?
-    ) | (?P<block>
-        </?(?:p|br|hr|div|li|[uod]l|d[td]|t[dhr]|table|h[1-6]|title|section|article|blockquote|option|label|button)
-        (?![A-Za-z0-9-])[^<>]{{0,1000}}>
-    ) | (?P<mark>
-        <!--[^\n]{{0,1000}}?--> | </?[A-Za-z][\w:.-]{{0,60}}{_ATTRIBUTES}\s*/?> | <%[^\n]{{0,200}}?%>
-      | &(?:[A-Za-z][A-Za-z0-9]{{1,31}}|\#\d{{1,7}}|\#[xX][0-9A-Fa-f]{{1,6}});
-      | (?<![\w:]):(?:[+-]1|[a-z0-9_+-]{{0,60}}[a-z][a-z0-9_+-]{{0,60}}):(?!\w)
-      | (?<!\S)(?:[:;=][-^o']?[)(DPp|*/\\]+|<3+|\^_?\^)(?![^\s.,;:!?])                       # :-)
-      | (?:[0-9\#*]\ufe0f?\u20e3|{_EMOJI}(?:\u200d{_EMOJI})*)+
-      | [\x00-\x08\x0e-\x1b\x7f]+
-    )""",
-    re.VERBOSE,
-)
-# A text without any of these holds nothing that is protected.
-_SIGNS = re.compile(
-    "[`:;@{}%#$/<&=^\x00-\x08\x0e-\x1b\x7f\u00a9-\u00ae\u2000-\uffff\U00010000-\U0010ffff]|www|--|\\.[a-z]"
-)
+# Bars that part cells: those that stand apart; all of a line that begins and ends with one.
+_BAR, _BAR_OF_ROW = re.compile(r"(?<!\S)(\|)(?!\S)"), re.compile(r"(?<!\\)(\|)")
 
 # A figure by itself: 42, 1,234.56, 10:30, 12/24/2023, 192.168.0.1; and an English afternoon after it.
 _FIGURE = re.compile(r"(?<![\w.])\d+(?:[.,:/-]\d+)*(?!\w)")
+# What is kept with it: the sign of a currency, and the half of the day, which a translation would lose without a word.
+_AMOUNT = re.compile(rf"[$€£¥₩₹₽]?{_FIGURE.pattern}(?:[$€£¥₩₹₽%°]|\s*(?i:[ap]\.?m\b)(?:\.(?=\s*[^\W_]))?)?")
 _AFTERNOON = re.compile(r"\s*p\.?m\b", re.IGNORECASE)
 _END_MARKS = " .!?…,;:。！？、，；："
 _ENUMERATOR = re.compile(r"\s*\(?\d{1,3}[.)]\s*")
@@ -138,19 +90,19 @@ class _Sentence:
 
     Args:
         core: the sentence, a mask in place of each span.
-        spans: what the masks stand for.
+        spans: what the masks stand for; of what is marked, the words are translated by themselves.
         is_capitals: all capitals: the model sees it in lower case, and its translation is brought back.
         text: for the model, placeholders in place of spans.
         is_piece: a part of a sentence between spans.
     """
 
     core: str
-    spans: list[str]
+    spans: list[str | Marked]
     is_capitals: bool
     text: str
     is_piece: bool = False
 
-    def finish(self, translation: str) -> str | None:
+    def finish(self, translation: str, spans: Sequence[str]) -> str | None:
         """The translation with the spans in it; None if a placeholder is lost, doubled or invented, or a figure lost.
 
         A piece ends with the marks of its source. Where the model says nothing, the source stays.
@@ -170,8 +122,17 @@ class _Sentence:
             return self.core
         if (figures := figures_of(self.core)) and figures - figures_of(translation):
             return None
-        spans = dict(zip(PLACEHOLDERS, self.spans, strict=False))
-        return "".join(spans.get(character, character) for character in translation)
+        texts = dict(zip(PLACEHOLDERS, self._part_from_words(translation, spans), strict=False))
+        return "".join(texts.get(character, character) for character in translation)
+
+    def _part_from_words(self, translation: str, spans: Sequence[str]) -> Iterator[str]:
+        """The spans, with a space where a word of the translation touches one that touched none in the source."""
+        places = (index for index, character in enumerate(self.core) if character in MASKS)
+        for place, placeholder, span in zip(places, PLACEHOLDERS, spans, strict=False):
+            found = translation.find(placeholder)
+            sides = zip(_words_beside(self.core, place), _words_beside(translation, found), strict=True)
+            before, after = (" " if touches_now and not touched else "" for touched, touches_now in sides)
+            yield f"{before}{span}{after}"
 
 
 @dataclass
@@ -195,6 +156,11 @@ class _Plan:
             parts += [translation, self._joint(index, translations)]
         return "".join(parts)
 
+    def join_all(self, translations: Sequence[Sequence[str | None]]) -> list[str]:
+        """The same for several translations of each sentence."""
+        number = len(translations[0]) if translations else 1
+        return [self.join([str(choices[choice]) for choices in translations]) for choice in range(number)]
+
     def _joint(self, index: int, translations: Sequence[str]) -> str:
         """What stands after a sentence; a space is won or lost where only one of the scripts puts spaces."""
         joint = "".join(self.literals[index + 1])
@@ -212,12 +178,13 @@ class _Plan:
 class TextFormat:
     """Translates texts of any kind by a model of single sentences; their format is kept.
 
-    Kept character by character: line ends and tabs, white space at the edges of lines and sentences, bullets, dashes,
-    quotation marks and tags around a sentence, emoji, URLs, e-mail addresses, templates (`{{name}}`, `{name}`, `%s`),
-    `:smile:`, `@user`, `#42`, code in backticks and control characters; and whatever has no letter and no digit.
-    Characters of no width are dropped elsewhere, and white space inside a sentence becomes single spaces. A sentence of
-    several words in capitals is translated in lower case and brought back. One of more tokens than the model takes is
-    parted at sentence and clause marks. A figure of two digits or more that the model changes is kept as it is.
+    Kept character by character: line ends, tabs and the bars of tables, white space at the edges of lines and
+    sentences, bullets, dashes, quotation marks and tags around a sentence, emoji, what `markup_lvnar` protects, and
+    whatever has no letter and no digit. What stands in a cell, is the text of a link or is emphasised is translated by
+    itself. Characters of no width are dropped elsewhere, and white space inside a sentence becomes single spaces. A
+    sentence of several words in capitals is translated in lower case and brought back. One of more tokens than the
+    model takes is parted at sentence and clause marks. A figure of two digits or more that the model changes is kept as
+    it is.
 
     Args:
         tokenizer: the model's; placeholders are used if it has a token for each.
@@ -247,37 +214,45 @@ class TextFormat:
         Args:
             texts: of any kind.
             translate_sentences: gives the translations of each sentence, one or several, but the same number for all.
-                It is called once, and again if placeholders were lost; never without a sentence.
+                It is called once, and again for what is marked and if placeholders were lost; never without a sentence.
         """
-        plans = [self._plan(text) for text in texts]
-        finished = self._translate_plans(plans, translate_sentences)
-        number = max((len(translations) for plan in finished for translations in plan), default=1)
-        return [
-            [plan.join([str(choices[choice]) for choices in translations]) for choice in range(number)]
-            for plan, translations in zip(plans, finished, strict=True)
-        ]
+        finished = self._translate_plans([self._plan(text) for text in texts], translate_sentences)
+        number = max(map(len, finished), default=1)
+        return [[_choose(translations, choice) for choice in range(number)] for translations in finished]
 
     def _translate_plans(
         self, plans: Sequence[_Plan], translate_sentences: Callable[[list[str]], Sequence[Sequence[str]]]
-    ) -> list[list[list[str | None]]]:
-        """The finished translations of each sentence of each plan."""
+    ) -> list[list[str]]:
+        """The translations of each plan; of one without a sentence, what it is."""
         sentences = [sentence for plan in plans for sentence in plan.sentences]
         drafts = translate_sentences([sentence.text for sentence in sentences]) if sentences else []
-        finished = [[s.finish(draft) for draft in choices] for s, choices in zip(sentences, drafts, strict=True)]
+        marked = [
+            self._plan_marked(span, sentence.is_capitals)
+            for sentence in sentences
+            for span in sentence.spans
+            if isinstance(span, Marked)
+        ]
+        of_marked = iter(self._translate_plans(marked, translate_sentences) if marked else [])
+        finished: list[list[str | None]] = []
+        for sentence, choices in zip(sentences, drafts, strict=True):
+            spans = [next(of_marked) if isinstance(span, Marked) else [span] for span in sentence.spans]
+            finished.append(
+                [
+                    sentence.finish(draft, [_choose(texts, choice) for texts in spans])
+                    for choice, draft in enumerate(choices)
+                ]
+            )
         lost = [index for index, choices in enumerate(finished) if None in choices]
         if lost:
             pieces = [_Plan() for _ in lost]
             for plan, index in zip(pieces, lost, strict=True):
                 self._add_otherwise(plan, sentences[index])
-            for plan, index, found in zip(
-                pieces, lost, self._translate_plans(pieces, translate_sentences), strict=True
-            ):
+            for index, found in zip(lost, self._translate_plans(pieces, translate_sentences), strict=True):
                 finished[index] = [
-                    plan.join([str(choices[choice]) for choices in found]) if text is None else text
-                    for choice, text in enumerate(finished[index])
+                    _choose(found, choice) if text is None else text for choice, text in enumerate(finished[index])
                 ]
         remaining = iter(finished)
-        return [[next(remaining) for _ in plan.sentences] for plan in plans]
+        return [plan.join_all([next(remaining) for _ in plan.sentences]) for plan in plans]
 
     # Before
 
@@ -300,30 +275,44 @@ class TextFormat:
                 self._add_line(plan, part)
         return plan
 
-    def _add_line(self, plan: _Plan, line: str) -> None:
-        spans: list[str] = []
+    def _plan_marked(self, marked: Marked, is_capitals: bool) -> _Plan:
+        plan = _Plan()
+        self._add_marked(plan, marked, is_capitals)
+        return plan
 
-        def mask(match: re.Match[str]) -> str:
-            spans.append(match[0])
-            return {"span": SPAN, "mark": MARK, "block": BLOCK}[str(match.lastgroup)]
+    def _add_marked(self, plan: _Plan, marked: Marked, is_capitals: bool) -> None:
+        plan.add_literal(marked.before)
+        self._add_line(plan, marked.text, is_capitals, is_part=True)
+        plan.add_literal(marked.after)
 
-        masked = drop_invisible(_PROTECTED.sub(mask, line) if _SIGNS.search(line) else line)
-        remaining = iter(spans)
-        is_capitals = _is_capitals(masked)
+    def _add_line(self, plan: _Plan, line: str, is_capitals: bool = False, is_part: bool = False) -> None:
+        masked, spans = mask_line(line, self._scripts == ("LATIN",))
+        masked, remaining = drop_invisible(masked), iter(spans)
+        is_capitals = is_capitals or _is_capitals(masked)
         for part in re.split(f"({BLOCK})", masked) if BLOCK in masked else [masked]:
-            for piece in self._splitter.split(part):
-                self._add_piece(plan, piece, remaining, is_capitals)
+            for cell in _split_cells(part) if "|" in part else [part]:
+                for piece in self._splitter.split(cell):
+                    self._add_piece(plan, piece, remaining, is_capitals, is_part)
+
+    def _add_literal(self, plan: _Plan, text: str, spans: Iterator[str | Marked], is_capitals: bool) -> None:
+        """Add what is no sentence; what is marked in it may have some."""
+        for character in text:
+            span = next(spans) if character in MASKS else character
+            if isinstance(span, Marked):
+                self._add_marked(plan, span, is_capitals)
+            else:
+                plan.add_literal(span)
 
     def _add_piece(
-        self, plan: _Plan, piece: str, spans: Iterator[str], is_capitals: bool, is_part: bool = False
+        self, plan: _Plan, piece: str, spans: Iterator[str | Marked], is_capitals: bool, is_part: bool = False
     ) -> None:
         """Add a sentence with the marks around it; `spans` gives what its masks stand for, in order."""
         start, end = (0, 0) if not is_part and _ENUMERATOR.fullmatch(piece) else find_core(piece)
         core = piece[start:end]
         if not has_words(core):
-            plan.add_literal(_unmask(piece, spans))
+            self._add_literal(plan, piece, spans, is_capitals)
             return
-        plan.add_literal(_unmask(piece[:start], spans))
+        self._add_literal(plan, piece[:start], spans, is_capitals)
         if cut := self._find_cut(core):
             self._add_piece(plan, core[:cut], spans, is_capitals)
             self._add_piece(plan, core[cut:], spans, is_capitals)
@@ -335,30 +324,32 @@ class TextFormat:
                 self._add_pieces(plan, core, own, is_capitals)
             else:
                 self._add_masked(plan, core, own, is_capitals, is_part)
-        plan.add_literal(_unmask(piece[end:], spans))
+        self._add_literal(plan, piece[end:], spans, is_capitals)
 
     def _add_otherwise(self, plan: _Plan, sentence: _Sentence) -> None:
         """Add a sentence that the model did not keep whole: its figures as spans, or as pieces around its spans."""
         remaining = iter(sentence.spans)
         spans = [
             next(remaining) if match[0] in MASKS else match[0]
-            for match in re.finditer(f"[{SPAN}{MARK}]|{_FIGURE.pattern}", sentence.core)
+            for match in re.finditer(f"[{SPAN}{MARK}]|{_AMOUNT.pattern}", sentence.core)
         ]
-        core = _FIGURE.sub(SPAN, sentence.core)
+        core = _AMOUNT.sub(SPAN, sentence.core)
         fits = self._has_placeholders and len(sentence.spans) < len(spans) <= len(PLACEHOLDERS)
         if fits and not sentence.is_piece and has_words(core):
             self._add_masked(plan, core, spans, sentence.is_capitals)
         else:
             self._add_pieces(plan, core, spans, sentence.is_capitals)
 
-    def _add_masked(self, plan: _Plan, core: str, spans: list[str], is_capitals: bool, is_piece: bool = False) -> None:
+    def _add_masked(
+        self, plan: _Plan, core: str, spans: list[str | Marked], is_capitals: bool, is_piece: bool = False
+    ) -> None:
         """Add a sentence with placeholders for its masks."""
         placeholders = iter(PLACEHOLDERS)
         text = "".join(next(placeholders) if character in MASKS else character for character in core)
         text = _lower(text, self._language) if is_capitals else text
         plan.add_sentence(_Sentence(core, spans, is_capitals, text, is_piece))
 
-    def _add_pieces(self, plan: _Plan, core: str, spans: list[str], is_capitals: bool) -> None:
+    def _add_pieces(self, plan: _Plan, core: str, spans: list[str | Marked], is_capitals: bool) -> None:
         """Add a sentence as pieces around its spans."""
         remaining = iter(spans)
         for piece in re.split(f"([{SPAN}{MARK}])", core):
@@ -383,13 +374,15 @@ class TextFormat:
         """Warn once of a text in another script than the source language's."""
         if self._scripts is None or (self._scripts == ("LATIN",) and text.isascii()) or "script" in self._warned:
             return
-        letters = [c for c in _PROTECTED.sub("", text[: 20 * _LETTERS_LOOKED_AT]) if c.isalpha()][:_LETTERS_LOOKED_AT]
+        looked_at = without_protected(text[: 20 * _LETTERS_LOOKED_AT])
+        letters = [character for character in looked_at if character.isalpha()][:_LETTERS_LOOKED_AT]
         names = [re.split("[ -]", unicodedata.name(c, ""), maxsplit=1)[0] for c in letters]
+        outcome = "Such letters stay" if self._scripts == ("LATIN",) else "Such texts are translated to nonsense"
         if len(names) > 1 and sum(name in self._scripts for name in names) * 10 < len(names):
             self._warn_once(
                 "script",
                 f"The text is written in other letters than {self._language!r}, the source language of the model: "
-                f"{text[:60]!r}. Such texts are translated to nonsense; this is said once.",
+                f"{text[:60]!r}. {outcome}; this is said once.",
             )
 
     def _warn_once(self, subject: str, message: str) -> None:
@@ -412,5 +405,19 @@ def _lower(text: str, language: str) -> str:
     return text[:first] + text[first].upper() + text[first + 1 :]
 
 
-def _unmask(text: str, spans: Iterator[str]) -> str:
-    return "".join(next(spans) if character in MASKS else character for character in text)
+def _split_cells(line: str) -> list[str]:
+    """A line at the bars that part cells."""
+    is_row = len(row := line.strip()) > 1 and row[0] == row[-1] == "|"
+    return (_BAR_OF_ROW if is_row else _BAR).split(line)
+
+
+def _words_beside(text: str, place: int) -> tuple[bool, bool]:
+    """Whether a word, of a script that puts spaces between words, touches a character on its left and right."""
+    sides = text[max(place - 1, 0) : place], text[place + 1 : place + 2]
+    left, right = (side.isalnum() and not is_unspaced(side) for side in sides)
+    return left, right
+
+
+def _choose(translations: Sequence[str], choice: int) -> str:
+    """One of several translations; the only one, if there is but one."""
+    return translations[choice if len(translations) > 1 else 0]

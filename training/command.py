@@ -1,6 +1,10 @@
-"""How a script ends that cannot go on; see `lvnar_hf.commands.errors`."""
+"""How a script ends that cannot go on; see `lvnar_hf.commands.errors`.
+
+What is unusual: a file that is not there, and a mistake in a recipe, are told in one line too.
+"""
 
 import sys
+import traceback as tracebacks
 from pathlib import Path
 from types import TracebackType
 
@@ -10,9 +14,18 @@ from lvnar_hf.commands.errors import explain
 GO_ON = dict.fromkeys(["train.py", "teacher.py"], "give the same command with --resume")
 
 
+def _explain(error: BaseException, script: str) -> str | None:
+    if line := explain(error, script, *([GO_ON[script]] if script in GO_ON else [])):
+        return line
+    *_, last = [None, *tracebacks.extract_tb(error.__traceback__)]
+    is_of_recipe = last is not None and Path(last.filename) == Path(__file__).with_name("recipe.py")
+    return (
+        f"{script}: {error}" if isinstance(error, OSError) or (isinstance(error, ValueError) and is_of_recipe) else None
+    )
+
+
 def _hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    script = sys.argv[0].rpartition("/")[2]
-    line = explain(error, script, *([GO_ON[script]] if script in GO_ON else []))
+    line = _explain(error, sys.argv[0].rpartition("/")[2])
     if line is None:
         sys.__excepthook__(kind, error, traceback)
     else:

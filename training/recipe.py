@@ -387,8 +387,9 @@ def parse_recipe(sections: dict[str, type], argv: list[str] | None = None) -> tu
         argv: command line; by default that of the process.
 
     Raises:
-        ValueError: for a recipe that is no mapping of sections, a section or key that is unknown, or a value of
-            another type than its key's.
+        FileNotFoundError: there is no such recipe.
+        ValueError: for a recipe that is not YAML or no mapping of sections, a section or key that is unknown, or a
+            value of another type than its key's.
     """
     parser = HfArgumentParser(list(sections.values()), allow_abbrev=False)
     parser.add_argument("--config", help="recipe (YAML) with the sections " + ", ".join(sections))
@@ -406,10 +407,15 @@ def read_recipe(path: str | Path, sections: dict[str, type]) -> dict[str, dict[s
     """The sections of a recipe file, each key and type checked; a key that is not in the file is not in the result.
 
     Raises:
+        FileNotFoundError: there is none.
         ValueError: see `parse_recipe`.
     """
-    with open(path, encoding="utf-8") as file:
-        recipe = yaml.safe_load(file)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no recipe {path}; those that ship are in training/configs.")
+    try:
+        recipe = yaml.safe_load(Path(path).read_text("utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict) or not all(isinstance(section, dict) for section in recipe.values()):
         raise ValueError(f"{path} must hold sections of keys and values: {', '.join(sections)}.")
     if unknown := sorted(map(str, set(recipe) - set(sections))):

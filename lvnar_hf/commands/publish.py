@@ -40,10 +40,10 @@ def publish(
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise BadParameter(f"--repo-id must be user/name or organization/name. {error}") from error
-    texts = text or list(hub.GOLDEN_TEXTS)
     with tempfile.TemporaryDirectory(prefix="lvnar-publish-") as temporary:
         folder = Path(output_folder or Path(temporary, "repository"))
         hub.assemble(model, folder, overwrite, repo_id)
+        texts = text or list(hub.golden_texts(folder))
         print(f"{repo_id}, tag v{version}:\n{_describe_files(folder)}", flush=True)
         if push:
             published = hub.push(folder, repo_id, private, version, texts)

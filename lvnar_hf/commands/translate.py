@@ -1,6 +1,8 @@
 """`lvnar translate`: a text, a file, or standard input."""
 
 import json
+import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -10,6 +12,16 @@ from typing import Annotated, Any
 from typer import Argument, BadParameter, Option
 
 from lvnar_hf.engines import ENGINES
+
+_FILE_ENDING = re.compile(r"[^.]\.([a-z][a-z0-9]{1,7}|[A-Z]{3,4})$")
+
+
+def _looks_like_a_file(text: str) -> bool:
+    """Whether a text is one word that begins as a path, ends as the name of a file, or names a folder that is here."""
+    if len(text.split()) != 1 or "://" in text or "@" in text:
+        return False
+    is_in_folder = "/" in text and Path(text).parent.is_dir()
+    return is_in_folder or text.startswith(("./", "../", "/", "~/")) or _FILE_ENDING.search(text) is not None
 
 
 def translate(
@@ -69,7 +81,8 @@ def translate(
     lvnar translate --model MODEL in.txt             a file, to standard output
     lvnar translate --model MODEL < in.txt           standard input, to standard output
 
-    One argument is a file if there is one of this name, else it is a text; two are files.
+    One argument is a file if there is one of this name, else it is a text; two are files. One word that looks like a
+    file (in.txt, ./in, data/in) and is none is refused: give such a text on standard input.
 
     A file is translated line by line, on all cores. Killed and started again with the same options, a translation to
     a file goes on where it was. When it is done, OUTPUT.translation.json and a last line in JSON say what was done;
@@ -78,6 +91,11 @@ def translate(
     if text_or_input is None and sys.stdin.isatty():
         raise BadParameter("there is nothing to translate: give a text, files, or a pipe to standard input.")
     is_text = text_or_input not in (None, "-") and output is None and not Path(str(text_or_input)).is_file()
+    if is_text and _looks_like_a_file(str(text_or_input)):
+        raise BadParameter(
+            f"there is no file {text_or_input}. If it is a text to translate, give it on standard input: "
+            f"echo {shlex.quote(str(text_or_input))} | lvnar translate --model {shlex.quote(model)}"
+        )
     from transformers.utils import logging
 
     from lvnar_hf.jobs.file_translation import num_launched, translate_file, translate_text

@@ -16,11 +16,11 @@ def verify(
 ) -> None:
     """Check a repository, and compare its translations with those of a process that has not this package."""
     from lvnar_hf.files.outputs import refuse_missing_folder
-    from lvnar_hf.hub import GOLDEN_TEXTS
+    from lvnar_hf.hub import golden_texts
     from lvnar_hf.hub import verify as verify_repository
 
-    texts = text or list(GOLDEN_TEXTS)
-    translations = verify_repository(refuse_missing_folder(repository), revision, texts)
+    texts = text or golden_texts(refuse_missing_folder(repository), revision)
+    translations = verify_repository(repository, revision, texts)
     for source, translation in zip(texts, translations, strict=True):
         print(f"{source} -> {translation}")
     print("verified")

@@ -21,12 +21,13 @@ from transformers.utils import cached_file
 
 from lvnar_hf.configuration_lvnar import LvnarConfig
 from lvnar_hf.engines.base import LvnarEngine
-from lvnar_hf.engines.onnx_export import FILES
+from lvnar_hf.engines.onnx_export import FILES, GRAPH_VERSION, VERSION_KEY
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.fingerprints import KEY as FINGERPRINT
-from lvnar_hf.files.fingerprints import refuse_stale
-from lvnar_hf.generation_lvnar import DecodingOptions, LvnarGenerateOutput
+from lvnar_hf.files.fingerprints import StaleError, refuse_stale
+from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS, DecodingOptions, LvnarGenerateOutput
 from lvnar_hf.refinement_lvnar import MAX_STEPS, NOT_FINITE, parts_by_length
+from lvnar_hf.soundness_lvnar import check_generation_fields
 
 # Positions, padding included, of the parts that a batch is translated in: source tokens, or the cells of alignment
 # "ctc". In larger parts nothing is faster, and what passes between the operations no longer fits the processor's
@@ -65,6 +66,7 @@ class LvnarOnnxModel(LvnarEngine):
 
     Raises:
         ImportError: onnxruntime is missing.
+        StaleError: the graph was made by another version of this package, with other checks.
         ValueError: the file is no graph that this version of ONNX Runtime takes, or is of something else.
     """
 
@@ -92,6 +94,11 @@ class LvnarOnnxModel(LvnarEngine):
             self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # of classes that onnxruntime does not name in public
             raise ValueError(f"ONNX Runtime {onnxruntime.__version__} cannot load {file}: {error}") from error
+        if (version := self._metadata.get(VERSION_KEY)) != GRAPH_VERSION:
+            raise StaleError(
+                f"{file} is a graph of version {version}, and this package has the checks of version {GRAPH_VERSION}. "
+                "Make it again: lvnar export --model FOLDER --overwrite"
+            )
         sides = (("inputs", self.session.get_inputs(), _INPUTS), ("outputs", self.session.get_outputs(), _OUTPUTS))
         for side, values, expected in sides:
             names = [value.name for value in values]
@@ -100,6 +107,10 @@ class LvnarOnnxModel(LvnarEngine):
                     f"{file} has the {side} {', '.join(names)}; a graph of this version has {', '.join(expected)}. "
                     "Make it again: lvnar export --model FOLDER --overwrite"
                 )
+
+    @property
+    def _metadata(self) -> dict[str, str]:
+        return self.session.get_modelmeta().custom_metadata_map
 
     def __reduce__(self) -> tuple[object, ...]:
         """A copy, or what is pickled, opens the graph's file again."""
@@ -125,7 +136,8 @@ class LvnarOnnxModel(LvnarEngine):
             where: `revision`, `cache_dir`, `token`, `local_files_only`, as in transformers.
 
         Raises:
-            StaleError: the graph or the shortlist was made from other weights than those that are in the folder.
+            StaleError: the graph or the shortlist was made from other weights than those that are in the folder, or the
+                graph by another version of this package.
             ValueError: for another precision, a shortlist of another model, and what the class itself refuses.
             FileNotFoundError: the repository has no graph, or no shortlist; says how to make it.
         """
@@ -136,11 +148,13 @@ class LvnarOnnxModel(LvnarEngine):
         if found is None:
             raise FileNotFoundError(f"{name} has no {FILES[precision]}. Make it: lvnar export --model {name}")
         config = LvnarConfig.from_pretrained(name, **where)
+        file = cached_file(str(name), "generation_config.json", _raise_exceptions_for_missing_entries=False, **where)
+        if file is not None:
+            check_generation_fields(file, GENERATION_DEFAULTS["ctc"])
         generation_config = GenerationConfig.from_pretrained(name, **where)
         tokens = Shortlist.from_pretrained(name, config, **where) if shortlist else None
         engine = cls(config, generation_config, Path(found), num_threads, tokens)
-        made_from = engine.session.get_modelmeta().custom_metadata_map.get(FINGERPRINT)
-        refuse_stale(found, made_from, name, f"lvnar export --model {name} --overwrite")
+        refuse_stale(found, engine._metadata.get(FINGERPRINT), name, f"lvnar export --model {name} --overwrite")
         return engine
 
     def _refine(

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 FILES = {"float32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}  # in a model repository, by precision
+# In the metadata, what a graph takes, gives and checks: raise it where that changes, since older ones are then refused.
+VERSION_KEY, GRAPH_VERSION = "graph_version", "1"
 _MAX_FLOAT = 3e38
 _NOT_FINITE = -(2**40)  # what is added to `num_positions` where a number is not finite
 
@@ -213,8 +215,8 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
             module.__class__ = _ExportedAttention
     config = model.config
     graph = assemble(*_export_pieces(exported), config.pad_token_id, config.decoder_vocab_size)
-    fingerprint = {FINGERPRINT: weights_fingerprint(model.state_dict())}
-    onnx.helper.set_model_props(graph, fingerprint)
+    metadata = {FINGERPRINT: weights_fingerprint(model.state_dict()), VERSION_KEY: GRAPH_VERSION}
+    onnx.helper.set_model_props(graph, metadata)
     onnx.checker.check_model(graph)
     files["float32"].parent.mkdir(parents=True, exist_ok=True)
     with appearing(files["float32"]) as float32_file, appearing(files["int8"]) as int8_file:
@@ -229,7 +231,7 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
             extra_options={"EnableSubgraph": True},
         )
         quantised = onnx.load(str(int8_file))
-        onnx.helper.set_model_props(quantised, fingerprint)
+        onnx.helper.set_model_props(quantised, metadata)
         move_weights_into_loop(quantised.graph)
         onnx.save(quantised, str(int8_file))
     return files

@@ -40,7 +40,7 @@ def folder_weights_fingerprint(folder: str | os.PathLike) -> str | None:
 
 
 class StaleError(ValueError):
-    """A file was made from other weights than those beside it."""
+    """A file was made from other weights than those beside it, or by another version of this package."""
 
 
 def refuse_stale(file: str | os.PathLike, made_from: str | None, folder: str | os.PathLike, remedy: str) -> None:

@@ -10,15 +10,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .assembly import assemble, published_card
     from .publishing import PublishedRevision, PublishError, push
-    from .verification import GOLDEN_TEXTS, verify
+    from .verification import GOLDEN_TEXTS, golden_texts, verify
 
-__all__ = ["GOLDEN_TEXTS", "PublishError", "PublishedRevision", "assemble", "published_card", "push", "verify"]
+__all__ = [
+    "GOLDEN_TEXTS",
+    "PublishError",
+    "PublishedRevision",
+    "assemble",
+    "golden_texts",
+    "published_card",
+    "push",
+    "verify",
+]
 
 _MODULES = {
     "GOLDEN_TEXTS": "verification",
     "PublishError": "publishing",
     "PublishedRevision": "publishing",
     "assemble": "assembly",
+    "golden_texts": "verification",
     "published_card": "assembly",
     "push": "publishing",
     "verify": "verification",

@@ -48,6 +48,7 @@ TRAVELLING_MODULES = (
     "layers_lvnar.py",
     "length_lvnar.py",
     "losses_lvnar.py",
+    "markup_lvnar.py",
     "modeling_lvnar.py",
     "parts_lvnar.py",
     "pipeline_lvnar.py",

@@ -20,6 +20,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
+from lvnar_hf.configuration_lvnar import LvnarConfig
 from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.engines.onnx_export import FILES as ONNX_FILES
 from lvnar_hf.files.atomic import hash_file
@@ -27,7 +28,9 @@ from lvnar_hf.hub.checks import check_file_names, check_repository, list_files
 from lvnar_hf.modeling_lvnar import LvnarForConditionalGeneration
 from lvnar_hf.tokenization_lvnar import LvnarTokenizer
 
-GOLDEN_TEXTS = ("Where is the station?", "私は学生です。")  # every text has ids, whatever the vocabulary
+# By source language; every text has ids, whatever the vocabulary.
+_TEXTS = {"en": "Where is the station?", "de": "Wo ist der Bahnhof?", "ja": "私は学生です。"}
+GOLDEN_TEXTS = (_TEXTS["en"], _TEXTS["ja"])  # for a language that is not known
 GOLDEN_STEPS = (0, 2)
 GIT_ATTRIBUTES = ".gitattributes"  # the Hub's own
 
@@ -88,6 +91,15 @@ def verify(
         return _compare(folder_or_repo, None, texts, expected, cache=None)
     validate_repo_id(str(folder_or_repo))
     return verify_download(str(folder_or_repo), revision, texts, api or HfApi())[1]
+
+
+def golden_texts(folder_or_repo: str | Path, revision: str | None = None) -> tuple[str, ...]:
+    """Sentences to verify a model with, in its source language where that is known."""
+    try:
+        language = LvnarConfig.from_pretrained(folder_or_repo, revision=revision or "main").source_language
+    except (OSError, ValueError):  # `verify` says what is wrong
+        return GOLDEN_TEXTS
+    return (_TEXTS[language],) if language in _TEXTS else GOLDEN_TEXTS
 
 
 def verify_download(

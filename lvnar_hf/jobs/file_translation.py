@@ -210,7 +210,7 @@ class Processes:
         """
         if num_launched() == 1:
             name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            return cls(0, 1, torch.device(name), lambda: None)
+            return cls(0, 1, find_device(name), lambda: None)
         from accelerate import Accelerator, InitProcessGroupKwargs
 
         # They meet only when the first has copied the input, which takes minutes for a large one.
@@ -234,6 +234,19 @@ class Processes:
                 f"several processes ({self.count})."
             )
         return number
+
+
+def find_device(name: str) -> torch.device:
+    """A device of torch, if this machine has it.
+
+    Raises:
+        ValueError: it has not.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (AssertionError, ImportError, NotImplementedError, RuntimeError) as error:  # each device has its own
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device is {name!r}, which torch does not find here: {reason}") from error
 
 
 def default_batch_tokens(device: torch.device) -> int:

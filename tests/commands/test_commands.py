@@ -18,6 +18,7 @@ import torch
 from conftest import ROOT, SAMPLE, make_model, tiny_config
 from safetensors import safe_open
 from transformers import pipeline
+from typer import BadParameter
 
 from lvnar_hf import hub
 from lvnar_hf.commands.app import app
@@ -80,6 +81,22 @@ def test_how_a_command_ends(error, command, line):
 def test_what_needs_its_traceback_keeps_it():
     assert explain(ValueError("x"), "train.py") is None
     assert explain(ModuleNotFoundError("x", name="own_module"), "train.py") is None
+
+
+def test_a_mistake_in_a_recipe_is_one_line(tmp_path):
+    """By the script itself: a recipe that is not there, is not YAML, or has a key too many."""
+    (tmp_path / "other.yaml").write_text("data: [")
+    (tmp_path / "key.yaml").write_text("data:\n  nothing: 1\n")
+    cases = {
+        "none.yaml": "There is no recipe",
+        "other.yaml": "is not YAML: while parsing",
+        "key.yaml": "section data: unknown keys ['nothing']",
+    }
+    for name, message in cases.items():
+        command = [sys.executable, "training/train.py", "--config", str(tmp_path / name)]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 1 and result.stdout == "" and result.stderr.count("\n") == 1
+        assert result.stderr.startswith("train.py: ") and message in result.stderr
 
 
 def test_a_missing_package_is_named_by_the_command_itself(tmp_path, tiny_repository):
@@ -145,6 +162,13 @@ def test_one_argument_is_a_file_or_a_text_and_two_are_files(tiny_repository, tmp
     assert capfd.readouterr().out == f"{first}\n\n- {second}\n"
     with pytest.raises(FileNotFoundError, match="no text file Tom laughed"):
         translate(model, "Tom laughed.", str(tmp_path / "other"), **how)
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("nofile.txt", "corpus.en.gz", "./text", "/no/text", "data/none", "IN.TXT"):
+        with pytest.raises(BadParameter, match=f"there is no file {name}.* on standard input: echo {name} |"):
+            translate(model, name, **how)
+    for text in ("Hello.World", "e.g.", "and/or", "U.S.A.", "Tom", "3.30", "Go to nofile.txt", "https://a.b/c.html"):
+        assert translate(model, text, **how) is None
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="name an output file"):
         translate(model, str(file), **how)
@@ -158,6 +182,12 @@ def test_lvnar_ends_with_one_line(tiny_repository, tmp_path, capsys, monkeypatch
     assert capsys.readouterr().err == line
     with pytest.raises(FileNotFoundError, match="Make it"):
         app(["--debug", "translate", *model, "--engine", "onnx", "a text"])
+
+    for device in ("cuda:99", "nothing"):
+        with pytest.raises(SystemExit, match="1"):
+            app(["translate", *model, "--device", device, "a text"])
+        (line,) = capsys.readouterr().err.strip().split("\n")
+        assert line.startswith(f"lvnar translate: --device is '{device}', which torch does not find here")
 
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt

@@ -18,7 +18,7 @@ from lvnar_hf.commands.export import export
 from lvnar_hf.ctc_lvnar import ctc_cell_mask
 from lvnar_hf.engines import onnx_export
 from lvnar_hf.engines.onnx import LvnarOnnxModel
-from lvnar_hf.engines.onnx_export import FILES
+from lvnar_hf.engines.onnx_export import FILES, VERSION_KEY
 from lvnar_hf.engines.onnx_graph import with_subgraphs
 from training.quality.decoding import translate_texts
 from training.translation_quality.measures import corpus_scores
@@ -232,8 +232,13 @@ def damaged(graph: bytes) -> dict[str, bytes]:
         node.input[:] = ["num_steps" if name == "num_refinement_steps" else name for name in node.input]
     fewer = onnx.load_from_string(graph)
     del fewer.graph.output[1]
+    older, nameless = onnx.load_from_string(graph), onnx.load_from_string(graph)
+    onnx.helper.set_model_props(older, {VERSION_KEY: "0"})
+    del nameless.metadata_props[:]
     outputs = {"outputs": fewer.SerializeToString()}
     return outputs | {
+        "older": older.SerializeToString(),
+        "oldest": nameless.SerializeToString(),
         "cut": graph[: len(graph) // 2],
         "opset": model.SerializeToString(),
         "inputs": other.SerializeToString(),
@@ -244,6 +249,8 @@ def damaged(graph: bytes) -> dict[str, bytes]:
     ("damage", "message"),
     [
         ("outputs", "has the outputs sequences, num_positions; a graph of this version has .*--overwrite"),
+        ("older", "is a graph of version 0, .* Make it again: lvnar export"),
+        ("oldest", "is a graph of version None, .* Make it again: lvnar export"),
         ("cut", r"cannot load .*model\.onnx"),
         ("opset", r"cannot load .*model\.onnx.*[Oo]pset"),
         (

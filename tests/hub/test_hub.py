@@ -512,11 +512,20 @@ def test_a_dry_run_asks_nothing_of_the_network(model_folder, remote, without_pro
     assert "No such option: --token" in capsys.readouterr().err and remote.requests == []
 
 
+def test_the_sentences_to_verify_with_are_of_the_source_language(model_folder, monkeypatch, tmp_path):
+    assert hub.golden_texts(model_folder) == hub.golden_texts(tmp_path) == hub.GOLDEN_TEXTS, "none is stored"
+    for language, text in (("en", "Where is the station?"), ("de", "Wo ist der Bahnhof?"), ("ja", "私は学生です。")):
+        write_fields(shutil.copytree(model_folder, tmp_path / language) / "config.json", source_language=language)
+        assert hub.golden_texts(tmp_path / language) == (text,)
+
+
 def test_the_command_in_the_documents_is_a_dry_run(without_processes, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     (command,) = re.findall(r"^lvnar (publish .*)$", (ROOT / "docs" / "USAGE.md").read_text("utf-8"), re.M)
     app(shlex.split(command), standalone_mode=False)
-    assert "dry run: verified, nothing sent" in capsys.readouterr().out and len(without_processes) == 1
+    output = capsys.readouterr().out
+    assert "dry run: verified, nothing sent" in output and len(without_processes) == 1
+    assert "Where is the station? -> " in output and output.count(" -> ") == 1
 
 
 def test_publishing_again_changes_nothing_and_a_version_is_published_once(repository, remote, without_processes):

@@ -106,7 +106,9 @@ def test_commands_load_by_what_never_asks():
     """`lvnar_hf.loading` alone speaks to the Auto classes; what `verify` runs in its own process was checked before."""
     found = []
     for file in [*(ROOT / "lvnar_hf").rglob("*.py"), *(ROOT / "training").rglob("*.py")]:
-        calls = re.findall(r"\bAuto\w+\.from_pretrained\([^.]", file.read_text("utf-8"))
+        calls = re.findall(r"\bAuto\w+\.from_pretrained[(,][^.]", file.read_text("utf-8"))
         found += [file.relative_to(ROOT).as_posix()] * len(calls)
     assert sorted(set(found)) == ["lvnar_hf/hub/verification.py", "lvnar_hf/loading.py"] and len(found) == 5
-    assert (ROOT / "lvnar_hf" / "loading.py").read_text("utf-8").count("trust_remote_code=False, **options") == 3
+    loading = (ROOT / "lvnar_hf" / "loading.py").read_text("utf-8")
+    assert loading.count("from_pretrained, name, options") == 3
+    assert loading.count("load(name, trust_remote_code=False, **options)") == 1

@@ -12,10 +12,12 @@ from conftest import make_batch, make_ctc_model, make_model, tiny_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from lvnar_hf import LvnarForConditionalGeneration, LvnarTokenizer
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.generation_lvnar import MAX_STORED_STEPS
+from lvnar_hf.loading import load_config, load_model, load_tokenizer
 from lvnar_hf.refinement_lvnar import parts_by_length, refine, translate_in_parts
 from lvnar_hf.segmentation_lvnar import FugashiSegmenter, JapaneseSegmenter
 
@@ -175,6 +177,17 @@ def test_json_nested_too_deep(folder, name, message):
     (folder / name).write_text('{"a":' * 100_000)
     with pytest.raises(ValueError, match=message):
         LvnarForConditionalGeneration.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_json_nested_too_deep_for_commands(folder, name):
+    """What transformers' Auto classes read first, they raise RecursionError for; the commands' loading does not."""
+    (folder / name).write_text('{"a":' * 100_000)
+    with pytest.raises(RecursionError):
+        AutoTokenizer.from_pretrained(folder)
+    for load in (load_tokenizer, load_config, load_model)[: 1 if name == "tokenizer_config.json" else 3]:
+        with pytest.raises(ValueError, match="nested too deep"):
+            load(folder)
 
 
 REPLACEMENT = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}

@@ -174,10 +174,10 @@ def ctc_card(tmp_path, monkeypatch):
 def test_a_card_says_how_the_length_comes_about(ctc_card):
     with_length, with_ctc = (LENGTH / "README.md").read_text("utf-8"), render_card(ctc_card)
     assert "The length is predicted (alignment `length`), and differs from the source's by at most" in with_length
-    assert "Repeated tokens are removed at the end" in with_length and "Output, repetitions removed:" in with_length
+    assert "only repeats the word before it is removed" in with_length and "Output, repetitions removed:" in with_length
     assert "alignment `ctc`): the decoder has 1.5 cells per source token, and" in with_ctc
     assert "has the source's states beside the latents" in with_ctc
-    assert "\nOutput: " in with_ctc and "Repeated tokens are removed" not in with_ctc
+    assert "\nOutput: " in with_ctc and "Nothing that repeats is removed" in with_ctc
     assert "length NLL" in with_length and "length NLL" not in with_ctc and "token NLL" in with_ctc
     assert "`length`" not in with_ctc and "differs from the source's" not in with_ctc
 
