@@ -96,11 +96,8 @@ def translate(
             f"there is no file {text_or_input}. If it is a text to translate, give it on standard input: "
             f"echo {shlex.quote(str(text_or_input))} | lvnar translate --model {shlex.quote(model)}"
         )
-    from transformers.utils import logging
-
     from lvnar_hf.jobs.file_translation import num_launched, translate_file, translate_text
 
-    logging.disable_progress_bar()
     how: dict[str, Any] = {
         "engine": engine,
         "num_refinement_steps": num_refinement_steps,

@@ -16,7 +16,8 @@ import torch
 from conftest import ROOT
 from transformers import AutoModelForSeq2SeqLM, pipeline
 
-from lvnar_hf.engines.onnx_export import FILES, export_onnx
+from lvnar_hf.engines.graph import FILES
+from lvnar_hf.engines.onnx_export import export_onnx
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.atomic import hash_file
 from lvnar_hf.files.text import one_line

@@ -17,8 +17,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 from lvnar_hf.commands.export import export
 from lvnar_hf.ctc_lvnar import ctc_cell_mask
 from lvnar_hf.engines import onnx_export
+from lvnar_hf.engines.graph import FILES, VERSION_KEY
 from lvnar_hf.engines.onnx import LvnarOnnxModel
-from lvnar_hf.engines.onnx_export import FILES, VERSION_KEY
 from lvnar_hf.engines.onnx_graph import with_subgraphs
 from training.quality.decoding import translate_texts
 from training.translation_quality.measures import corpus_scores

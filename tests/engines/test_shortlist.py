@@ -8,8 +8,9 @@ import torch
 from conftest import collapsed, make_batch, make_ctc_model, make_model, tiny_config, tokens_of
 from safetensors.torch import save_file
 
+from lvnar_hf.engines.graph import FILES
 from lvnar_hf.engines.onnx import LvnarOnnxModel
-from lvnar_hf.engines.onnx_export import FILES, export_onnx
+from lvnar_hf.engines.onnx_export import export_onnx
 from lvnar_hf.engines.shortlist import FILE, Shortlist
 from training import shortlist
 from training.reports import tables

@@ -24,7 +24,8 @@ from transformers import AutoConfig, AutoTokenizer, pipeline
 from lvnar_hf import LvnarConfig, LvnarTokenizer, __version__, hub, train_tokenizer
 from lvnar_hf.commands.app import app
 from lvnar_hf.commands.publish import publish
-from lvnar_hf.engines.onnx_export import FILES, export_onnx
+from lvnar_hf.engines.graph import FILES
+from lvnar_hf.engines.onnx_export import export_onnx
 from lvnar_hf.engines.shortlist import FILE as SHORTLIST_FILE
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.hub import verification

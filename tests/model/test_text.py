@@ -19,8 +19,8 @@ from torch.utils.data import Dataset
 from transformers import MarianConfig, MarianMTModel, pipeline
 
 from lvnar_hf import train_tokenizer
+from lvnar_hf.subwords_lvnar import PLACEHOLDERS
 from lvnar_hf.text_lvnar import INVISIBLE, TextFormat, drop_invisible, figures_of
-from lvnar_hf.tokenization_lvnar import PLACEHOLDERS
 from training.translation_quality.spans import copied_spans, read_expectations
 
 SHIPPED = ROOT / "model_cards" / "lvnar-tatoeba-en-de"
