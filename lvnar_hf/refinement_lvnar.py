@@ -164,11 +164,15 @@ def translate_in_parts(
     options: DecodingOptions,
     max_positions: int,
 ) -> LvnarGenerateOutput:
-    """`refine`, or `search`, of a batch with more than `max_positions` in parts; see `parts_by_length`."""
-    ratio = model.config.upsampling_ratio if model.config.alignment == "ctc" else 1.0
-    if input_ids.numel() * ratio <= max_positions:
+    """`refine`, or `search`, of a batch with more than `max_positions` in parts; see `parts_by_length`.
+
+    A part has room for the longest translations that its sentences may have.
+    """
+    is_ctc = model.config.alignment == "ctc"
+    ratio, most_added = (model.config.upsampling_ratio, 0) if is_ctc else (1.0, model.config.max_length_offset)
+    if input_ids.numel() * ratio + len(input_ids) * most_added <= max_positions:
         return translate(model, input_ids, attention_mask, options)
-    rows_in_order, sizes = parts_by_length(model.config, attention_mask.sum(-1).tolist(), max_positions)
+    rows_in_order, sizes = parts_by_length(model.config, attention_mask.sum(-1).tolist(), max_positions, most_added)
     order = torch.tensor(rows_in_order, device=input_ids.device)
     outputs = []
     for rows in order.split(sizes):

@@ -106,7 +106,9 @@ def num_cells_of(source_length: int, upsampling_ratio: float) -> int:
     return math.ceil(source_length * upsampling_ratio - 1e-6)
 
 
-def parts_by_length(config: Any, lengths: Sequence[int], max_positions: int) -> tuple[list[int], list[int]]:
+def parts_by_length(
+    config: Any, lengths: Sequence[int], max_positions: int, most_added: int = 0
+) -> tuple[list[int], list[int]]:
     """A batch in parts of sentences alike in length, so that one long sentence does not pad all others.
 
     Args:
@@ -114,6 +116,7 @@ def parts_by_length(config: Any, lengths: Sequence[int], max_positions: int) -> 
         lengths: of the sources, tokens.
         max_positions: of a part, padding included: source tokens, or cells of alignment "ctc". A longer sentence is a
             part of its own.
+        most_added: positions that each sentence is counted longer.
 
     Returns:
         The order of the sentences, shortest first; and the sizes of the parts.
@@ -122,7 +125,7 @@ def parts_by_length(config: Any, lengths: Sequence[int], max_positions: int) -> 
     ratio = config.upsampling_ratio if config.alignment == "ctc" else 1.0
     sizes = [0]
     for row in order:  # the last one of a part is its longest
-        if sizes[-1] and (sizes[-1] + 1) * num_cells_of(lengths[row], ratio) > max_positions:
+        if sizes[-1] and (sizes[-1] + 1) * (num_cells_of(lengths[row], ratio) + most_added) > max_positions:
             sizes.append(0)
         sizes[-1] += 1
     return order, sizes

@@ -256,6 +256,7 @@ def test_parts_count_cells():
     config = tiny_config(alignment="ctc", upsampling_ratio=2.0)
     assert parts_by_length(config, lengths, 9)[1] == [1, 1, 1, 1]
     assert parts_by_length(config, lengths, 18)[1] == [3, 1]
+    assert parts_by_length(tiny_config(), lengths, 15, most_added=2)[1] == [3, 1]
 
 
 @pytest.mark.parametrize("make", [lambda: make_model(tiny_config()), make_ctc_model])
@@ -288,9 +289,29 @@ def test_one_long_sentence_does_not_pad_all_others(tiny_model):
         ids,
         ids.ne(0).long(),
         tiny_model._decoding_options(None, {}),
-        4000,
+        22_000,
     )
     assert sizes == [(999, 2), (1, 40)]
+
+
+@pytest.mark.parametrize("make", [make_model, lambda config: make_ctc_model(vocab_size=8000)])
+def test_the_memory_of_a_batch_is_that_of_a_part(make, monkeypatch):
+    """2,000 short sentences and a long one: as one batch, their logits alone are 2.6 GB; in parts, 128 MB at once."""
+    model, seen = make(tiny_config(vocab_size=8000)), []
+    original = lvnar_hf.refinement_lvnar.refine_in_parts
+    monkeypatch.setattr(
+        "lvnar_hf.modeling_lvnar.refine_in_parts", lambda *given: seen.append(given[4]) or original(*given[:4], 4000)
+    )
+    ids = torch.zeros(2000, 40, dtype=torch.long)
+    ids[:, :3] = torch.tensor([5, 6, 1])
+    ids[7] = 6
+    model.generate(ids[:1, :3])
+    Path("/proc/self/clear_refs").write_text("5")
+    before = fuzz._status("VmRSS")
+    model.generate(ids, attention_mask=ids.ne(0).long(), num_refinement_steps=1)
+    grown = fuzz._status("VmHWM") - before
+    print(f"{grown / 2**20:.0f} MB")
+    assert grown < 500 * 2**20 and set(seen) == {2**28 // 8000}, "and in use at most 2**28 logits, 1 GiB"
 
 
 class _Words(JapaneseSegmenter):
