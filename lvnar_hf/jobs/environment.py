@@ -33,8 +33,9 @@ def describe_processor() -> str:
 
 def num_threads() -> int:
     """Torch's number of threads where it is imported; else what it would be, the cores that this process may use."""
-    if "torch" in sys.modules:
-        return int(sys.modules["torch"].get_num_threads())
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return int(torch.get_num_threads())
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)

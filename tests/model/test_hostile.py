@@ -298,9 +298,9 @@ def test_one_long_sentence_does_not_pad_all_others(tiny_model):
 def test_the_memory_of_a_batch_is_that_of_a_part(make, monkeypatch):
     """2,000 short sentences and a long one: as one batch, their logits alone are 2.6 GB; in parts, 128 MB at once."""
     model, seen = make(tiny_config(vocab_size=8000)), []
-    original = lvnar_hf.refinement_lvnar.refine_in_parts
     monkeypatch.setattr(
-        "lvnar_hf.modeling_lvnar.refine_in_parts", lambda *given: seen.append(given[4]) or original(*given[:4], 4000)
+        "lvnar_hf.modeling_lvnar.translate_in_parts",
+        lambda *given: seen.append(given[5]) or translate_in_parts(*given[:5], 4000),
     )
     ids = torch.zeros(2000, 40, dtype=torch.long)
     ids[:, :3] = torch.tensor([5, 6, 1])
