@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from typer import Argument, BadParameter, Option
 
 from lvnar_hf.engines import ENGINES
+from lvnar_hf.files.outputs import refuse_missing_folder
 
 _FILE_ENDING = re.compile(r"[^.]\.([a-z][a-z0-9]{1,7}|[A-Z]{3,4})$")
 
@@ -96,6 +97,8 @@ def translate(
             f"there is no file {text_or_input}. If it is a text to translate, give it on standard input: "
             f"echo {shlex.quote(str(text_or_input))} | lvnar translate --model {shlex.quote(model)}"
         )
+    if not Path(refuse_missing_folder(model)).exists():
+        print(f"There is no folder {model}: asking the Hub for it.", file=sys.stderr, flush=True)
     from lvnar_hf.jobs.file_translation import num_launched, translate_file, translate_text
 
     how: dict[str, Any] = {

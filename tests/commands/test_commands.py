@@ -196,6 +196,9 @@ def test_lvnar_ends_with_one_line(tiny_repository, tmp_path, capsys, monkeypatch
     with pytest.raises(SystemExit, match="130"):
         app(["translate", *model, "a text"])
     assert capsys.readouterr().err == "Stopped. To go on, give the same command again.\n"
+    with pytest.raises(SystemExit, match="130"):
+        app(["translate", "--model", "typo/path", "a text"])
+    assert capsys.readouterr().err.startswith("There is no folder typo/path: asking the Hub for it.\n")
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     with pytest.raises(SystemExit, match="2"):
         app(["translate", *model])
