@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import GenerationConfig, PretrainedConfig
 
+from .sizes_lvnar import check_sizes
+
 # True in the copy of this module that transformers imports from a model repository.
 _RUNS_AS_REMOTE_CODE = __name__.startswith("transformers_modules.")
 
@@ -19,14 +21,6 @@ _WRITTEN_BY_OTHERS = (
 )
 # What LvnarConfig's callers and a config.json may ask for: any other name is one of code that transformers would fetch.
 _ATTENTION = (None, "eager", "sdpa")
-
-ALIGNMENTS = ("length", "ctc")
-
-# A damaged configuration is refused before it fills the memory.
-_MAX_LAYERS = 1000  # of one part
-_MAX_WEIGHTS = 2**33
-_MAX_UPSAMPLING_RATIO = 16
-_MAX_BLANK_PENALTY = 100.0
 
 # What `pipeline("translation")` needs to find the pipeline class inside a model repository.
 CUSTOM_PIPELINES = {
@@ -160,7 +154,8 @@ class LvnarConfig(PretrainedConfig):
             self.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)  # `pipeline()` writes into it
         elif hasattr(self, "custom_pipelines"):
             del self.custom_pipelines
-        self._check_sizes()
+        booleans = [name for name, default in vars(PretrainedConfig()).items() if type(default) is bool]
+        check_sizes(self, booleans)
 
     @classmethod
     def get_config_dict(cls, name: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -205,79 +200,3 @@ class LvnarConfig(PretrainedConfig):
                 f"LvnarConfig does not know {', '.join(unknown)}. If the model is newer than this code, bring the code "
                 "up to date; else correct the name."
             )
-
-    def _check_sizes(self) -> None:
-        at_least_one = (
-            *("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_prior_layers"),
-            *("num_posterior_encoder_layers", "num_posterior_decoder_layers", "num_decoder_layers", "latent_dim"),
-            *("max_length_offset", "max_position_embeddings"),
-        )
-        for name in at_least_one:
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
-            if name.endswith("_layers") and value > _MAX_LAYERS:
-                raise ValueError(f"{name} is {value}; it must be at most {_MAX_LAYERS}.")
-        if self.target_vocab_size is not None and (
-            type(self.target_vocab_size) is not int or self.target_vocab_size < 1
-        ):
-            raise ValueError(
-                f"target_vocab_size is {self.target_vocab_size!r}; it must be a whole number of at least 1, or None if "
-                "joint."
-            )
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size is {self.hidden_size} and num_attention_heads is {self.num_attention_heads}; "
-                "the heads must divide the hidden size."
-            )
-        if self.hidden_size % 2:
-            raise ValueError(
-                f"hidden_size is {self.hidden_size}; sinusoidal positions need an even number (sine and cosine halves)."
-            )
-        if self.alignment not in ALIGNMENTS:
-            raise ValueError(f"alignment is {self.alignment!r}; it must be one of {', '.join(ALIGNMENTS)}.")
-        if type(self.upsampling_ratio) not in (int, float) or not 1.0 <= self.upsampling_ratio <= _MAX_UPSAMPLING_RATIO:
-            raise ValueError(
-                f"upsampling_ratio is {self.upsampling_ratio!r}; it must be a number from 1 to {_MAX_UPSAMPLING_RATIO}."
-            )
-        if type(self.blank_penalty) not in (int, float) or not 0.0 <= self.blank_penalty <= _MAX_BLANK_PENALTY:
-            raise ValueError(
-                f"blank_penalty is {self.blank_penalty!r}; it must be a number from 0 to {_MAX_BLANK_PENALTY:g}."
-            )
-        booleans = {name for name, default in vars(PretrainedConfig()).items() if type(default) is bool}
-        for name in sorted({*booleans, "carries_source_states", "tie_word_embeddings", "is_encoder_decoder"}):
-            if type(value := getattr(self, name, False)) is not bool:
-                raise ValueError(f"{name} is {value!r}; it must be true or false.")
-        if self.max_length_offset >= self.max_position_embeddings:
-            raise ValueError(
-                f"max_length_offset is {self.max_length_offset} and max_position_embeddings is "
-                f"{self.max_position_embeddings}; the offset must be the smaller."
-            )
-        for name in ("source_language", "target_language"):
-            language = getattr(self, name)
-            if language is not None and not (isinstance(language, str) and language):
-                raise ValueError(f"{name} is {language!r}; it must be a code, for example en, or None.")
-        for name in ("dropout", "attention_dropout"):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not 0.0 <= value < 1.0:
-                raise ValueError(f"{name} is {value!r}; it must be a number in [0, 1).")
-        special_ids = {name: getattr(self, name) for name in ("pad_token_id", "eos_token_id", "unk_token_id")}
-        for size_name in ("vocab_size", "target_vocab_size"):
-            size = getattr(self, size_name)
-            for id_name, special_id in special_ids.items():
-                if size is not None and (type(special_id) is not int or not 0 <= special_id < size):
-                    raise ValueError(
-                        f"{id_name} is {special_id} and {size_name} is {size}; the id must be in the vocabulary."
-                    )
-        num_layers = sum(getattr(self, name) for name in at_least_one if name.endswith("_layers"))
-        rows = self.vocab_size + (self.target_vocab_size or 0) + self.latent_dim + self.max_length_offset
-        num_weights = self.hidden_size * (rows + num_layers * (self.intermediate_size + self.hidden_size))
-        if num_weights > _MAX_WEIGHTS:  # the model has some more
-            raise ValueError(
-                f"The sizes ask for {num_weights:,} weights and more; {_MAX_WEIGHTS:,} are the limit. hidden_size is "
-                f"{self.hidden_size}, intermediate_size {self.intermediate_size}, vocab_size {self.vocab_size}, "
-                f"target_vocab_size {self.target_vocab_size}, latent_dim {self.latent_dim}, max_length_offset "
-                f"{self.max_length_offset}."
-            )
-        if len(set(special_ids.values())) < len(special_ids):
-            raise ValueError(f"The special tokens must have different ids; given: {special_ids}.")

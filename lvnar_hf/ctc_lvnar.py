@@ -10,7 +10,6 @@ for all sentences and states of a batch at once; the loop is over cells. Blank i
 This module travels to the Hub with the model: it imports nothing but torch and transformers.
 """
 
-import math
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +17,7 @@ from torch.nn.functional import pad
 
 from .length_lvnar import lengths_to_mask
 from .losses_lvnar import IGNORED_LABEL
+from .sizes_lvnar import num_cells_of
 
 # The log-probability of what cannot be: finite, since the gradient of a sum of nothing but infinities is NaN.
 IMPOSSIBLE = -1e30
@@ -29,7 +29,7 @@ def num_ctc_cells(source_lengths: Lengths, upsampling_ratio: float) -> Lengths:
     """T = ⌈r · |x|⌉, of one length or of a tensor of them (int64); a product is whole if it is but for rounding."""
     if isinstance(source_lengths, torch.Tensor):
         return (source_lengths.double() * upsampling_ratio - 1e-6).ceil().long()  # type: ignore[return-value]
-    return math.ceil(source_lengths * upsampling_ratio - 1e-6)
+    return num_cells_of(source_lengths, upsampling_ratio)
 
 
 def ctc_cell_mask(attention_mask: torch.Tensor, upsampling_ratio: float) -> torch.Tensor:

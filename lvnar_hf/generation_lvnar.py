@@ -6,8 +6,7 @@ This module travels to the Hub with the model: it imports nothing but torch and 
 import functools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from numbers import Integral, Real
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,23 +17,10 @@ from .budget_lvnar import CostTable, ladder
 from .confidence_lvnar import Calibration, sentence_probabilities
 from .configuration_lvnar import LvnarConfig
 from .ctc_lvnar import pack_left
+from .decoding_options_lvnar import GENERATION_DEFAULTS, OWN_OPTIONS, DecodingOptions, stored_refinement_steps
 from .inputs_lvnar import check_inputs
 from .search_options_lvnar import CANDIDATE_NUMBERS, SEARCH_OPTIONS, SearchOptions
 
-# Decoding defaults by alignment, as they stand in a new model's generation_config.json. Collapsed cells have no
-# repetitions but those that are meant.
-GENERATION_DEFAULTS: dict[str, dict[str, Any]] = {
-    "length": {"num_refinement_steps": 1, "remove_repetitions": True},
-    "ctc": {"num_refinement_steps": 1, "remove_repetitions": False},
-}
-
-# Of a model's generation_config.json, which strangers write; who translates may ask for more.
-MAX_STORED_STEPS = 1000
-
-OWN_OPTIONS = (
-    *("num_refinement_steps", "remove_repetitions", "max_length"),
-    *("return_dict_in_generate", "output_scores", "output_confidences"),
-)
 _CALL_OPTIONS = ("max_ms", *SEARCH_OPTIONS)  # of a call alone: none is stored with a model
 # Options of transformers' GenerationConfig that change nothing here, whatever their value.
 _INERT_OPTIONS = ("use_cache", "return_legacy_cache", "disable_compile", "transformers_version")
@@ -60,65 +46,6 @@ _AUTOREGRESSIVE_ARGUMENTS = (
 )
 # Arguments that trainers and pipelines pass to every model, and that change nothing here.
 _IGNORED_ARGUMENTS = ("labels", "synced_gpus", "use_cache", "use_model_defaults")
-
-
-@dataclass
-class DecodingOptions:
-    """What one call of `generate` has to do; the names and meanings of its arguments."""
-
-    num_refinement_steps: int
-    remove_repetitions: bool | str
-    max_length: int | None = None
-    return_dict_in_generate: bool | None = None
-    output_scores: bool | None = None
-    output_confidences: bool | None = None
-    max_ms: float | None = None
-    num_target_ids: int | None = None  # of the vocabulary, where the embedding has spare rows after them
-    search: SearchOptions = field(default_factory=SearchOptions)
-
-    @property
-    def with_bounds(self) -> bool:
-        """Whether lower bounds are asked for."""
-        return bool(self.return_dict_in_generate and (self.output_scores or self.output_confidences))
-
-    @property
-    def with_confidences(self) -> bool:
-        """Whether confidences are asked for."""
-        return bool(self.return_dict_in_generate and self.output_confidences)
-
-    def __post_init__(self) -> None:
-        if isinstance(self.num_refinement_steps, Integral) and not isinstance(self.num_refinement_steps, bool):
-            self.num_refinement_steps = int(self.num_refinement_steps)
-        if isinstance(self.max_length, Integral) and not isinstance(self.max_length, bool):
-            self.max_length = int(self.max_length)
-        if type(self.num_refinement_steps) is not int or self.num_refinement_steps < 0:
-            raise ValueError(
-                f"num_refinement_steps is {self.num_refinement_steps!r}; it must be a whole number, 0 or more."
-            )
-        if type(self.remove_repetitions) is not bool and self.remove_repetitions != "tokens":
-            raise ValueError(f"remove_repetitions is {self.remove_repetitions!r}; it must be True, False or 'tokens'.")
-        if self.max_length is not None and (type(self.max_length) is not int or self.max_length < 1):
-            raise ValueError(f"max_length is {self.max_length!r}; it must be a whole number of at least 1.")
-        is_time = isinstance(self.max_ms, Real) and not isinstance(self.max_ms, bool)
-        if self.max_ms is not None and not (is_time and 0 < self.max_ms < float("inf")):
-            raise ValueError(f"max_ms is {self.max_ms!r}; it must be a number above 0, milliseconds.")
-
-
-def stored_refinement_steps(config: LvnarConfig, generation_config: GenerationConfig) -> int:
-    """The model's own number of refinement steps.
-
-    Raises:
-        ValueError: it is above MAX_STORED_STEPS.
-    """
-    default = GENERATION_DEFAULTS[config.alignment]["num_refinement_steps"]
-    num_steps = getattr(generation_config, "num_refinement_steps", default)
-    DecodingOptions(num_refinement_steps=num_steps, remove_repetitions=False)
-    if num_steps > MAX_STORED_STEPS:
-        raise ValueError(
-            f"generation_config.json: num_refinement_steps is {num_steps}; the model's own must be at most "
-            f"{MAX_STORED_STEPS}. Pass num_refinement_steps to generate for more."
-        )
-    return int(num_steps)
 
 
 @dataclass

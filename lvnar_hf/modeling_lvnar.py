@@ -26,7 +26,8 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from .confidence_lvnar import Calibration
 from .configuration_lvnar import LvnarConfig
 from .ctc_lvnar import bigram_loss, ctc_cell_mask, ctc_nll, glanced_cells, likeliest_alignment
-from .generation_lvnar import GENERATION_DEFAULTS, DecodingOptions, LvnarGenerateOutput, LvnarGenerationMixin
+from .decoding_options_lvnar import GENERATION_DEFAULTS, DecodingOptions
+from .generation_lvnar import LvnarGenerateOutput, LvnarGenerationMixin
 from .inputs_lvnar import check_evaluation_mode, check_inputs
 from .layers_lvnar import LvnarEmbedding, LvnarOutputProjection, sinusoidal_positions
 from .length_lvnar import LvnarLengthPredictor, LvnarLengthTransform
@@ -55,8 +56,10 @@ from .repetitions_lvnar import find_stutter  # noqa: F401
 from .search_options_lvnar import SCORES  # noqa: F401
 from .segmentation_lvnar import is_unspaced  # noqa: F401
 from .sentences_lvnar import SentenceSplitter  # noqa: F401
+from .sizes_lvnar import check_sizes  # noqa: F401
+from .subwords_lvnar import PLACEHOLDERS  # noqa: F401
 from .text_lvnar import TextFormat  # noqa: F401
-from .tokenization_lvnar import PLACEHOLDERS  # noqa: F401
+from .tokenization_lvnar import LvnarTokenizer  # noqa: F401
 from .vocabulary_lvnar import INVISIBLE  # noqa: F401
 from .words_lvnar import word_spans  # noqa: F401
 

@@ -21,7 +21,7 @@ from .repetitions_lvnar import find_stutter  # noqa: F401
 from .segmentation_lvnar import is_unspaced  # noqa: F401
 from .sentences_lvnar import SentenceSplitter  # noqa: F401
 from .soundness_lvnar import read_json_object  # noqa: F401
-from .tokenization_lvnar import PLACEHOLDERS  # noqa: F401
+from .subwords_lvnar import PLACEHOLDERS  # noqa: F401
 from .vocabulary_lvnar import INVISIBLE  # noqa: F401
 
 SORTED_BATCHES = 64  # of a list, so many batches of texts are tokenized ahead and sorted by length

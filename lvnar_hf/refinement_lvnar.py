@@ -24,17 +24,13 @@ from torch.nn.functional import pad
 
 from .confidence_lvnar import token_probabilities
 from .configuration_lvnar import LvnarConfig
-from .ctc_lvnar import collapse, ctc_cell_mask, ctc_nll, num_ctc_cells
-from .generation_lvnar import DecodingOptions, LvnarGenerateOutput
+from .ctc_lvnar import collapse, ctc_cell_mask, ctc_nll
+from .decoding_options_lvnar import MAX_STEPS, NOT_FINITE, DecodingOptions
+from .generation_lvnar import LvnarGenerateOutput
 from .layers_lvnar import KeysValues
 from .length_lvnar import length_log_probs, lengths_to_mask, likeliest_lengths
 from .losses_lvnar import IGNORED_LABEL, gaussian_log_density, token_nll
-
-MAX_STEPS = 2**62  # steps are counted in 64 bits
-NOT_FINITE = (
-    "The model computes values that are not finite, so that it has no likeliest translation: its weights are absurd, "
-    "or too large for its number type. Load the model anew, in float32 or bfloat16."
-)
+from .sizes_lvnar import parts_by_length
 
 
 class EncodedSource(NamedTuple):
@@ -176,37 +172,13 @@ def translate_in_parts(
     ratio, most_added = (model.config.upsampling_ratio, 0) if is_ctc else (1.0, model.config.max_length_offset)
     if input_ids.numel() * ratio + len(input_ids) * most_added <= max_positions:
         return translate(model, input_ids, attention_mask, options)
-    order, sizes = parts_by_length(model.config, attention_mask, max_positions, most_added)
+    rows_in_order, sizes = parts_by_length(model.config, attention_mask.sum(-1).tolist(), max_positions, most_added)
+    order = torch.tensor(rows_in_order, device=input_ids.device)
     outputs = []
     for rows in order.split(sizes):
         width = int(attention_mask[rows].sum(-1).max())
         outputs.append(translate(model, input_ids[rows, :width], attention_mask[rows, :width], options))
     return _merge_parts(outputs, order, model.config.pad_token_id)
-
-
-def parts_by_length(
-    config: LvnarConfig, attention_mask: torch.Tensor, max_positions: int, most_added: int = 0
-) -> tuple[torch.Tensor, list[int]]:
-    """A batch in parts of sentences alike in length, so that one long sentence does not pad all others.
-
-    Args:
-        attention_mask: (batch, source_length).
-        max_positions: of a part, padding included: source tokens, or cells of alignment "ctc". A longer sentence is a
-            part of its own.
-        most_added: positions that each sentence is counted longer.
-
-    Returns:
-        The order of the sentences, shortest first, (batch,); and the sizes of the parts.
-    """
-    lengths = attention_mask.sum(-1)
-    order = lengths.argsort(stable=True)
-    ratio = config.upsampling_ratio if config.alignment == "ctc" else 1.0
-    sizes = [0]
-    for length in (num_ctc_cells(lengths[order], ratio) + most_added).tolist():  # the last one of a part is its longest
-        if sizes[-1] and (sizes[-1] + 1) * length > max_positions:
-            sizes.append(0)
-        sizes[-1] += 1
-    return order, sizes
 
 
 def _merge_parts(outputs: list[LvnarGenerateOutput], order: torch.Tensor, pad_token_id: int) -> LvnarGenerateOutput:

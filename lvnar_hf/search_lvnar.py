@@ -21,7 +21,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from .configuration_lvnar import LvnarConfig
 from .ctc_beam_lvnar import BeamOptions, beam_search
 from .ctc_lvnar import IMPOSSIBLE, ctc_cell_mask, ctc_nll
-from .generation_lvnar import DecodingOptions, LvnarGenerateOutput
+from .decoding_options_lvnar import DecodingOptions
+from .generation_lvnar import LvnarGenerateOutput
 from .length_lvnar import length_log_probs, likeliest_lengths
 from .losses_lvnar import IGNORED_LABEL, gaussian_kl, gaussian_log_density, token_nll
 from .refinement_lvnar import EncodedSource, TranslationParts, likeliest_targets, refine_latents, target_positions

@@ -1,14 +1,12 @@
 """What a search looks at, and how it chooses: the options of `generate` that `search_lvnar` works by.
 
-This module travels to the Hub with the model: it imports nothing but torch and transformers.
+This module travels to the Hub with the model: it imports nothing but the standard library.
 """
 
 import dataclasses
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
-
-from .configuration_lvnar import LvnarConfig
 
 CANDIDATE_NUMBERS = ("num_latent_candidates", "num_length_candidates", "beam_size")
 SCORES = ("beam", "bound", "elbo", "consensus", "rescorer")
@@ -94,7 +92,7 @@ class SearchOptions:
         default = "beam" if self.num_latent_candidates == 1 and self.beam_size > 1 else "bound"
         return self.candidate_score or ("rescorer" if self.rescorer is not None else default)
 
-    def check(self, config: LvnarConfig) -> None:
+    def check(self, config: Any) -> None:
         """Refuse what the model's alignment does not have, and a rescorer of another vocabulary."""
         if config.alignment == "ctc" and self.num_length_candidates > 1:
             raise ValueError("num_length_candidates is for alignment 'length': this model has cells, not lengths.")

@@ -7,10 +7,10 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import GenerationConfig
+if TYPE_CHECKING:
+    import torch
 
 MAX_JSON_BYTES = 2**28
 _FINITE_PIECE = 32_767  # values; torch divides work among threads from one more on
@@ -49,6 +49,8 @@ def check_generation_fields(file: str | Path, own: Iterable[str]) -> dict[str, A
     Raises:
         ValueError: names the file and the field.
     """
+    from transformers import GenerationConfig
+
     fields = read_json_object(file)
     known = GenerationConfig().to_dict()
     for name in fields:
@@ -116,17 +118,17 @@ def check_shapes(
         )
 
 
-def shapes_of(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+def shapes_of(tensors: "dict[str, torch.Tensor]") -> dict[str, tuple[int, ...]]:
     """The shape of each tensor."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def is_finite(tensor: torch.Tensor) -> bool:
+def is_finite(tensor: "torch.Tensor") -> bool:
     """Whether all values are, found on the CPU without torch's threads: a process that has started them cannot fork.
 
     By the sum of its pieces, which are small enough for one thread.
     """
     if tensor.device.type != "cpu":
-        return bool(torch.isfinite(tensor).all())
+        return bool(tensor.isfinite().all())
     pieces = tensor.flatten().split(_FINITE_PIECE)
     return all(math.isfinite(float((piece * 0).float().sum())) for piece in pieces)

@@ -21,7 +21,7 @@ from typing import Any
 from .markup_lvnar import Marked, mask_line, without_protected
 from .segmentation_lvnar import is_unspaced
 from .sentences_lvnar import BLOCK, MARK, MASKS, SPAN, SentenceSplitter, find_core, has_words
-from .tokenization_lvnar import PLACEHOLDERS
+from .subwords_lvnar import PLACEHOLDERS
 from .vocabulary_lvnar import INVISIBLE
 
 _INVISIBLE = re.compile(INVISIBLE)

@@ -9,52 +9,31 @@ This module travels to the Hub with the model: it imports nothing but tokenizers
 """
 
 import os
-import threading
 from contextvars import ContextVar
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
-from .repetitions_lvnar import find_stutter
+from .repetitions_lvnar import find_stutter  # noqa: F401  (imported by subwords_lvnar: transformers 4 looks here)
 from .segmentation_lvnar import make_segmenter
-from .soundness_lvnar import read_json_object  # noqa: F401  (imported by vocabulary_lvnar: transformers 4 looks here)
+from .soundness_lvnar import read_json_object  # noqa: F401  (imported by vocabulary_lvnar)
+from .subwords_lvnar import (
+    SPECIAL_TOKENS,
+    Lock,
+    SubwordsMixin,
+    check_special_tokens,
+    has_added_tokens,
+    refuse_surrogates,
+)
 from .vocabulary_lvnar import check_vocabulary_file
-
-# The same ids on both sides: <pad> 0, </s> 1, <unk> 2.
-SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
-# How the tokenizers library spells the bytes of a character that is not in the vocabulary.
-BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
-# What stands for a span that must come through a translation unchanged: control characters that no text holds, each a
-# byte token of its own in every vocabulary that does not normalise them away (sentencepiece's NMT rules do).
-PLACEHOLDERS = tuple(map(chr, range(0x01, 0x09)))
-
 
 # The tokenizers, by `id`, that this thread has switched to their target side.
 _ON_TARGET_SIDE: ContextVar[frozenset[int]] = ContextVar("on_target_side", default=frozenset())
 
 
-class _Lock:
-    """A reentrant lock that can be copied and pickled, and is free in a process that was forked off."""
-
-    def __init__(self) -> None:
-        self._process, self._lock = os.getpid(), threading.RLock()
-
-    def __reduce__(self) -> tuple[type, tuple]:
-        return type(self), ()
-
-    def __enter__(self) -> None:
-        if self._process != os.getpid():  # no thread of the parent is here to free it
-            self.__init__()  # type: ignore[misc]
-        self._lock.acquire()
-
-    def __exit__(self, *error: Any) -> None:
-        self._lock.release()
-
-
-class LvnarTokenizer(PreTrainedTokenizerFast):
+class LvnarTokenizer(SubwordsMixin, PreTrainedTokenizerFast):
     """Byte-fallback subword tokenizer for translation; `train_tokenizer` makes one.
 
     `tokenizer(source_texts, text_target=target_texts)` gives `input_ids` and `attention_mask` from the source
@@ -116,7 +95,7 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
         for name in ("clean_up_tokenization_spaces", "split_special_tokens"):
             if type(kwargs[name]) is not bool:
                 raise ValueError(f"{name} is {kwargs[name]!r}; it must be true or false.")
-        self._lock = _Lock()
+        self._lock = Lock()
         folder = kwargs.get("name_or_path")
         self._source_segmenter = make_segmenter(source_segmenter, source_language, kytea_model, folder)
         self._target_segmenter = make_segmenter(target_segmenter, target_language, kytea_model, folder)
@@ -139,12 +118,7 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
         else:
             self._target_tokenizer = self._source_tokenizer
         for side, backend in (("source", self._source_tokenizer), ("target", self._target_tokenizer)):
-            ids = [backend.token_to_id(token) for token in SPECIAL_TOKENS]
-            if ids != [0, 1, 2]:
-                raise ValueError(
-                    f"the {side} vocabulary has {', '.join(SPECIAL_TOKENS)} at ids {ids}, not at 0, 1, 2: "
-                    "make it with train_tokenizer"
-                )
+            check_special_tokens(backend, side)
             backend.encode_special_tokens = self.split_special_tokens
 
     @classmethod
@@ -185,108 +159,6 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
     def _is_target_side(self) -> bool:
         return id(self) in _ON_TARGET_SIDE.get()
 
-    @property
-    def is_joint(self) -> bool:
-        """Whether source and target share one vocabulary."""
-        return self._target_tokenizer is self._source_tokenizer
-
-    @property
-    def target_vocab_size(self) -> int:
-        """Number of target ids, special tokens included; the same as `len(tokenizer)` for a joint vocabulary."""
-        return self._target_tokenizer.get_vocab_size()
-
-    @property
-    def target_backend_tokenizer(self) -> Tokenizer:
-        """The target side of `backend_tokenizer`; the same object for a joint vocabulary."""
-        return self._target_tokenizer
-
-    @property
-    def source_segmenter(self) -> str:
-        """The name of the source side's segmenter, "none" if it has none."""
-        return self._source_segmenter.name
-
-    @property
-    def target_segmenter(self) -> str:
-        """The name of the target side's segmenter, "none" if it has none."""
-        return self._target_segmenter.name
-
-    def normalize(self, text: str, target: bool = False) -> str:
-        """The text as decoding gives it back.
-
-        U+2581, which marks a space inside the vocabulary, becomes a space; characters of no width (soft hyphen,
-        zero-width space, byte order mark and the like) are dropped, if the tokenizer was trained by this version; the
-        text is brought to the Unicode form chosen in training; and runs of whitespace, no-break spaces too, become one
-        space, with none at either end.
-
-        Args:
-            text: any text without surrogates.
-            target: apply the target side's rules; both sides have the same if `train_tokenizer` made them.
-        """
-        backend = self._target_tokenizer if target else self._source_tokenizer
-        return str(backend.normalizer.normalize_str(text))
-
-    def segment(self, text: str, target: bool = False) -> str:
-        """The normalised text as the subwords see it: words separated by single spaces, if the side has a segmenter.
-
-        Args:
-            text: any text without surrogates.
-            target: do as for the target side.
-
-        Raises:
-            ImportError, FileNotFoundError, ValueError: the segmenter lacks a package, or its model; says what to do.
-        """
-        segmenter = self._target_segmenter if target else self._source_segmenter
-        return segmenter.segment(self.normalize(text, target))
-
-    def encode_texts(self, texts: list[str], target: bool = False) -> list[list[int]]:
-        """Ids with `</s>` of many texts: the same as `tokenizer(texts)["input_ids"]`, with much less around it.
-
-        Args:
-            texts: raw texts, as many as fit in memory with their ids.
-            target: encode with the target side, as `tokenizer(text_target=texts)` does.
-
-        Returns:
-            A list of ids for each text, neither padded nor cut.
-        """
-        if isinstance(texts, str):
-            raise ValueError(f"encode_texts takes a list of texts; given was one text: {texts[:60]!r}")
-        backend = self._target_tokenizer if target else self._source_tokenizer
-        segmenter = self._target_segmenter if target else self._source_segmenter
-        if segmenter.name != "none" or _has_added_tokens(backend):
-            texts = [self.segment(text, target) for text in texts]
-        try:
-            with self._lock:
-                # These are left from the last call; each call sets its own.
-                backend.no_padding()
-                backend.no_truncation()
-                backend.encode_special_tokens = self.split_special_tokens
-                return [encoding.ids for encoding in backend.encode_batch_fast(texts)]
-        except TypeError:
-            _refuse_surrogates(list(texts))
-            raise
-
-    def find_repetitions(self, target_ids: list[int], source_ids: list[int]) -> list[bool]:
-        """For each token of a translation, whether it only repeats the word, or piece of a word, before it.
-
-        See `repetitions_lvnar`: what a text may rightly have twice is not one.
-
-        Args:
-            target_ids, source_ids: of the translation and its source, special tokens included.
-        """
-        backend = self._target_tokenizer
-        pieces = [
-            "" if token_id < len(SPECIAL_TOKENS) else backend.id_to_token(token_id) or "" for token_id in target_ids
-        ]
-        source_text = self._source_tokenizer.decode(source_ids, skip_special_tokens=True)
-
-        def is_as_encoded(start: int, end: int) -> bool:
-            # Not by `encode`, which depends on what the last call has asked for.
-            text = backend.decode(target_ids[start:end], skip_special_tokens=False)
-            words = backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))
-            return [token.id for word, _ in words for token in backend.model.tokenize(word)] == target_ids[start:end]
-
-        return find_stutter(pieces, source_text, is_as_encoded)
-
     def _add_tokens(self, new_tokens: list[str | AddedToken], special_tokens: bool = False) -> int:
         # To the backend what is added is not special: of special tokens, as of the first three, the text is text.
         built_in = [token for token in new_tokens if str(token) in SPECIAL_TOKENS]
@@ -314,7 +186,7 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
             with self._lock:
                 return super().__call__(*args, **kwargs)
         except TypeError:
-            _refuse_surrogates([args, kwargs])
+            refuse_surrogates([args, kwargs])
             raise
         finally:
             if not self._in_target_context_manager:
@@ -329,7 +201,7 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
             with self._lock:
                 return super()._encode_plus(text, text_pair, *args, **kwargs)
         except TypeError:
-            _refuse_surrogates([text, text_pair])
+            refuse_surrogates([text, text_pair])
             raise
 
     def _batch_encode_plus(self, batch_text_or_text_pairs: Any, *args: Any, **kwargs: Any) -> BatchEncoding:
@@ -343,7 +215,7 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
         With added tokens the vocabulary takes normalised text alone: `_add_tokens` says why.
         """
         segmenter = self._target_segmenter if self._is_target_side else self._source_segmenter
-        if is_split_into_words or (segmenter.name == "none" and not _has_added_tokens(self._tokenizer)):
+        if is_split_into_words or (segmenter.name == "none" and not has_added_tokens(self._tokenizer)):
             return texts
         if isinstance(texts, str):
             return self.segment(texts, self._is_target_side)
@@ -366,23 +238,8 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
         **kwargs: Any,
     ) -> str:
         # No clean-up, as in transformers 5.23 for any BPE: it would take spaces out of " ." that the text has.
-        backend = self._source_tokenizer if use_source_tokenizer else self._target_tokenizer
-        segmenter = self._source_segmenter if use_source_tokenizer else self._target_segmenter
         token_ids = [token_ids] if isinstance(token_ids, int) else token_ids
-        if skip_special_tokens and _has_added_tokens(backend):
-            added_special_ids = set(self.all_special_ids) - set(range(len(SPECIAL_TOKENS)))
-            token_ids = [token_id for token_id in token_ids if token_id not in added_special_ids]
-        if segmenter.name == "none":
-            return backend.decode(token_ids, skip_special_tokens=bool(skip_special_tokens))
-        # Special tokens are no words: what stands between them is joined.
-        special_ids = range(len(SPECIAL_TOKENS))
-        if skip_special_tokens:
-            token_ids = [token_id for token_id in token_ids if token_id not in special_ids]
-        parts = []
-        for is_special, ids in groupby(token_ids, key=lambda token_id: token_id in special_ids):
-            part = backend.decode(list(ids), skip_special_tokens=False)
-            parts.append(part.replace(" ", "") if is_special else segmenter.join(part))
-        return "".join(parts)
+        return self._join_subwords(token_ids, bool(skip_special_tokens), not use_source_tokenizer)
 
     def _save_pretrained(
         self,
@@ -406,16 +263,3 @@ class LvnarTokenizer(PreTrainedTokenizerFast):
             return file_names
         self._target_tokenizer.save(str(target_file))
         return (*file_names, str(target_file))
-
-
-def _has_added_tokens(backend: Tokenizer) -> bool:
-    return backend.get_vocab_size(with_added_tokens=True) > backend.get_vocab_size(with_added_tokens=False)
-
-
-def _refuse_surrogates(value: Any) -> None:
-    """Raise UnicodeEncodeError for the first string in nested lists, tuples and dictionaries that has a surrogate."""
-    if isinstance(value, str):
-        value.encode("utf-8")
-    elif isinstance(value, (list, tuple, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            _refuse_surrogates(item)

@@ -17,7 +17,8 @@ from tokenizers.trainers import BpeTrainer
 
 from .repetitions_lvnar import SPACE_MARK
 from .segmentation_lvnar import Segmenter, make_segmenter
-from .tokenization_lvnar import BYTE_TOKENS, SPECIAL_TOKENS, LvnarTokenizer
+from .subwords_lvnar import BYTE_TOKENS, SPECIAL_TOKENS
+from .tokenization_lvnar import LvnarTokenizer
 from .vocabulary_lvnar import INVISIBLE
 
 NORMALIZATIONS: dict[str, list[normalizers.Normalizer]] = {

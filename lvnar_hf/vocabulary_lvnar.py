@@ -57,8 +57,8 @@ _SEQUENCE_A, _SEQUENCE_B = ({"Sequence": {"id": name, "type_id": 0}} for name in
 _END = {"SpecialToken": {"id": "</s>", "type_id": 0}}
 
 
-def check_vocabulary_file(file: str | Path) -> None:
-    """Refuse a tokenizer.json with parts that `train_tokenizer` does not make.
+def check_vocabulary_file(file: str | Path) -> dict[str, Any]:
+    """The fields of a tokenizer.json; one with parts that `train_tokenizer` does not make is refused.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -78,6 +78,7 @@ def check_vocabulary_file(file: str | Path) -> None:
         _check_post_processor(fields.get("post_processor"))
     except ValueError as error:
         raise ValueError(f"{file}: {error} Tokenizers for this model are made by train_tokenizer.") from error
+    return fields
 
 
 def _refuse_unless(condition: bool, field: str, value: Any) -> None:

@@ -1,8 +1,12 @@
 """Shared fixtures: one tiny tokenizer and model a session, and the other versions of transformers."""
 
+import contextlib
 import copy
+import io
 import itertools
+import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from filelock import FileLock
 from forks import run_forked
 
 from lvnar_hf import LvnarConfig, LvnarForConditionalGeneration, LvnarTokenizer, train_tokenizer
+from lvnar_hf.commands.export import export
 from lvnar_hf.engines.compiled import find_cpp_compiler
 from lvnar_hf.engines.onnx_export import export_onnx
 
@@ -169,6 +174,17 @@ def tiny_ctc_repository(tmp_path_factory, sample_tokenizer) -> Path:
     """The same with alignment "ctc", whose source states are carried to the cells."""
     folder = tmp_path_factory.mktemp("repository") / "tiny-lvnar-ctc"
     return _save_repository(folder, sample_tokenizer, alignment="ctc", carries_source_states=True)
+
+
+@pytest.fixture(scope="session")
+def shipped_with_graphs(tmp_path_factory) -> Path:
+    """The model that ships with its graphs, made by the command; not to be changed."""
+    folder = shutil.copytree(ROOT / "model_cards" / "lvnar-tatoeba-en-de", tmp_path_factory.mktemp("onnx") / "shipped")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        result = export(str(folder))
+    assert json.loads(printed.getvalue()) == result and result["float32"]["different_sentences"] == 0
+    assert result["int8"]["bytes"] < result["float32"]["bytes"]
+    return folder
 
 
 @pytest.fixture(scope="session", params=["length", "ctc"])

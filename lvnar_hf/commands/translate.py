@@ -99,11 +99,8 @@ def translate(
         )
     if not Path(refuse_missing_folder(model)).exists():
         print(f"There is no folder {model}: asking the Hub for it.", file=sys.stderr, flush=True)
-    from transformers.utils import logging
-
     from lvnar_hf.jobs.file_translation import num_launched, translate_file, translate_text
 
-    logging.disable_progress_bar()
     how: dict[str, Any] = {
         "engine": engine,
         "num_refinement_steps": num_refinement_steps,

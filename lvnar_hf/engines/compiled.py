@@ -23,8 +23,9 @@ import torch
 from torch.nn.functional import pad
 
 from lvnar_hf.ctc_lvnar import ctc_cell_mask
+from lvnar_hf.decoding_options_lvnar import DecodingOptions
 from lvnar_hf.engines.base import LvnarEngine
-from lvnar_hf.generation_lvnar import DecodingOptions, LvnarGenerateOutput
+from lvnar_hf.generation_lvnar import LvnarGenerateOutput
 from lvnar_hf.inputs_lvnar import check_evaluation_mode
 from lvnar_hf.modeling_lvnar import LvnarForConditionalGeneration
 from lvnar_hf.refinement_lvnar import EncodedSource, refine

@@ -20,19 +20,13 @@ from transformers import GenerationConfig
 from transformers.utils import cached_file
 
 from lvnar_hf.configuration_lvnar import LvnarConfig
+from lvnar_hf.decoding_options_lvnar import GENERATION_DEFAULTS, DecodingOptions
 from lvnar_hf.engines.base import LvnarEngine
-from lvnar_hf.engines.onnx_export import FILES, GRAPH_VERSION, VERSION_KEY
+from lvnar_hf.engines.graph import FILES, Graph
 from lvnar_hf.engines.shortlist import Shortlist
-from lvnar_hf.files.fingerprints import KEY as FINGERPRINT
-from lvnar_hf.files.fingerprints import StaleError, refuse_stale
-from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS, DecodingOptions, LvnarGenerateOutput
-from lvnar_hf.refinement_lvnar import MAX_STEPS, NOT_FINITE, parts_by_length
+from lvnar_hf.files.fingerprints import refuse_stale
+from lvnar_hf.generation_lvnar import LvnarGenerateOutput
 from lvnar_hf.soundness_lvnar import check_generation_fields
-
-# Positions, padding included, of the parts that a batch is translated in: source tokens, or the cells of alignment
-# "ctc". In larger parts nothing is faster, and what passes between the operations no longer fits the processor's
-# cache: the logits alone are 4 bytes for each token of the vocabulary and each position.
-MAX_PART_POSITIONS = 512
 
 
 @dataclass
@@ -81,36 +75,10 @@ class LvnarOnnxModel(LvnarEngine):
         num_threads: int | None = None,
         shortlist: Shortlist | None = None,
     ):
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ImportError("This engine is ONNX Runtime: pip install onnxruntime") from error
         self.config, self.generation_config, self.shortlist = config, generation_config, shortlist
         self.file, self.num_threads = file, num_threads
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads or torch.get_num_threads()
-        options.log_severity_level = 3  # errors; it would warn of weights that its own optimiser has made superfluous
-        try:
-            self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # of classes that onnxruntime does not name in public
-            raise ValueError(f"ONNX Runtime {onnxruntime.__version__} cannot load {file}: {error}") from error
-        if (version := self._metadata.get(VERSION_KEY)) != GRAPH_VERSION:
-            raise StaleError(
-                f"{file} is a graph of version {version}, and this package has the checks of version {GRAPH_VERSION}. "
-                "Make it again: lvnar export --model FOLDER --overwrite"
-            )
-        sides = (("inputs", self.session.get_inputs(), _INPUTS), ("outputs", self.session.get_outputs(), _OUTPUTS))
-        for side, values, expected in sides:
-            names = [value.name for value in values]
-            if sorted(names) != sorted(expected):
-                raise ValueError(
-                    f"{file} has the {side} {', '.join(names)}; a graph of this version has {', '.join(expected)}. "
-                    "Make it again: lvnar export --model FOLDER --overwrite"
-                )
-
-    @property
-    def _metadata(self) -> dict[str, str]:
-        return self.session.get_modelmeta().custom_metadata_map
+        arrays = None if shortlist is None else shortlist.arrays
+        self.graph = Graph(config, file, num_threads or torch.get_num_threads(), arrays)
 
     def __reduce__(self) -> tuple[object, ...]:
         """A copy, or what is pickled, opens the graph's file again."""
@@ -154,7 +122,7 @@ class LvnarOnnxModel(LvnarEngine):
         generation_config = GenerationConfig.from_pretrained(name, **where)
         tokens = Shortlist.from_pretrained(name, config, **where) if shortlist else None
         engine = cls(config, generation_config, Path(found), num_threads, tokens)
-        refuse_stale(found, engine._metadata.get(FINGERPRINT), name, f"lvnar export --model {name} --overwrite")
+        refuse_stale(found, engine.graph.made_from, name, f"lvnar export --model {name} --overwrite")
         return engine
 
     def _refine(
@@ -163,50 +131,16 @@ class LvnarOnnxModel(LvnarEngine):
         for name in ("output_scores", "output_confidences"):
             if getattr(options, name):
                 raise ValueError(f"{name}=True needs the PyTorch model: the graph of ONNX computes no probabilities.")
-        input_ids, attention_mask = input_ids.cpu().long(), attention_mask.cpu()
-        order, sizes = parts_by_length(self.config, attention_mask, MAX_PART_POSITIONS)
-        outputs = [self._run(input_ids[rows], attention_mask[rows], options) for rows in order.split(sizes)]
-        sequences, num_steps_taken, num_positions = zip(*outputs, strict=True)
-        place = order.argsort()
-        rows = [row for part in sequences for row in part]
-        return LvnarOnnxGenerateOutput(
-            sequences=pad_sequence(rows, batch_first=True, padding_value=self.config.pad_token_id)[place],
-            num_steps_taken=torch.cat(num_steps_taken)[place],
-            num_positions=torch.stack(num_positions).sum(0),
+        output = self.graph.translate(
+            input_ids.cpu().long().numpy(),
+            attention_mask.cpu().long().numpy(),
+            options.num_refinement_steps,
+            options.max_length,
         )
-
-    def _run(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, options: DecodingOptions
-    ) -> tuple[torch.Tensor, ...]:
-        """The outputs of the graph for a part of a batch, without the columns that none of its sentences needs."""
-        width = int(attention_mask.any(0).nonzero().max()) + 1
-        input_ids, attention_mask = input_ids[:, :width], attention_mask[:, :width]
-        limit = self.config.max_position_embeddings
-        candidates = input_ids.new_full((len(input_ids), 1), self.config.pad_token_id)
-        min_confidence = torch.tensor(float("inf"))  # the whole vocabulary
-        if self.shortlist is not None:
-            candidates = self.shortlist.candidates_of(input_ids, attention_mask, self.config)
-            min_confidence = self.shortlist.min_confidence
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "num_refinement_steps": torch.tensor(min(options.num_refinement_steps, MAX_STEPS)),
-            "max_length": torch.tensor(min(options.max_length or limit, limit)),
-            "candidates": candidates,
-            "min_confidence": min_confidence,
-        }
-        try:
-            outputs = self.session.run(list(_OUTPUTS), {name: tensor.numpy() for name, tensor in inputs.items()})
-            sequences, num_steps_taken, num_positions = map(torch.from_numpy, outputs)
-        except Exception as error:  # of classes that onnxruntime does not name in public
-            raise ValueError(f"ONNX Runtime cannot compute {self.file}: {error}") from error
-        if len(num_positions) == 2 and int(num_positions.min()) < 0:  # as the graph says that a number was not finite
-            raise ValueError(NOT_FINITE)
-        is_sound = sequences.dim() == 2 and len(sequences) == len(num_steps_taken) == len(input_ids)
-        if not is_sound or bool(((sequences < 0) | (sequences >= self.config.decoder_vocab_size)).any()):
-            raise ValueError(f"{self.file} gives no translations of {len(input_ids)} sentences: make it again.")
-        return sequences, num_steps_taken, num_positions
-
-
-_INPUTS = ("input_ids", "attention_mask", "num_refinement_steps", "max_length", "candidates", "min_confidence")
-_OUTPUTS = ("sequences", "num_steps_taken", "num_positions")
+        return LvnarOnnxGenerateOutput(
+            sequences=pad_sequence(
+                list(map(torch.from_numpy, output.rows)), batch_first=True, padding_value=self.config.pad_token_id
+            ),
+            num_steps_taken=torch.from_numpy(output.num_steps_taken),
+            num_positions=torch.from_numpy(output.num_positions),
+        )

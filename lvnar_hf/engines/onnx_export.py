@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lvnar_hf.ctc_lvnar import is_kept, move_left, num_ctc_cells
+from lvnar_hf.engines.graph import FILES, GRAPH_VERSION, VERSION_KEY
 from lvnar_hf.engines.onnx_graph import DOMAIN, OPSET, assemble, lay_out_for_products, move_weights_into_loop
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.atomic import atomic_file
@@ -25,9 +26,6 @@ from lvnar_hf.refinement_lvnar import EncodedSource
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-FILES = {"float32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}  # in a model repository, by precision
-# In the metadata, what a graph takes, gives and checks: raise it where that changes, since older ones are then refused.
-VERSION_KEY, GRAPH_VERSION = "graph_version", "1"
 _MAX_FLOAT = 3e38
 _NOT_FINITE = -(2**40)  # what is added to `num_positions` where a number is not finite
 

@@ -12,18 +12,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import cached_file
 
 from lvnar_hf.configuration_lvnar import LvnarConfig
+from lvnar_hf.engines.tried_tokens import FILE, HOW, TriedTokens, load_tried_tokens, refuse_stale_shortlist
 from lvnar_hf.files.fingerprints import KEY as FINGERPRINT
-from lvnar_hf.files.fingerprints import folder_weights_fingerprint, refuse_stale
-
-FILE = "shortlist.safetensors"
-_HOW = "from the training text, in a checkout of lvnar-hf"
+from lvnar_hf.files.fingerprints import folder_weights_fingerprint
 
 
 @dataclass(frozen=True)
@@ -49,17 +45,12 @@ class Shortlist:
             input_ids, attention_mask: (batch, source_length).
         """
         # In numpy: torch's threads, which wait for more work for a while, would take the cores from ONNX Runtime's.
-        tokens = self.candidates.numpy()[input_ids.numpy()]  # (batch, source_length, k)
-        tokens = np.where(attention_mask.numpy()[..., None] == 0, config.pad_token_id, tokens)
-        num_sentences, num_targets = len(tokens), config.decoder_vocab_size
-        is_tried = np.zeros((num_sentences, num_targets), dtype=bool)
-        is_tried[:, self.frequent.numpy()] = True
-        is_tried[np.arange(num_sentences)[:, None], tokens.reshape(num_sentences, -1)] = True
-        is_tried[:, config.pad_token_id] = config.alignment == "ctc"
-        counts = is_tried.sum(-1)
-        result = np.full((num_sentences, max(1, counts.max())), config.pad_token_id, dtype=np.int64)
-        result[np.arange(result.shape[1]) < counts[:, None]] = is_tried.nonzero()[1]
-        return torch.from_numpy(result)
+        return torch.from_numpy(self.arrays.candidates_of(input_ids.numpy(), attention_mask.numpy(), config))
+
+    @property
+    def arrays(self) -> TriedTokens:
+        """The same as arrays of numpy, in the same memory."""
+        return TriedTokens(self.candidates.numpy(), self.frequent.numpy(), self.min_confidence.numpy())
 
     @staticmethod
     def is_padding(candidates: torch.Tensor, config: LvnarConfig) -> torch.Tensor:
@@ -91,13 +82,10 @@ class Shortlist:
         file = cached_file(str(name), FILE, _raise_exceptions_for_missing_entries=False, **where)
         if file is None:
             raise FileNotFoundError(
-                f"{name} has no {FILE}. Make it, {_HOW}: python training/shortlist.py --config RECIPE --model {name}"
+                f"{name} has no {FILE}. Make it, {HOW}: python training/shortlist.py --config RECIPE --model {name}"
             )
         shortlist = cls.load(file, config)
-        with safe_open(file, "pt") as stored:
-            made_from = (stored.metadata() or {}).get(FINGERPRINT)
-        remedy = f"python training/shortlist.py --config RECIPE --model {name} --overwrite, {_HOW}"
-        refuse_stale(file, made_from, name, remedy)
+        refuse_stale_shortlist(file, name)
         return shortlist
 
     @classmethod
@@ -107,27 +95,5 @@ class Shortlist:
         Raises:
             ValueError: the file is damaged, or is of another model's vocabularies; names it.
         """
-        try:
-            with safe_open(str(file), "pt") as tensors:
-                candidates, frequent, min_confidence = map(
-                    tensors.get_tensor, ("candidates", "frequent", "min_confidence")
-                )
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"{file} is no shortlist: {error}") from error
-        num_targets = config.decoder_vocab_size
-        given = {"candidates": candidates, "frequent": frequent, "min_confidence": min_confidence}
-        expected = ((torch.int32, 2), (torch.int32, 1), (torch.float32, 0))
-        for (name, tensor), (dtype, rank) in zip(given.items(), expected, strict=True):
-            if tensor.dtype != dtype or tensor.dim() != rank:
-                raise ValueError(
-                    f"{file}: {name} is {tensor.dtype} of the shape {tuple(tensor.shape)}; it must be {dtype} with "
-                    f"{rank} dimensions."
-                )
-        tokens = torch.cat([candidates.flatten(), frequent])
-        if bool(((tokens < 0) | (tokens >= num_targets)).any()):
-            raise ValueError(f"{file} is no shortlist of target ids 0 to {num_targets - 1}.")
-        if bool(min_confidence.isnan()):
-            raise ValueError(f"{file}: min_confidence is not a number.")
-        if len(candidates) != config.vocab_size:
-            raise ValueError(f"{file} is for {len(candidates)} source tokens; the model has {config.vocab_size}.")
-        return cls(candidates, frequent, min_confidence)
+        tokens = load_tried_tokens(file, config)
+        return cls(*(torch.from_numpy(array) for array in tokens))

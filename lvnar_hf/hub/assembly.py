@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lvnar_hf.confidence_lvnar import FILE as CALIBRATION_FILE
 from lvnar_hf.configuration_lvnar import CUSTOM_PIPELINES
-from lvnar_hf.engines.onnx_export import FILES as ONNX_FILES
+from lvnar_hf.engines.graph import FILES as ONNX_FILES
 from lvnar_hf.engines.shortlist import FILE as SHORTLIST_FILE
 from lvnar_hf.hub.checks import (
     CONFIG_AUTO_MAP,

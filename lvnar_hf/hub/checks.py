@@ -19,11 +19,11 @@ from transformers import GenerationConfig
 from lvnar_hf.confidence_lvnar import FILE as CALIBRATION_FILE
 from lvnar_hf.confidence_lvnar import Calibration
 from lvnar_hf.configuration_lvnar import CUSTOM_PIPELINES, LvnarConfig
-from lvnar_hf.engines.onnx_export import FILES as ONNX_FILES
+from lvnar_hf.decoding_options_lvnar import GENERATION_DEFAULTS, OWN_OPTIONS, DecodingOptions
+from lvnar_hf.engines.graph import FILES as ONNX_FILES
 from lvnar_hf.engines.shortlist import FILE as SHORTLIST_FILE
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.fingerprints import refuse_stale
-from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS, OWN_OPTIONS, DecodingOptions
 from lvnar_hf.modeling_lvnar import LvnarForConditionalGeneration
 from lvnar_hf.soundness_lvnar import (
     check_generation_fields,
@@ -43,6 +43,7 @@ TRAVELLING_MODULES = (
     "configuration_lvnar.py",
     "ctc_beam_lvnar.py",
     "ctc_lvnar.py",
+    "decoding_options_lvnar.py",
     "generation_lvnar.py",
     "inputs_lvnar.py",
     "layers_lvnar.py",
@@ -58,7 +59,9 @@ TRAVELLING_MODULES = (
     "search_options_lvnar.py",
     "segmentation_lvnar.py",
     "sentences_lvnar.py",
+    "sizes_lvnar.py",
     "soundness_lvnar.py",
+    "subwords_lvnar.py",
     "text_lvnar.py",
     "tokenization_lvnar.py",
     "trust_lvnar.py",

@@ -12,12 +12,12 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 
+from lvnar_hf.decoding_options_lvnar import GENERATION_DEFAULTS
 from lvnar_hf.engines import ENGINES, ONNX_ENGINES
 from lvnar_hf.engines.compiled import find_cpp_compiler
 from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.outputs import refuse_missing_folder
-from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS
 from lvnar_hf.hub.checks import list_files, read_config, read_generation_config, weight_files
 
 

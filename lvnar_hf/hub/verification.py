@@ -21,8 +21,8 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
 from lvnar_hf.configuration_lvnar import LvnarConfig
+from lvnar_hf.engines.graph import FILES as ONNX_FILES
 from lvnar_hf.engines.onnx import LvnarOnnxModel
-from lvnar_hf.engines.onnx_export import FILES as ONNX_FILES
 from lvnar_hf.files.atomic import hash_file
 from lvnar_hf.hub.checks import check_file_names, check_repository, list_files
 from lvnar_hf.modeling_lvnar import LvnarForConditionalGeneration

@@ -4,12 +4,14 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import sys
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 import lvnar_hf
+
+if TYPE_CHECKING:
+    import torch
 
 # What decides how fast products of float32 and of 8 bits are: the widest of each that a processor has is named.
 _INSTRUCTIONS = (("avx512f", "avx2"), ("avx512_vnni", "avx_vnni"))
@@ -29,17 +31,36 @@ def describe_processor() -> str:
     return f"{processor} ({instructions})" if instructions else processor
 
 
-def describe_machine(device: torch.device | str) -> dict[str, Any]:
+def num_threads() -> int:
+    """Torch's number of threads where it is imported; else what it would be, the cores that this process may use."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return int(torch.get_num_threads())
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    siblings = [Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list") for number in processors]
+    return len({file.read_text() if file.exists() else str(file) for file in siblings})
+
+
+def may_have_gpu() -> bool:
+    """Whether the system shows a device that torch might call "cuda"."""
+    return any(any(Path("/dev").glob(pattern)) for pattern in ("nvidia[0-9]*", "kfd", "dxg"))
+
+
+def describe_machine(device: "torch.device | str") -> dict[str, Any]:
     """Processor, its cores, torch's threads, the machine's memory in GiB, the device and, if it is one, the GPU."""
-    device = torch.device(device)
     gpu: dict[str, Any] = {}
-    if device.type == "cuda":
+    if str(device).startswith("cuda"):
+        import torch
+
         properties = torch.cuda.get_device_properties(device)
         gpu = {"gpu": properties.name, "gpu_memory_gib": round(properties.total_memory / 2**30, 1)}
     return {
         "processor": describe_processor(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": num_threads(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "device": str(device),
         **gpu,
@@ -48,6 +69,8 @@ def describe_machine(device: torch.device | str) -> dict[str, Any]:
 
 def describe_versions() -> dict[str, str]:
     """Of this package, Python, torch and transformers; of the others where they are installed."""
+    import torch
+
     versions = {"lvnar_hf": lvnar_hf.__version__, "python": platform.python_version(), "torch": torch.__version__}
     for name in ("transformers", "ctranslate2", "onnxruntime", "sacrebleu"):
         if importlib.util.find_spec(name) is not None:

@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
-import transformers
+from typing import TYPE_CHECKING, Any
 
 from lvnar_hf.files.atomic import atomic_file, check_writable, hash_file, read_json, write_json
 from lvnar_hf.files.outputs import refuse_existing
 from lvnar_hf.files.text import check_files, one_line, read_lines, spool
-from lvnar_hf.jobs.environment import describe_machine
+from lvnar_hf.jobs.environment import describe_machine, may_have_gpu, num_threads
 from lvnar_hf.jobs.line_translator import LineTranslator, load_translator
 from lvnar_hf.jobs.shards import ShardedRun, busy_seconds
+
+if TYPE_CHECKING:
+    import torch
 
 SOURCE_FILE, PLAN_FILE = "source.txt", "plan.json"
 
@@ -195,7 +195,7 @@ class Processes:
 
     rank: int
     count: int
-    device: torch.device
+    device: str
     wait_for_all: Callable[[], None]
 
     @classmethod
@@ -209,14 +209,15 @@ class Processes:
             ImportError: there are several, and accelerate is missing.
         """
         if num_launched() == 1:
-            name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            return cls(0, 1, find_device(name), lambda: None)
+            device = device or _default_device()
+            is_cpu = device.partition(":")[0] == "cpu"
+            return cls(0, 1, "cpu" if is_cpu else str(find_device(device)), lambda: None)
         from accelerate import Accelerator, InitProcessGroupKwargs
 
         # They meet only when the first has copied the input, which takes minutes for a large one.
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=24))
         state = Accelerator(cpu=device == "cpu", kwargs_handlers=[patience])
-        return cls(state.process_index, state.num_processes, state.device, state.wait_for_everyone)
+        return cls(state.process_index, state.num_processes, str(state.device), state.wait_for_everyone)
 
     def num_workers(self, asked: int | None) -> int:
         """How many processes this one may start, itself included; by default one a core on the CPU, else one.
@@ -224,10 +225,10 @@ class Processes:
         Raises:
             ValueError: that is not possible.
         """
-        is_cpu = self.device.type == "cpu"
+        is_cpu = self.device == "cpu"
         number = asked
         if number is None:
-            number = torch.get_num_threads() if is_cpu and self.count == 1 else 1
+            number = num_threads() if is_cpu and self.count == 1 else 1
         if number < 1 or (number > 1 and (self.count > 1 or not is_cpu)):
             raise ValueError(
                 f"num_workers is {number}; it must be at least 1, and 1 on a GPU and where a launcher has started "
@@ -236,12 +237,23 @@ class Processes:
         return number
 
 
-def find_device(name: str) -> torch.device:
+def _default_device() -> str:
+    """A GPU where there is one; torch is asked only where there may be."""
+    if not may_have_gpu():
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def find_device(name: str) -> "torch.device":
     """A device of torch, if this machine has it.
 
     Raises:
         ValueError: it has not.
     """
+    import torch
+
     try:
         return torch.empty(0, device=name).device
     except (AssertionError, ImportError, NotImplementedError, RuntimeError) as error:  # each device has its own
@@ -249,9 +261,9 @@ def find_device(name: str) -> torch.device:
         raise ValueError(f"--device is {name!r}, which torch does not find here: {reason}") from error
 
 
-def default_batch_tokens(device: torch.device) -> int:
+def default_batch_tokens(device: str) -> int:
     """The tokens of a batch, padding included, that keep a device busy."""
-    return 512 if device.type == "cpu" else 16_384
+    return 512 if device == "cpu" else 16_384
 
 
 def translate_file(
@@ -298,8 +310,6 @@ def translate_file(
     run = FileTranslation(input_file, output_file, {"shard_size": shard_size, "preserve_format": preserve_format})
     if num_workers > 1:
         num_workers = max(1, min(num_workers, run.count_shards()))
-    num_threads = max(1, torch.get_num_threads() // num_workers)
-    torch.set_num_threads(num_threads)
     load_arguments: dict[str, Any] = {
         "name": model,
         "num_refinement_steps": num_refinement_steps,
@@ -307,8 +317,9 @@ def translate_file(
         "device": processes.device,
         "preserve_format": preserve_format,
         "search": search,
+        "num_threads": max(1, num_threads() // num_workers),
     }
-    translator = load_translator(engine=engine, **load_arguments)
+    translator = load_any_translator(engine=engine, **load_arguments)
     load_arguments["engine"] = translator.engine
     run.settings |= {
         "model_fingerprint": translator.fingerprint,
@@ -325,7 +336,7 @@ def translate_file(
             print(f"nothing to do: {run.place} is finished", file=sys.stderr)
         return read_json(run.result_file) if is_first else None
     if num_workers > 1:
-        _translate_with_workers(run, translator, num_workers, num_threads, load_arguments)
+        _translate_with_workers(run, translator, num_workers, load_arguments)
     else:
         run.translate(translator, processes.rank)
     processes.wait_for_all()
@@ -337,7 +348,7 @@ def translate_file(
             "engine": translator.engine,
             "num_refinement_steps": translator.num_refinement_steps,
             "num_processes": max(num_workers, processes.count),
-            "machine": describe_machine(processes.device),
+            "machine": describe_machine(processes.device) | {"threads": load_arguments["num_threads"]},
         }
     )
 
@@ -355,29 +366,58 @@ def translate_text(
     """The translation of a text; the arguments and the errors are those of `translate_file`."""
     place = Processes.started_together(device).device
     batch_tokens = default_batch_tokens(place) if max_batch_tokens is None else max_batch_tokens
-    translator = load_translator(model, engine, num_refinement_steps, batch_tokens, place, preserve_format, search)
+    translator = load_any_translator(
+        model, engine, num_refinement_steps, batch_tokens, place, preserve_format, search, num_threads()
+    )
     translation = translator.translate([text])
     if translation.num_cut:
         print(f"cut at the model's limit: {translation.num_cut} sentences", file=sys.stderr)
     return translation.texts[0]
 
 
+def load_any_translator(
+    name: str,
+    engine: str,
+    num_refinement_steps: int | None,
+    max_batch_tokens: int,
+    device: str,
+    preserve_format: bool,
+    search: dict[str, Any] | None,
+    num_threads: int,
+) -> LineTranslator:
+    """That of `load_light_translator` where there is one, which begins seconds earlier, else that of `load_translator`.
+
+    Args:
+        num_threads: of this process.
+    """
+    from lvnar_hf.jobs.light_translator import load_light_translator
+
+    arguments = (name, engine, num_refinement_steps, max_batch_tokens, device, preserve_format, search)
+    light = load_light_translator(*arguments, num_threads)
+    if light is not None:
+        return light
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(num_threads)
+    return load_translator(*arguments)
+
+
 def _translate_with_workers(
     run: FileTranslation,
     translator: LineTranslator,
     num_workers: int,
-    num_threads: int,
     load_arguments: dict[str, Any],
 ) -> None:
     """Translate by this process and others on the same machine; they end with it, however it ends.
 
     Args:
         num_workers: processes, this one included.
-        num_threads: of each.
-        load_arguments: of `load_translator`, in the others.
+        load_arguments: of `load_any_translator`, in the others.
     """
     context = multiprocessing.get_context("spawn")
-    arguments = (run.input_file, run.place, run.settings, num_threads, load_arguments)
+    arguments = (run.input_file, run.place, run.settings, load_arguments)
     workers = [context.Process(target=_work, args=(rank, *arguments), daemon=True) for rank in range(1, num_workers)]
     for worker in workers:
         worker.start()
@@ -392,13 +432,10 @@ def _work(
     input_file: Path,
     output_file: Path,
     settings: dict[str, Any],
-    num_threads: int,
     load_arguments: dict[str, Any],
 ) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
-    torch.set_num_threads(num_threads)
-    transformers.utils.logging.disable_progress_bar()
-    FileTranslation(input_file, output_file, settings).translate(load_translator(**load_arguments), rank)
+    FileTranslation(input_file, output_file, settings).translate(load_any_translator(**load_arguments), rank)
 
 
 def end_with_parent() -> None:

@@ -4,23 +4,22 @@ import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 import lvnar_hf  # noqa: F401  (registers the model)
 from lvnar_hf.decoding import make_batches
+from lvnar_hf.decoding_options_lvnar import stored_refinement_steps
 from lvnar_hf.engines import ENGINES, ONNX_ENGINES
-from lvnar_hf.engines.compiled import LvnarCompiledModel
-from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.files.atomic import hash_file
 from lvnar_hf.files.fingerprints import StaleError, folder_fingerprint
 from lvnar_hf.files.outputs import refuse_missing_folder
-from lvnar_hf.generation_lvnar import stored_refinement_steps
 from lvnar_hf.loading import load_model, load_search, load_tokenizer
 from lvnar_hf.text_lvnar import TextFormat
+
+if TYPE_CHECKING:
+    import torch
 
 # Of a line, so many characters are looked at: more than fit any model, and few enough to tokenize in a second.
 MAX_CHARACTERS = 100_000
@@ -51,6 +50,7 @@ class LineTranslator:
     Attributes:
         engine: one of ENGINES, but "auto".
         model: has `generate` and `config`.
+        find_fingerprint: gives the `fingerprint`.
         fingerprint: of all files that the translations depend on, or the Hub's commit.
         num_refinement_steps: None for a model without.
         max_batch_tokens: of a batch, padding included.
@@ -60,12 +60,16 @@ class LineTranslator:
 
     engine: str
     model: Any
-    tokenizer: PreTrainedTokenizerBase
-    fingerprint: str
+    tokenizer: Any
+    find_fingerprint: Callable[[], str]
     num_refinement_steps: int | None
     max_batch_tokens: int
     text_format: TextFormat | None = None
     search: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return self.find_fingerprint()
 
     def translate(
         self, lines: Sequence[str], on_progress: Callable[[int], None] = lambda lines: None
@@ -133,7 +137,7 @@ class LineTranslator:
         sequences, num_steps_taken = self._generate(source_ids)
         return self.tokenizer.batch_decode(sequences, skip_special_tokens=True), num_steps_taken
 
-    def _generate(self, source_ids: list[list[int]]) -> tuple[torch.Tensor, int]:
+    def _generate(self, source_ids: list[list[int]]) -> tuple["torch.Tensor | list[list[int]]", int]:
         """The tokens of the translations (sentences, longest), and the steps."""
         batch = self.tokenizer.pad({"input_ids": source_ids}, return_tensors="pt").to(self.model.device)
         num_steps = self.num_refinement_steps
@@ -151,7 +155,7 @@ def load_translator(
     engine: str = "torch",
     num_refinement_steps: int | None = None,
     max_batch_tokens: int = 512,
-    device: torch.device | str = "cpu",
+    device: "torch.device | str" = "cpu",
     preserve_format: bool = False,
     search: Mapping[str, Any] | None = None,
 ) -> LineTranslator:
@@ -170,6 +174,11 @@ def load_translator(
         ImportError: onnxruntime is asked for, and is missing.
         RuntimeError: "compiled" is asked for on the CPU, and there is no C++ compiler.
     """
+    import torch
+
+    from lvnar_hf.engines.compiled import LvnarCompiledModel
+    from lvnar_hf.engines.onnx import LvnarOnnxModel
+
     if engine not in ENGINES:
         raise ValueError(f"engine is {engine!r}; it must be one of {', '.join(ENGINES)}.")
     refuse_missing_folder(name)
@@ -204,23 +213,32 @@ def load_translator(
     tokenizer = load_tokenizer(name)
     if arguments and model.config.model_type != "lvnar":
         raise ValueError(f"A search among candidates is for models of type lvnar; {name} is {model.config.model_type}.")
-    fingerprint = _fingerprint(name, model, with_graphs=engine in ONNX_ENGINES)
-    if "rescorer" in arguments:
-        fingerprint += _fingerprint(str((search or {})["rescorer"]), arguments["rescorer"], with_graphs=False)
-    text_format = None
-    if preserve_format:
-        languages = (getattr(holder, "source_language", None) for holder in (model.config, tokenizer))
-        limit = getattr(model.config, "max_position_embeddings", None)
-        text_format = TextFormat(tokenizer, limit, next(filter(None, languages), None))
+
+    def find_fingerprint() -> str:
+        found = _fingerprint(name, model, with_graphs=engine in ONNX_ENGINES)
+        if "rescorer" in arguments:
+            found += _fingerprint(str((search or {})["rescorer"]), arguments["rescorer"], with_graphs=False)
+        return found
+
+    text_format = text_format_for(model.config, tokenizer) if preserve_format else None
     return LineTranslator(
-        engine, model, tokenizer, fingerprint, num_refinement_steps, max_batch_tokens, text_format, arguments
+        engine, model, tokenizer, find_fingerprint, num_refinement_steps, max_batch_tokens, text_format, arguments
     )
+
+
+def text_format_for(config: Any, tokenizer: Any) -> TextFormat:
+    """The `TextFormat` of a model and its tokenizer."""
+    languages = (getattr(holder, "source_language", None) for holder in (config, tokenizer))
+    return TextFormat(tokenizer, getattr(config, "max_position_embeddings", None), next(filter(None, languages), None))
 
 
 def _fingerprint(name: str, model: Any, with_graphs: bool) -> str:
     folder = Path(name)
-    if not folder.is_dir():
-        return str(getattr(model.config, "_commit_hash", None))
+    return folder_state(folder, with_graphs) if folder.is_dir() else str(getattr(model.config, "_commit_hash", None))
+
+
+def folder_state(folder: Path, with_graphs: bool) -> str:
+    """A fingerprint of all files in a model folder that translations depend on."""
     digest = hashlib.sha256(folder_fingerprint(folder).encode())
     for file in sorted(folder.glob("onnx/*")) if with_graphs else []:
         digest.update(hash_file(file).encode())

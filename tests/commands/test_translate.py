@@ -15,7 +15,7 @@ import torch
 from conftest import run_with_transformers
 from transformers import AutoModelForSeq2SeqLM, pipeline
 
-from lvnar_hf.engines.onnx_export import FILES
+from lvnar_hf.engines.graph import FILES
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.atomic import hash_file
 from lvnar_hf.files.text import one_line

@@ -9,7 +9,7 @@ import re
 import pytest
 
 import training.data.augmentation
-from lvnar_hf.tokenization_lvnar import PLACEHOLDERS
+from lvnar_hf.subwords_lvnar import PLACEHOLDERS
 from tests.data.test_corpora import own_cache, write  # noqa: F401
 from training.data.augmentation import AugmentedPairs, Augmenter, augment_pairs
 from training.data.corpora import TextPairs, load_text_pairs

@@ -1,9 +1,6 @@
 """The ONNX graphs and their engine: tokens, steps, options and errors as those of PyTorch."""
 
-import contextlib
 import errno
-import io
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -11,14 +8,14 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from conftest import ROOT, collapsed, make_batch, make_ctc_model, tokens_of
+from conftest import collapsed, make_batch, make_ctc_model, tokens_of
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
 from lvnar_hf.commands.export import export
 from lvnar_hf.ctc_lvnar import ctc_cell_mask
 from lvnar_hf.engines import onnx_export
+from lvnar_hf.engines.graph import FILES, VERSION_KEY
 from lvnar_hf.engines.onnx import LvnarOnnxModel
-from lvnar_hf.engines.onnx_export import FILES, VERSION_KEY
 from lvnar_hf.engines.onnx_graph import with_subgraphs
 from training.quality.decoding import translate_texts
 from training.translation_quality.bleu import corpus_scores
@@ -27,15 +24,8 @@ LENGTHS = [(1 + (7 * row) % 39, 1) for row in range(40)]
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory):
-    """The model that ships with its graphs, made by the command."""
-    folder = tmp_path_factory.mktemp("onnx") / "shipped"
-    shutil.copytree(ROOT / "model_cards" / "lvnar-tatoeba-en-de", folder)
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        result = export(str(folder))
-    assert json.loads(printed.getvalue()) == result and result["float32"]["different_sentences"] == 0
-    assert result["int8"]["bytes"] < result["float32"]["bytes"]
-    return folder
+def repository(shipped_with_graphs):
+    return shipped_with_graphs
 
 
 @pytest.fixture(scope="module")

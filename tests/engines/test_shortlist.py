@@ -8,8 +8,9 @@ import torch
 from conftest import collapsed, make_batch, make_ctc_model, make_model, tiny_config, tokens_of
 from safetensors.torch import save_file
 
+from lvnar_hf.engines.graph import FILES
 from lvnar_hf.engines.onnx import LvnarOnnxModel
-from lvnar_hf.engines.onnx_export import FILES, export_onnx
+from lvnar_hf.engines.onnx_export import export_onnx
 from lvnar_hf.engines.shortlist import FILE, Shortlist
 from training import shortlist
 from training.reports import tables
@@ -105,7 +106,7 @@ def test_the_file_is_what_was_saved_and_another_models_is_refused(tmp_path):
         Shortlist.load(tmp_path / FILE, tiny_config(target_vocab_size=40, tie_word_embeddings=False))
     tensors = {"candidates": saved.candidates.float(), "frequent": saved.frequent, "min_confidence": WORST}
     save_file(tensors, tmp_path / FILE)
-    with pytest.raises(ValueError, match=r"candidates is torch\.float32 .* it must be torch\.int32 with 2 dimensions"):
+    with pytest.raises(ValueError, match=r"candidates is float32 .* it must be int32 with 2 dimensions"):
         Shortlist.load(tmp_path / FILE, CONFIG)
     save_file({"candidates": saved.candidates}, tmp_path / FILE)
     with pytest.raises(ValueError, match=r"shortlist\.safetensors is no shortlist: .*frequent"):

@@ -26,7 +26,7 @@ from lvnar_hf.commands.app import app
 from lvnar_hf.commands.publish import publish
 from lvnar_hf.confidence_lvnar import FILE as CALIBRATION_FILE
 from lvnar_hf.confidence_lvnar import Calibration, Curve
-from lvnar_hf.engines.onnx_export import FILES
+from lvnar_hf.engines.graph import FILES
 from lvnar_hf.engines.shortlist import FILE as SHORTLIST_FILE
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.fingerprints import folder_weights_fingerprint

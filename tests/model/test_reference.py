@@ -10,7 +10,8 @@ from reference_lvnar import Objective, ReferenceLvnar, Refinement
 from transformers import GenerationConfig
 
 from lvnar_hf import LvnarConfig, LvnarForConditionalGeneration
-from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS, DecodingOptions, LvnarGenerationMixin
+from lvnar_hf.decoding_options_lvnar import GENERATION_DEFAULTS, DecodingOptions
+from lvnar_hf.generation_lvnar import LvnarGenerationMixin
 from lvnar_hf.losses_lvnar import kl_budget_at
 from lvnar_hf.refinement_lvnar import EncodedSource, refine
 

@@ -14,8 +14,8 @@ import pytest
 from conftest import ROOT
 
 from lvnar_hf import train_tokenizer
+from lvnar_hf.subwords_lvnar import PLACEHOLDERS
 from lvnar_hf.text_lvnar import INVISIBLE, TextFormat, drop_invisible
-from lvnar_hf.tokenization_lvnar import PLACEHOLDERS
 
 SHIPPED = ROOT / "model_cards" / "lvnar-tatoeba-en-de"
 

@@ -6,12 +6,17 @@ Seconds of import are of `import transformers` alone and of what `import lvnar_h
 from `from_pretrained`, with transformers' modules imported before. The speed of remote code is compared with that of
 the package by turns: the median, over pairs, of the ratio of their times; 1.01 is 1 % slower. Times are of the wall
 clock, and of the processor, which other work on the machine disturbs less.
+
+Of a folder with a graph in int8 (`lvnar export`), also the median over fresh processes of `lvnar translate` of one
+sentence, all of it, and of what it takes from the folder to the translation when the imports are done.
 """
 
 import argparse
 import json
 import os
+import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -46,6 +51,37 @@ def compare(run: Any, reference: Any, num_pairs: int) -> dict[str, float]:
     return {clock: round(statistics.median(values), 4) for clock, values in ratios.items()}
 
 
+FROM_FOLDER = """
+import json, sys, time
+from lvnar_hf.jobs.light_translator import load_light_translator
+import onnxruntime
+wall, processor = time.perf_counter(), time.process_time()
+translator = load_light_translator(sys.argv[1], "onnx-int8", None, 512, "cpu", True, None, int(sys.argv[2]))
+translator.translate(["Where is the station?"])
+print(json.dumps({"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}))
+"""
+
+
+def measure_command(model: str, num_threads: int, num_processes: int = 5) -> dict[str, dict[str, float]]:
+    """Median seconds of `lvnar translate` of a sentence, and of its way from the folder to the translation."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads)}
+    found: dict[str, list[dict[str, float]]] = {"command_seconds": [], "from_folder_seconds": []}
+    for _ in range(num_processes):
+        wall, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-m", "lvnar_hf", "translate", "--model", model, "Where is the station?"]
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        wall, after = time.perf_counter() - wall, resource.getrusage(resource.RUSAGE_CHILDREN)
+        processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        found["command_seconds"].append({"wall": wall, "processor": processor})
+        command = [sys.executable, "-c", FROM_FOLDER, model, str(num_threads)]
+        printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+        found["from_folder_seconds"].append(json.loads(printed))
+    return {
+        name: {clock: round(statistics.median(one[clock] for one in of), 3) for clock in ("wall", "processor")}
+        for name, of in found.items()
+    }
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -53,6 +89,8 @@ def main() -> None:
     parser.add_argument("--num_pairs", type=int, default=200, help="pairs of translations that are compared")
     parser.add_argument("--num_threads", type=int, default=2, help="threads of torch")
     arguments = parser.parse_args()
+    has_graph = Path(arguments.model, "onnx", "model_int8.onnx").is_file()
+    of_command = measure_command(arguments.model, arguments.num_threads) if has_graph else {}
 
     with tempfile.TemporaryDirectory(prefix="lvnar-measure-") as home:
         os.environ.update(HF_HOME=home, HF_HUB_OFFLINE="1")
@@ -97,6 +135,7 @@ def main() -> None:
         "first_translation_seconds": first_translation,
         "remote_time_over_package": ratio,
         "num_pairs": arguments.num_pairs,
+        **of_command,
     }
     print(json.dumps(result))
 

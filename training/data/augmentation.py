@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 
-from lvnar_hf.tokenization_lvnar import PLACEHOLDERS
+from lvnar_hf.subwords_lvnar import PLACEHOLDERS
 from training.data.corpora import Pair, TextPairs
 from training.data.shared_spans import (
     SENTENCE_END,

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lvnar_hf.decoding import decode_batches, sorted_batches
-from lvnar_hf.generation_lvnar import GENERATION_DEFAULTS, without_repetitions
+from lvnar_hf.decoding_options_lvnar import GENERATION_DEFAULTS
+from lvnar_hf.generation_lvnar import without_repetitions
 from lvnar_hf.steps import has_converged, translations_by_step
 
 

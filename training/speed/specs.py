@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from lvnar_hf.engines.compiled import find_cpp_compiler
-from lvnar_hf.engines.onnx_export import FILES as ONNX_FILES
+from lvnar_hf.engines.graph import FILES as ONNX_FILES
 from training.distillation.teacher import end_ids
 
 REFINEMENT_STEPS = (0, 1, 3)
