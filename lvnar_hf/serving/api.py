@@ -17,6 +17,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lvnar_hf.serving.metrics import Metrics
 from lvnar_hf.serving.requests import ErrorResponse, TranslateRequest, TranslateResponse, parse_request, read_body
@@ -109,6 +110,20 @@ class Server:
         return content
 
 
+class _Shortcut:
+    """Middleware that hands requests to translate to the server: the way through FastAPI's routes costs much of one."""
+
+    def __init__(self, app: ASGIApp, server: Server) -> None:
+        self._app, self._server = app, server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == "/translate" and scope["method"] == "POST":
+            response = await self._server.answer(Request(scope, receive))
+            await response(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
 def _explain(error: Exception) -> tuple[int, str, str]:
     """Status, kind and message of an error."""
     if isinstance(error, RefusedError):
@@ -141,6 +156,8 @@ def create_app(pairs: Pairs, limits: Limits, metrics: Metrics | None = None) -> 
         lifespan=lifespan,
     )
 
+    app.add_middleware(_Shortcut, server=server)
+
     @app.exception_handler(HTTPException)
     async def explain_status(request: Request, error: HTTPException) -> Response:
         return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
@@ -152,7 +169,7 @@ def create_app(pairs: Pairs, limits: Limits, metrics: Metrics | None = None) -> 
         openapi_extra=_BODY,
         summary="Translate a text, or a list of texts.",
     )
-    async def translate(request: Request) -> Response:
+    async def translate(request: Request) -> Response:  # for the description: `_Shortcut` comes before it
         return await server.answer(request)
 
     @app.get("/languages", summary="The languages, each with those it is translated to.")

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 
 from lvnar_hf.decoding import make_batches
 
+_MOST_WINDOWS = 10
+
 
 class _Job:
     """The sentences of one call of `translate`; what is written here is written under the lock."""
@@ -30,7 +32,8 @@ class SentenceBatches:
     Args:
         translate_ids: gives the translations of sentences alike in length, from their ids.
         max_batch_tokens: of a call of it, padding included; and so many are waited for.
-        window_seconds: how long the first sentence waits for others, if there were others the last time.
+        window_seconds: how long sentences wait for those of one more request, if there were others the last time; all
+            together at most ten times as long.
         on_batch: is told the number of sentences, and of requests, in each round.
     """
 
@@ -101,12 +104,12 @@ class SentenceBatches:
         with self._changed:
             while not self._jobs and not self._is_closed:
                 self._changed.wait()
-            end = time.monotonic() + self._window
+            # Those who have been answered ask again, one after the other: while they come, they are waited for.
+            last = time.monotonic() + _MOST_WINDOWS * self._window
             while (self._is_shared or len(self._jobs) > 1) and not self._is_closed:
-                left = end - time.monotonic()
-                if left <= 0 or self._num_waiting_tokens >= self._max_tokens:
+                left = min(self._window, last - time.monotonic())
+                if left <= 0 or self._num_waiting_tokens >= self._max_tokens or not self._changed.wait(left):
                     break
-                self._changed.wait(left)
             taken: list[tuple[_Job, int]] = []
             num_tokens = 0
             while self._jobs and num_tokens < self._max_tokens:

@@ -11,6 +11,7 @@ time is what a user would wait. Nothing is asked of any other host.
 import html
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio
@@ -90,7 +91,7 @@ class Watcher:
     """
 
     def __init__(self, model: str) -> None:
-        self.model = model
+        self.name = Path(model).name if Path(model).is_dir() else model
         self.translators: dict[str, LineTranslator] = {}
         for engine in PAGE_ENGINES:
             try:
@@ -145,7 +146,7 @@ def build_page(model: str) -> gradio.Blocks:
 
     with gradio.Blocks(title="LVNAR-HF: refinement, step by step", analytics_enabled=False) as page:
         gradio.Markdown(
-            f"# Refinement, step by step\n\n`{watcher.model}` translates from {source or '?'} to {target or '?'}: all "
+            f"# Refinement, step by step\n\n`{watcher.name}` translates from {source or '?'} to {target or '?'}: all "
             "words at once, then all again in each step. Words that a step has changed are marked."
         )
         steps = gradio.State([])
