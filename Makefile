@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP_ARGS ?=
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+# Not compiled: what is imported compiles itself, once, and most never is.
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(PIP_ARGS)
 # The pins are for Python 3.11 and newer.
 CONSTRAINTS = $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")')
 
@@ -19,7 +20,7 @@ ON_VERSION = LVNAR_TRANSFORMERS=$(1:transformers-%=%) OMP_NUM_THREADS=1 .environ
 # Losses, reference, text, batches, recipes and documents: what needs neither a compiler nor a trained model.
 QUICK_TESTS = tests/model/test_config.py tests/model/test_losses.py tests/model/test_reference.py tests/model/test_ctc.py tests/model/test_generation.py \
 	tests/model/test_repetitions.py tests/model/test_text.py tests/data/test_batching.py tests/loop/test_schedules.py \
-	tests/loop/test_recipe.py tests/quality/test_spans.py tests/reports
+	tests/loop/test_recipe.py tests/quality/test_spans.py tests/reports tests/test_rooms.py
 
 .PHONY: help demo test quick matrix lint train-tools clean
 
@@ -30,9 +31,9 @@ demo: $(VENV)/.demo  ## translate with the model that ships: 0 and 1 refinement 
 	$(BIN)/python model_cards/demo.py
 
 # A file's tests stay in one process, which makes its graphs and models once; tests/conftest.py has the files' order.
-test: $(VENV)/.dev $(ENVIRONMENTS)  ## run the tests, on the oldest supported transformers too
+test:  ## run the tests, on the oldest supported transformers too
+	$(MAKE) --no-print-directory -j 2 $(VENV)/.dev $(ENVIRONMENTS)
 	LVNAR_ENVIRONMENTS=$(CURDIR)/.environments OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-	$(call ON_VERSION,$(firstword $(VERSIONS)))
 
 quick: $(VENV)/.dev  ## run the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(QUICK_TESTS)
@@ -65,6 +66,6 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 .environments/%/.installed: tests/environments/%.txt $(BIN)/python
 	rm -rf $(@D)
 	$(BIN)/python -m venv --without-pip $(@D)
-	$(PIP_INSTALL) --no-deps --no-compile --target "$(call PACKAGES_OF,$(@D)/bin)" -r $<
+	$(PIP_INSTALL) --no-deps --target "$(call PACKAGES_OF,$(@D)/bin)" -r $<
 	echo "import site; site.addsitedir('$(call PACKAGES_OF,$(BIN))')" > "$(call PACKAGES_OF,$(@D)/bin)/main.pth"
 	touch $@

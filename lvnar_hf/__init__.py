@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .engines.compiled import LvnarCompiledModel
     from .engines.onnx import LvnarOnnxModel
     from .generation_lvnar import LvnarGenerateOutput
-    from .modeling_lvnar import LvnarForConditionalGeneration, LvnarOutput
+    from .losses_lvnar import LvnarOutput
+    from .modeling_lvnar import LvnarForConditionalGeneration
     from .pipeline_lvnar import LvnarTranslationPipeline
     from .tokenization_lvnar import LvnarTokenizer
     from .tokenizer_training import train_tokenizer
@@ -39,7 +40,7 @@ _MODULES = {
     "LvnarForConditionalGeneration": "modeling_lvnar",
     "LvnarGenerateOutput": "generation_lvnar",
     "LvnarOnnxModel": "engines.onnx",
-    "LvnarOutput": "modeling_lvnar",
+    "LvnarOutput": "losses_lvnar",
     "LvnarTokenizer": "tokenization_lvnar",
     "LvnarTranslationPipeline": "pipeline_lvnar",
     "train_tokenizer": "tokenizer_training",

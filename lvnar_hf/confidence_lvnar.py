@@ -149,7 +149,7 @@ class Calibration:
     weights_fingerprint: str | None = None
 
     @classmethod
-    def load(cls, file: str | os.PathLike) -> "Calibration":
+    def load(cls, file: str | Path) -> "Calibration":
         """From its file.
 
         Raises:
@@ -195,11 +195,8 @@ class Calibration:
         if Path(name).is_dir():
             file = Path(name, where.get("subfolder", ""), FILE)
             return cls.load(file) if file.is_file() else None
-        found = cached_file(
-            str(name),
-            FILE,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            **where,
-        )
+        try:
+            found = cached_file(str(name), FILE, _raise_exceptions_for_missing_entries=False, **where)
+        except OSError:  # no Hub, or a cache that may not be written: the model does without
+            return None
         return None if found is None else cls.load(found)

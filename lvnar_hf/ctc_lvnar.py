@@ -19,7 +19,7 @@ from .length_lvnar import lengths_to_mask
 from .losses_lvnar import IGNORED_LABEL
 from .sizes_lvnar import num_cells_of
 
-# The log-probability of what cannot be: finite, since the gradient of a sum of nothing but infinities is no number.
+# The log-probability of what cannot be: finite, since the gradient of a sum of nothing but infinities is NaN.
 IMPOSSIBLE = -1e30
 
 Lengths = TypeVar("Lengths", int, torch.Tensor)

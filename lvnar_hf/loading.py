@@ -40,6 +40,13 @@ def load_config(name: str | os.PathLike, **options: Any) -> Any:
     return _load(AutoConfig.from_pretrained, name, options)
 
 
+def _load(load: Callable[..., Any], name: str | os.PathLike, options: dict[str, Any]) -> Any:
+    try:
+        return load(name, trust_remote_code=False, **options)
+    except RecursionError as error:  # transformers reads the files before this package's classes do
+        raise ValueError(f"A JSON file of {name} is nested too deep: {error}.") from error
+
+
 def load_search(options: Mapping[str, Any] | None, device: Any = "cpu") -> dict[str, Any]:
     """Arguments of `generate` for a search, from those of a command.
 
@@ -54,10 +61,3 @@ def load_search(options: Mapping[str, Any] | None, device: Any = "cpu") -> dict[
     if "rescorer" in given:
         given["rescorer"] = load_model(given["rescorer"]).float().eval().to(device)
     return given
-
-
-def _load(load: Callable[..., Any], name: str | os.PathLike, options: dict[str, Any]) -> Any:
-    try:
-        return load(name, trust_remote_code=False, **options)
-    except RecursionError as error:  # transformers reads the files before this package's classes do
-        raise ValueError(f"A JSON file of {name} is nested too deep: {error}.") from error

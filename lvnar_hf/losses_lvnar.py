@@ -1,15 +1,56 @@
-"""The terms of the training objective (Shu et al., 2020, Eq. 5, 9, 10), as pure functions.
+"""The terms of the training objective (Shu et al., 2020, Eq. 5, 9, 10), as pure functions, and what holds them.
 
 Every likelihood and divergence is in nats. Masks are 1 at valid positions. Terms are returned a sentence each, so that
 whoever adds them up decides what to divide by: a batch in pieces then has the loss of the whole.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import cross_entropy, log_softmax, nll_loss
+from transformers.utils import ModelOutput
 
 IGNORED_LABEL = -100
+
+
+@dataclass
+class LvnarOutput(ModelOutput):
+    """What `LvnarForConditionalGeneration.forward` returns; the terms of the objective are nats a sentence.
+
+    Args:
+        loss: scalar; token NLL (in training label-smoothed, and mixed with the loss of bigrams), budgeted KL and length
+            NLL of the batch, divided by its number of target tokens (or by `num_items_in_batch`).
+        logits: (batch, target_length, target_vocab_size), float32 outside autocast; with alignment "ctc" of the cells,
+            (batch, T, target_vocab_size), where padding is blank.
+        token_nll: (batch,) -log p(y | x, z, l_y), without label smoothing; with "ctc", -log p(y | x, z).
+        kl: (batch,) KL before the budget.
+        budgeted_kl: (batch,) Σ_k max(b, KL_k).
+        length_nll: (batch,) -log p(l_y | z); None with alignment "ctc", as the two others of the length.
+        length_accuracy: (batch,) 1 where the likeliest length is the true one, else 0.
+        elbo: (batch,) -(token_nll + kl + length_nll), an estimate of a lower bound of log p(y, l_y | x) from one z;
+            with "ctc", without the length, of log p(y | x).
+        num_target_tokens: scalar, end-of-sentence tokens included.
+        prior_means, prior_stds, posterior_means, posterior_stds: (batch, source_length, latent_dim).
+        length_logits: (batch, 2 * max_length_offset + 1).
+        encoder_hidden_states: (batch, source_length, hidden_size), the states of the prior.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    token_nll: torch.Tensor | None = None
+    kl: torch.Tensor | None = None
+    budgeted_kl: torch.Tensor | None = None
+    length_nll: torch.Tensor | None = None
+    length_accuracy: torch.Tensor | None = None
+    elbo: torch.Tensor | None = None
+    num_target_tokens: torch.Tensor | None = None
+    prior_means: torch.Tensor | None = None
+    prior_stds: torch.Tensor | None = None
+    posterior_means: torch.Tensor | None = None
+    posterior_stds: torch.Tensor | None = None
+    length_logits: torch.Tensor | None = None
+    encoder_hidden_states: torch.Tensor | None = None
 
 
 def token_nll(

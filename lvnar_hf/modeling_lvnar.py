@@ -16,14 +16,12 @@ source and every target.
 """
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
-from transformers.utils import ModelOutput
 
 from .confidence_lvnar import Calibration
 from .configuration_lvnar import LvnarConfig
@@ -33,9 +31,16 @@ from .generation_lvnar import LvnarGenerateOutput, LvnarGenerationMixin
 from .inputs_lvnar import check_evaluation_mode, check_inputs
 from .layers_lvnar import LvnarEmbedding, LvnarOutputProjection, sinusoidal_positions
 from .length_lvnar import LvnarLengthPredictor, LvnarLengthTransform
-from .losses_lvnar import IGNORED_LABEL, budgeted_kl, gaussian_kl, length_nll, token_nll
+from .losses_lvnar import IGNORED_LABEL, LvnarOutput, budgeted_kl, gaussian_kl, length_nll, token_nll
 from .parts_lvnar import LvnarDecoder, LvnarGaussianHead, LvnarPosterior, LvnarPrior
-from .refinement_lvnar import EncodedSource, likeliest_targets, refine, target_positions, translate_in_parts
+from .refinement_lvnar import (
+    EncodedSource,
+    likeliest_targets,
+    mix_own_translations,
+    refine,
+    target_positions,
+    translate_in_parts,
+)
 from .search_lvnar import search
 from .soundness_lvnar import check_generation_fields, check_shapes, is_finite, shapes_of, stored_shapes
 from .trust_lvnar import SafeLoadingMixin
@@ -57,45 +62,6 @@ from .text_lvnar import TextFormat  # noqa: F401
 from .tokenization_lvnar import LvnarTokenizer  # noqa: F401
 from .vocabulary_lvnar import INVISIBLE  # noqa: F401
 from .words_lvnar import word_spans  # noqa: F401
-
-
-@dataclass
-class LvnarOutput(ModelOutput):
-    """What `LvnarForConditionalGeneration.forward` returns; the terms of the objective are nats a sentence.
-
-    Args:
-        loss: scalar; token NLL (in training label-smoothed, and mixed with the loss of bigrams), budgeted KL and length
-            NLL of the batch, divided by its number of target tokens (or by `num_items_in_batch`).
-        logits: (batch, target_length, target_vocab_size), float32 outside autocast; with alignment "ctc" of the cells,
-            (batch, T, target_vocab_size), where padding is blank.
-        token_nll: (batch,) -log p(y | x, z, l_y), without label smoothing; with "ctc", -log p(y | x, z).
-        kl: (batch,) KL before the budget.
-        budgeted_kl: (batch,) Σ_k max(b, KL_k).
-        length_nll: (batch,) -log p(l_y | z); None with alignment "ctc", as the two others of the length.
-        length_accuracy: (batch,) 1 where the likeliest length is the true one, else 0.
-        elbo: (batch,) -(token_nll + kl + length_nll), an estimate of a lower bound of log p(y, l_y | x) from one z;
-            with "ctc", without the length, of log p(y | x).
-        num_target_tokens: scalar, end-of-sentence tokens included.
-        prior_means, prior_stds, posterior_means, posterior_stds: (batch, source_length, latent_dim).
-        length_logits: (batch, 2 * max_length_offset + 1).
-        encoder_hidden_states: (batch, source_length, hidden_size), the states of the prior.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    token_nll: torch.Tensor | None = None
-    kl: torch.Tensor | None = None
-    budgeted_kl: torch.Tensor | None = None
-    length_nll: torch.Tensor | None = None
-    length_accuracy: torch.Tensor | None = None
-    elbo: torch.Tensor | None = None
-    num_target_tokens: torch.Tensor | None = None
-    prior_means: torch.Tensor | None = None
-    prior_stds: torch.Tensor | None = None
-    posterior_means: torch.Tensor | None = None
-    posterior_stds: torch.Tensor | None = None
-    length_logits: torch.Tensor | None = None
-    encoder_hidden_states: torch.Tensor | None = None
 
 
 class LvnarPreTrainedModel(SafeLoadingMixin, PreTrainedModel):
@@ -321,6 +287,7 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         generator: torch.Generator | None = None,
         glancing_ratio: float = 0.0,
         bigram_weight: float = 0.0,
+        own_output_share: float = 0.0,
         return_dict: bool | None = None,
         **unused: Any,
     ) -> LvnarOutput | tuple:
@@ -343,6 +310,8 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
                 shown, as a share of the cells that it gets wrong (`glanced_cells`).
             bigram_weight: in training with alignment "ctc", the share of the loss of bigrams (`bigram_loss`, times the
                 target's tokens) in what else is the likelihood of the target.
+            own_output_share: in training, the share of the sentences whose posterior is shown the model's own first
+                translation instead of the target (`mix_own_translations`).
             unused: what others pass to every model (PEFT: `inputs_embeds`, `decoder_input_ids`): None or False.
 
         Raises:
@@ -375,7 +344,10 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
 
         target_mask = (labels != IGNORED_LABEL).to(attention_mask.dtype)
         target_ids = labels.masked_fill(target_mask == 0, self.config.pad_token_id)
-        posterior_means, posterior_stds = self.infer_posterior(source, target_ids, target_mask)
+        shown = target_ids, target_mask
+        if own_output_share and self.training:
+            shown = mix_own_translations(self, source, *shown, own_output_share)
+        posterior_means, posterior_stds = self.infer_posterior(source, *shown)
         latents = posterior_means
         if self.training or generator is not None:
             noise = torch.empty_like(posterior_stds).normal_(generator=generator)

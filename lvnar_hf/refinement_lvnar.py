@@ -348,6 +348,35 @@ def likeliest_targets(
     return _likeliest_targets(model, logits, target_mask, max_length, num_target_ids)[0]
 
 
+def mix_own_translations(
+    model: TranslationParts,
+    source: EncodedSource,
+    target_ids: torch.Tensor,
+    target_mask: torch.Tensor,
+    share: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the posterior is shown in training: the target, or, of a share of the sentences, the model's own y_0.
+
+    So it sees what it is given in refinement. The bound stays one: q(z | x, y_0(x)) depends on x alone.
+
+    Args:
+        target_ids, target_mask: (batch, target_length).
+        share: of the sentences, drawn at random.
+
+    Returns:
+        Ids and mask, (batch, longest of both).
+    """
+    is_own = torch.rand(len(target_ids), device=target_ids.device) < share
+    with torch.no_grad():
+        positions, _ = target_positions(model, source, source.prior_means)
+        own_ids = likeliest_targets(model, model.decode(source, source.prior_means, positions), positions)
+    torch.clear_autocast_cache()  # it holds weights as a pass without gradient has cast them
+    padding = model.config.pad_token_id
+    own_ids, ids = _pad_to_one_length(padding, own_ids, target_ids)
+    ids = torch.where(is_own[:, None], own_ids, ids)
+    return ids, (ids != padding).to(target_mask.dtype)
+
+
 def _likeliest_targets(
     model: TranslationParts,
     logits: torch.Tensor,

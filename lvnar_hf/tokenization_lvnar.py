@@ -67,7 +67,7 @@ class LvnarTokenizer(SubwordsMixin, PreTrainedTokenizerFast):
 
     Raises:
         ValueError: a vocabulary that has not `<pad>`, `</s>` and `<unk>` at ids 0, 1 and 2; an unknown segmenter; a
-            `model_max_length` that is no number.
+            `model_max_length` that is not a number.
     """
 
     vocab_files_names = {"tokenizer_file": "tokenizer.json", "target_tokenizer_file": "target_tokenizer.json"}

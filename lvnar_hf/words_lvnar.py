@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 from typing import Any, NamedTuple, TypedDict
 
-# Mean characters between spaces above which text counts as written without spaces; German news has 6.
-LONGEST_MEAN_WORD = 12
+from .segmentation_lvnar import is_unspaced as is_unspaced_character
 
 
 class WordSpan(NamedTuple):
@@ -61,9 +60,9 @@ def _between_spaces(text: str) -> list[tuple[int, int]]:
 
 
 def is_unspaced(texts: Sequence[str]) -> bool:
-    """Whether texts are written without spaces between words."""
-    words = [word for text in texts for word in text.split()]
-    return sum(map(len, words)) > LONGEST_MEAN_WORD * len(words)
+    """Whether most letters of the texts are of scripts that put no spaces between words."""
+    letters = [character for text in texts for character in text if character.isalnum()]
+    return 2 * sum(map(is_unspaced_character, letters)) > len(letters)
 
 
 def split_words(text: str) -> list[str]:
@@ -146,7 +145,7 @@ def place_words(text: str, source_text: str, drafts: Sequence[Sequence[Sequence[
     for place, (start, end) in enumerate(units):
         own = sources.get(place, []) if place in is_found or keys[place] not in kept else []
         if placed and unspaced and end - 1 == placed[-1]["end"] and own == last_sources:  # the same subword
-            placed[-1].update(text=placed[-1]["text"] + text[start:end], end=end)
+            placed[-1]["text"], placed[-1]["end"] = placed[-1]["text"] + text[start:end], end
             continue
         least = min(own, key=lambda word: word["confidence"], default=None)
         placed.append(

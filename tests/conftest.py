@@ -7,16 +7,18 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
+from forks import run_forked
 
 from lvnar_hf import LvnarConfig, LvnarForConditionalGeneration, LvnarTokenizer, train_tokenizer
 from lvnar_hf.commands.export import export
 from lvnar_hf.engines.compiled import find_cpp_compiler
+from lvnar_hf.engines.onnx_export import export_onnx
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -91,13 +93,14 @@ def collapsed(cells: list[int]) -> list[int]:
 # Files by the time they take, longest first. They are handed to the processes of `make test` in this order, so that
 # none has a long one left when the others are done; the rest, of seconds, follow.
 SLOW_FILES = (
+    "test_compiled.py",
     "test_training.py",
     "test_onnx.py",
-    "test_processes.py",
-    "test_benchmark.py",
-    "test_compiled.py",
-    "test_translate.py",
+    "test_loading_on_the_oldest.py",
     "test_loading.py",
+    "test_benchmark.py",
+    "test_processes.py",
+    "test_translate.py",
     "test_hub.py",
     "test_trust.py",
     "test_distil.py",
@@ -108,6 +111,7 @@ SLOW_FILES = (
     "test_segmentation.py",
     "test_pipeline.py",
     "test_text.py",
+    "test_text_pipeline.py",
     "test_modeling.py",
     "test_shipped_model.py",
     "test_tokenization.py",
@@ -152,6 +156,17 @@ def _save_repository(folder: Path, tokenizer: LvnarTokenizer, **changes) -> Path
 def tiny_repository(tmp_path_factory, sample_tokenizer) -> Path:
     """A folder with a tiny untrained model and its tokenizer, saved as a user would."""
     return _save_repository(tmp_path_factory.mktemp("repository") / "tiny-lvnar", sample_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_graphs(tmp_path_factory, tiny_repository) -> Path:
+    """The folder `onnx` of that model, which one of the session's processes makes for all: it takes ten seconds."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "graphs"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            export_onnx(LvnarForConditionalGeneration.from_pretrained(tiny_repository), folder)
+    return folder / "onnx"
 
 
 @pytest.fixture(scope="session")
@@ -206,10 +221,7 @@ def other_python(version: str | None) -> str:
 
 
 def run_with_transformers(version: str | None, code: str, *arguments: str) -> str:
-    """Run a script in a fresh process on a version of transformers (None: the installed one); its output."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONIOENCODING": "utf-8", "HF_HUB_OFFLINE": "1"}
-    command = [other_python(version), "-c", code, *arguments]
-    result = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=300)
+    """What a script prints on a version of transformers (None: the installed one)."""
+    result = run_forked(["-c", code, *arguments], python=other_python(version))
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout

@@ -96,7 +96,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         )
         result["machine"] = describe_machine(state.device)
         if benchmark.benchmark_file:
-            Path(benchmark.benchmark_file).parent.mkdir(parents=True, exist_ok=True)
             write_json(Path(benchmark.benchmark_file), result)
         print(json.dumps(result))
         return result

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     from lvnar_hf.loading import load_tokenizer
     from training.quality.decoding import translate_texts
     from training.quality.engines import load_engines
-    from training.translation_quality.measures import corpus_scores
+    from training.translation_quality.bleu import corpus_scores
 
     file = refuse_existing(arguments.output_file, arguments.overwrite, "--output_file")
     test_set = load_test_set(test_set_arguments)
@@ -79,7 +79,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "versions": describe_versions(),
         "machine": describe_machine(torch.device("cpu")),
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, result)
     return result
 

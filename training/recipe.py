@@ -280,9 +280,7 @@ class OptimizationArguments:
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches a process adds up before a step"})
     learning_rate: float = field(default=7e-4, metadata={"help": "peak, reached after the warm-up"})
     warmup_steps: int = field(default=4000, metadata={"help": "steps of linear warm-up; then inverse square root"})
-    cooldown_steps: int = field(
-        default=0, metadata={"help": "last steps, in which the learning rate also falls linearly to 0; 0: none"}
-    )
+    cooldown_steps: int = field(default=0, metadata={"help": "last steps, in which the rate falls linearly to 0 too"})
     cooldown_share: float = field(
         default=0.0, metadata={"help": "the same as a share of the run, of its steps or minutes; 0: cooldown_steps"}
     )
@@ -291,16 +289,12 @@ class OptimizationArguments:
     label_smoothing: float = field(default=0.1, metadata={"help": "weight of the uniform distribution"})
     initial_kl_budget: float = field(default=1.0, metadata={"help": "b while s < M/2, nats per source position"})
     final_kl_budget: float = field(default=0.0, metadata={"help": "b at M, to which it falls linearly from M/2"})
-    initial_glancing_ratio: float = field(
-        default=0.0,
-        metadata={"help": "share of the wrong cells that the decoder is shown the tokens of (alignment ctc)"},
-    )
-    final_glancing_ratio: float = field(
-        default=0.0, metadata={"help": "the same at the end, reached linearly; 0 and 0: no glancing"}
-    )
+    initial_glancing_ratio: float = field(default=0.0, metadata={"help": "share of wrong cells shown (alignment ctc)"})
+    final_glancing_ratio: float = field(default=0.0, metadata={"help": "the same at the end, reached linearly"})
     bigram_weight: float = field(
         default=0.0, metadata={"help": "share of the loss of bigrams in the likelihood's place (alignment ctc; NMLA)"}
     )
+    own_output_share: float = field(default=0.0, metadata={"help": "share of posteriors that see the model's output"})
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
     torch_compile: bool = field(default=False, metadata={"help": "compile the model, for inputs of any length"})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "recompute layers to save memory"})
@@ -346,6 +340,7 @@ class OptimizationArguments:
             ("initial_glancing_ratio", 1.0),
             ("final_glancing_ratio", 1.0),
             ("bigram_weight", 1.0),
+            ("own_output_share", 1.0),
             ("final_kl_budget", self.initial_kl_budget),
         ):
             if not 0 <= getattr(self, name) <= most:

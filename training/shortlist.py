@@ -116,7 +116,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     }
     print(json.dumps(result))
     if arguments.results_file is not None:
-        Path(arguments.results_file).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(arguments.results_file), result)
     return result
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import training.command  # noqa: F401  (ends the script with one line where that is enough)
+from lvnar_hf.files.atomic import write_json
 from lvnar_hf.files.outputs import refuse_existing
 from training.recipe import DataArguments, ModelArguments, OptimizationArguments, parse_recipe
 
@@ -63,8 +64,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         result["batches"] = json.loads(output.splitlines()[-1])
     result["machine"] = {"processor": describe_processor(), "cores": os.cpu_count(), "workers": data.num_workers}
     if arguments.output_file is not None:
-        Path(arguments.output_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.output_file).write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        write_json(Path(arguments.output_file), result)
     print(json.dumps(result, indent=2))
     return result
 

@@ -102,7 +102,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "machine": describe_machine(model.device),
         "versions": describe_versions(),
     }
-    Path(arguments.output_file).parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(arguments.output_file), result)
     print(json.dumps(result))
     return result

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import training.command  # noqa: F401  (ends the script with one line where that is enough)
+from lvnar_hf.files.atomic import write_json
 from lvnar_hf.files.outputs import refuse_existing
 from training.recipe import ModelArguments, OptimizationArguments, parse_recipe
 
@@ -117,8 +118,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "versions": {"torch": torch.__version__},
     }
     if arguments.output_file is not None:
-        Path(arguments.output_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.output_file).write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        write_json(Path(arguments.output_file), result)
     print(json.dumps(result, indent=2))
     return result
 

@@ -15,7 +15,7 @@ from lvnar_hf.ctc_lvnar import is_kept, move_left, num_ctc_cells
 from lvnar_hf.engines.graph import FILES, GRAPH_VERSION, VERSION_KEY
 from lvnar_hf.engines.onnx_graph import DOMAIN, OPSET, assemble, lay_out_for_products, move_weights_into_loop
 from lvnar_hf.engines.shortlist import Shortlist
-from lvnar_hf.files.atomic import appearing
+from lvnar_hf.files.atomic import atomic_file
 from lvnar_hf.files.fingerprints import KEY as FINGERPRINT
 from lvnar_hf.files.fingerprints import weights_fingerprint
 from lvnar_hf.layers_lvnar import KeysValues, LvnarAttention
@@ -217,7 +217,7 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
     onnx.helper.set_model_props(graph, metadata)
     onnx.checker.check_model(graph)
     files["float32"].parent.mkdir(parents=True, exist_ok=True)
-    with appearing(files["float32"]) as float32_file, appearing(files["int8"]) as int8_file:
+    with atomic_file(files["float32"]) as float32_file, atomic_file(files["int8"]) as int8_file:
         onnx.save(graph, str(float32_file))
         lay_out_for_products(graph.graph)
         quantize_dynamic(

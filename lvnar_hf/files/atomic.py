@@ -19,27 +19,27 @@ def map_file(file: Path) -> mmap.mmap:
         return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-_claimed: set[int] = set()  # descriptors that hold locks
+_held: set[int] = set()  # descriptors that hold locks
 
 
 def _let_go() -> None:
     """A forked child, such as a worker of a data loader, would keep its parent's locks after the parent's death."""
-    while _claimed:
-        os.close(_claimed.pop())
+    while _held:
+        os.close(_held.pop())
 
 
 os.register_at_fork(after_in_child=_let_go)
 
 
 @contextlib.contextmanager
-def claim(file: Path) -> Iterator[bool]:
+def try_lock(file: Path) -> Iterator[bool]:
     """Whether this process has the lock on a file, for the time of the block; the system frees it at death.
 
     It is an flock: between machines it holds where the shared file system passes such locks on, as NFS does from
     Linux 2.6.12 on, with its lock service, and Lustre when mounted with the option `flock`.
     """
     descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o644)
-    _claimed.add(descriptor)
+    _held.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -48,13 +48,13 @@ def claim(file: Path) -> Iterator[bool]:
         else:
             yield True
     finally:
-        if descriptor in _claimed:
-            _claimed.remove(descriptor)
+        if descriptor in _held:
+            _held.remove(descriptor)
             os.close(descriptor)
 
 
 @contextlib.contextmanager
-def appearing(file: Path, writer: str = "") -> Iterator[Path]:
+def atomic_file(file: Path, writer: str = "") -> Iterator[Path]:
     """A name to write to; if the block ends well, the file is brought to disk and gets its own name.
 
     Args:
@@ -71,8 +71,8 @@ def appearing(file: Path, writer: str = "") -> Iterator[Path]:
     _sync(file.parent)
 
 
-def check_appearing(file: Path) -> None:
-    """Raise OSError if `appearing` could not write this file: a name that is too long, a folder of this name."""
+def check_writable(file: Path) -> None:
+    """Raise OSError if `atomic_file` could not write this file: a name that is too long, a folder of this name."""
     if file.is_dir():
         raise IsADirectoryError(f"{file} is a folder: it cannot be written as a file.")
     # As long a name, and nobody else's.
@@ -155,8 +155,9 @@ def restore_replaced(folder: Path) -> None:
 
 
 def write_json(file: Path, value: dict[str, Any]) -> None:
-    """Write JSON that is there whole or not at all."""
-    with appearing(file) as unfinished:
+    """Write JSON that is there whole or not at all, with the folders above it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(file) as unfinished:
         unfinished.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lvnar_hf.files.atomic import appearing, check_appearing, hash_file, read_json, write_json
+from lvnar_hf.files.atomic import atomic_file, check_writable, hash_file, read_json, write_json
 from lvnar_hf.files.outputs import refuse_existing
 from lvnar_hf.files.text import check_files, one_line, read_lines, spool
 from lvnar_hf.jobs.environment import describe_machine, may_have_gpu, num_threads
@@ -82,12 +82,12 @@ class FileTranslation(ShardedRun):
         self.place.unlink(missing_ok=True)
 
     def _refuse_unwritable(self) -> None:
-        check_appearing(self.place)
+        check_writable(self.place)
         super()._refuse_unwritable()
 
     def _make_plan(self) -> dict[str, Any]:
         offsets, num_lines, digest = [0], 0, hashlib.sha256()
-        with appearing(self.work / SOURCE_FILE) as unfinished, unfinished.open("wb") as copy:
+        with atomic_file(self.work / SOURCE_FILE) as unfinished, unfinished.open("wb") as copy:
             for num_lines, line in enumerate(read_lines(self.input_file), start=1):
                 content = line.encode() + b"\n"
                 copy.write(content)
@@ -147,7 +147,7 @@ class FileTranslation(ShardedRun):
             RuntimeError: a line that is missing, doubled or of another text: a defect, so nothing is removed.
         """
         headers = []
-        with appearing(self.place) as unfinished, unfinished.open("wb") as output:
+        with atomic_file(self.place) as unfinished, unfinished.open("wb") as output:
             for shard, size in enumerate(self.shard_sizes):
                 header, _, translations = self._shard_file(shard).read_bytes().partition(b"\n")
                 headers.append(json.loads(header))

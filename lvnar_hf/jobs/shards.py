@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lvnar_hf.files.atomic import appearing, check_appearing, claim, hash_file, read_json, write_json
+from lvnar_hf.files.atomic import atomic_file, check_writable, hash_file, read_json, try_lock, write_json
 from lvnar_hf.files.outputs import different_settings
 
 
@@ -110,7 +110,7 @@ class ShardedRun(abc.ABC):
 
     def _refuse_unwritable(self) -> None:
         """Fail before the work as what is written after it would."""
-        check_appearing(self.result_file)
+        check_writable(self.result_file)
 
     def _what_is_there(self, settings: dict[str, Any], overwrite: bool) -> str:
         """ "finished", "begun" (both with these settings), or "nothing" to keep; raises what `prepare` does."""
@@ -195,7 +195,7 @@ class ShardedRun(abc.ABC):
             while unfinished := self._unfinished_shards():
                 num_claimed = 0
                 for shard in unfinished:
-                    with claim(self._shard_file(shard).with_suffix(".lock")) as is_mine:
+                    with try_lock(self._shard_file(shard).with_suffix(".lock")) as is_mine:
                         if is_mine and not self._shard_file(shard).exists():
                             self._translate_shard(shard, engine, progress.add)
                             num_claimed += 1
@@ -214,7 +214,7 @@ class ShardedRun(abc.ABC):
         process = f"{socket.gethostname()}:{os.getpid()}"
         header = {"shard": shard, **header, "process": process}
         with (
-            appearing(self._shard_file(shard), f".{process}") as unfinished,
+            atomic_file(self._shard_file(shard), f".{process}") as unfinished,
             unfinished.open("w", encoding="utf-8") as file,
         ):
             for line in (json.dumps(header), *lines):

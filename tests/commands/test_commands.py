@@ -25,7 +25,6 @@ from lvnar_hf.commands.app import app
 from lvnar_hf.commands.errors import explain
 from lvnar_hf.commands.translate import translate
 from lvnar_hf.engines.onnx import LvnarOnnxModel
-from lvnar_hf.engines.onnx_export import export_onnx
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.fingerprints import StaleError, folder_weights_fingerprint, weights_fingerprint
 from lvnar_hf.files.outputs import refuse_existing, refuse_missing_folder
@@ -34,7 +33,7 @@ from lvnar_hf.jobs.line_translator import load_translator
 from training import score
 from training.command import GO_ON
 from training.loop import run as runs
-from training.translation_quality.measures import corpus_scores
+from training.translation_quality.bleu import corpus_scores
 
 SCRIPTS = sorted(path.name for path in (ROOT / "training").glob("*.py") if "__main__" in path.read_text("utf-8"))
 SCRIPTS.remove("report.py")  # takes no arguments
@@ -252,10 +251,9 @@ def test_an_output_that_cannot_be_written_is_refused(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_repository, tmp_path_factory):
+def exported(tiny_repository, tiny_graphs, tmp_path_factory):
     folder = shutil.copytree(tiny_repository, tmp_path_factory.mktemp("exported") / "model")
-    model = make_model(tiny_config(vocab_size=500))
-    export_onnx(model, folder)
+    shutil.copytree(tiny_graphs, folder / "onnx")
     Shortlist(torch.ones(500, 2).int(), torch.tensor([5, 6]).int(), torch.tensor(-0.5)).save(folder)
     return folder
 
@@ -273,7 +271,8 @@ def test_a_graph_and_a_shortlist_of_other_weights_are_refused(exported, tmp_path
             LvnarOnnxModel.from_pretrained(folder, precision)
     with pytest.warns(UserWarning, match="PyTorch translates instead"):
         assert load_translator(str(folder), "auto").engine == "torch"
-    export_onnx(other, folder)
+    Shortlist.from_pretrained(exported, other.config).save(folder)  # of the other weights
+    shutil.copy(exported / "model.safetensors", folder)
     with pytest.raises(StaleError, match=r"shortlist\.safetensors was made from other weights"):
         LvnarOnnxModel.from_pretrained(folder, shortlist=True)
     for file in folder.glob("model*.safetensors"):  # the weights need not be there

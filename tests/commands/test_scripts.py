@@ -2,13 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
 from contextlib import nullcontext
 
 import pytest
 import torch
 from conftest import ROOT, make_model, tiny_config
+from forks import run_forked
 from safetensors import safe_open
 from torch.nn import functional
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
@@ -86,7 +85,7 @@ def test_a_drawn_batch_fits_into_as_many_cells_as_tokens():
 
 
 def run_script(*command: str) -> str:
-    result = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    result = run_forked(command, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 

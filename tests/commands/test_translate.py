@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -13,17 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import run_with_transformers
 from transformers import AutoModelForSeq2SeqLM, pipeline
 
 from lvnar_hf.engines.graph import FILES
-from lvnar_hf.engines.onnx_export import export_onnx
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.atomic import hash_file
 from lvnar_hf.files.text import one_line
 from lvnar_hf.jobs.file_translation import FileTranslation, translate_file
 from lvnar_hf.jobs.line_translator import MAX_CHARACTERS, LineTranslator, TranslatedLines, load_translator
-from tests.distillation.test_distil import launch, run_killed  # noqa: F401  (a fixture)
+from tests.distillation.test_distil import run_killed, run_two, run_two_killed
 
 HOSTILE = [
     "",
@@ -132,12 +130,12 @@ def test_lines_go_to_the_model_as_they_are_if_asked(tiny_repository, source, tmp
     assert lines(tmp_path / "out") == list(map(one_line, expected)) and result["mean_steps_taken"] == 1
 
 
-def test_engines(tiny_repository, source, unbroken, tmp_path):
+def test_engines(tiny_repository, tiny_graphs, source, unbroken, tmp_path):
     repository = shutil.copytree(tiny_repository, tmp_path / "repository")
     with pytest.raises(FileNotFoundError, match=r"no onnx/model\.onnx\. Make it"):
         translate_file(**options(repository, source, tmp_path / "out", engine="onnx"))
     assert load_translator(str(repository), "auto").engine == "torch"
-    export_onnx(AutoModelForSeq2SeqLM.from_pretrained(repository, dtype=torch.float32).eval(), repository)
+    shutil.copytree(tiny_graphs, repository / "onnx")
     translate_file(**options(repository, source, tmp_path / "out", engine="onnx", num_workers=1))
     assert (tmp_path / "out").read_bytes() == unbroken.read_bytes()
     translator = load_translator(str(repository), "auto")
@@ -194,7 +192,7 @@ def test_what_is_wrong_is_refused(tiny_repository, source, tmp_path):
     assert output.read_text() == "mine\n"
 
 
-def test_other_settings_are_refused_with_the_difference(tiny_repository, source, tmp_path, run_killed):  # noqa: F811
+def test_other_settings_are_refused_with_the_difference(tiny_repository, source, tmp_path):
     output, other = tmp_path / "out", shutil.copytree(tiny_repository, tmp_path / "other")
     given = options(tiny_repository, source, output, num_workers=1)
     assert run_killed(given, 5, "after") == -signal.SIGKILL
@@ -234,7 +232,7 @@ MOMENTS = [
 ]
 
 
-def test_killed_before_and_after_every_rename(tiny_repository, source, unbroken, tmp_path, run_killed):  # noqa: F811
+def test_killed_before_and_after_every_rename(tiny_repository, source, unbroken, tmp_path):
     given = options(tiny_repository, source, tmp_path / "out", num_workers=1)
     for moment in MOMENTS:
         assert run_killed(given, *moment) == -signal.SIGKILL
@@ -246,24 +244,17 @@ def test_killed_before_and_after_every_rename(tiny_repository, source, unbroken,
     assert result["processes_of_all_runs"] == 4, "several processes had a share in it"
 
 
-def test_two_processes_killed_and_continued(tiny_repository, source, unbroken, tmp_path, run_killed):  # noqa: F811
+def test_two_processes_killed_and_continued(tiny_repository, source, unbroken, tmp_path):
     given = options(tiny_repository, source, tmp_path / "out")
-    killed = tmp_path / "killed.py"
-    paths = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "support")]
-    killed.write_text(f"import sys\nsys.path[:0] = {paths}\nfrom tests.distillation.test_distil import run_until\n")
-    with killed.open("a") as file:
-        file.write("import json; run_until(json.loads(sys.argv[1]), 5, 'after')\n")
-    launched = launch(str(killed), json.dumps(given, default=str))
-    assert launched.returncode != 0 and "SIGKILL" in launched.stderr, launched.stderr[-3000:]
+    run_two_killed(tmp_path, given, 5)
     shards = list((tmp_path / "out.unfinished").glob("shard-*.jsonl"))
     assert 1 <= len(shards) < 12 and not (tmp_path / "out").exists()
     assert run_killed({**given, "num_workers": 1}, 1, "after") == -signal.SIGKILL
     sizes = ["--device", "cpu", "--shard-size", "8", "--max-batch-tokens", "100"]
     files = [str(source), str(tmp_path / "out")]
-    launched = launch("-m", "lvnar_hf", "translate", "--model", str(tiny_repository), *sizes, *files)
-    assert launched.returncode == 0, launched.stderr[-3000:]
+    output = run_two(tmp_path, "-m", "lvnar_hf", "translate", "--model", tiny_repository, *sizes, *files)
     assert (tmp_path / "out").read_bytes() == unbroken.read_bytes()
-    result = json.loads(launched.stdout.strip().split("\n")[-1])
+    (result,) = (json.loads(line) for line in output.split("\n") if line.startswith("{"))
     assert result["num_processes"] == 2 and result["processes_of_all_runs"] >= 2
 
 
@@ -296,10 +287,7 @@ class Echo:
 def test_memory_does_not_grow_with_the_file(tmp_path):
     file, output = tmp_path / "long", tmp_path / "out"
     file.write_text("".join(f"line {number} of many, each short\n" for number in range(200_000)))
-    folders = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "support")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
-    command = [sys.executable, "-c", MEMORY_CODE, str(file), str(output)]
-    printed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True).stdout
+    printed = run_with_transformers(None, MEMORY_CODE, str(file), str(output))
     assert output.read_bytes() == file.read_bytes()
     kilobytes = int(printed)
     print(f"{file.stat().st_size >> 10} KiB of text, {kilobytes} KiB more memory")

@@ -5,8 +5,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from launches import fork, start, wait_for
 
 from lvnar_hf import train_tokenizer
 from lvnar_hf.decoding import make_batches
@@ -342,7 +341,7 @@ def test_a_process_claims_only_what_nobody_else_is_at(tmp_path, sample_pairs, sa
     run.prepare()
     helper = Distillation(tmp_path, sample_pairs, sample_tokenizer, 40, SETTINGS)
     engine = echo(sample_tokenizer)
-    with atomic_files.claim(helper._shard_file(2).with_suffix(".lock")) as is_mine:
+    with atomic_files.try_lock(helper._shard_file(2).with_suffix(".lock")) as is_mine:
         assert is_mine
         helper.translate(engine, rank=1)
         assert helper._unfinished_shards() == [2]
@@ -546,23 +545,32 @@ MOMENTS = [
 ]
 
 
-@pytest.fixture
-def run_killed(monkeypatch) -> Callable[..., int | None]:
-    """`run_until` in a process that is forked from one with all modules imported; its exit code."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "support")]))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.distillation.test_distil"])
-
-    def run(*arguments) -> int | None:
-        process = context.Process(target=run_until, args=arguments)
-        process.start()
-        process.join(120)
-        return process.exitcode
-
-    return run
+def run_killed(*arguments) -> int | None:
+    """`run_until` in a process of its own; its exit code."""
+    process = start(run_until, *arguments)
+    process.join(120)
+    return process.exitcode
 
 
-def test_killed_before_and_after_every_rename(workplace, tmp_path, unbroken, run_killed):
+def run_two_killed(folder: Path, given: list[str] | dict, renames: int) -> None:
+    """`run_until` in two processes; the first to have brought so many files to their names kills itself."""
+    killed = folder / "killed.py"
+    killed.write_text(
+        "import json, sys; from tests.distillation.test_distil import run_until\n"
+        f"run_until(json.loads(sys.argv[1]), {renames}, 'after')\n"
+    )
+    codes, output = wait_for(fork(killed, json.dumps(given, default=str), folder=folder), folder)
+    assert codes == [-signal.SIGKILL] * 2, output[-3000:]
+
+
+def run_two(folder: Path, *command: object) -> str:
+    """What two processes print that run a script, or a module after "-m", to its end."""
+    codes, output = wait_for(fork(*command, folder=folder), folder)
+    assert codes == [0, 0], output[-3000:]
+    return output
+
+
+def test_killed_before_and_after_every_rename(workplace, tmp_path, unbroken):
     argv = flags(workplace, tmp_path / "out")
     for moment in MOMENTS:
         assert run_killed(argv, *moment) == -signal.SIGKILL
@@ -574,14 +582,7 @@ def test_killed_before_and_after_every_rename(workplace, tmp_path, unbroken, run
     assert result["processes_of_all_runs"] == 4, "several processes had a share in it"
 
 
-def launch(*command: str) -> subprocess.CompletedProcess:
-    """A script, or a module after "-m", on two CPU processes."""
-    launcher = [str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu", "--num_machines", "1"]
-    launcher += ["--num_processes", "2", "--main_process_port", "0"]
-    return subprocess.run([*launcher, *command], capture_output=True, text=True, timeout=200)
-
-
-def test_killed_and_continued_with_another_number_of_processes(workplace, tmp_path, sample_texts, run_killed):
+def test_killed_and_continued_with_another_number_of_processes(workplace, tmp_path, sample_texts):
     for name, side in zip(("train.en", "train.de"), sample_texts, strict=True):
         (tmp_path / name).write_text("".join(text + "\n" for text in side), "utf-8")
     changes = {
@@ -597,19 +598,11 @@ def test_killed_and_continued_with_another_number_of_processes(workplace, tmp_pa
 
     distil.main(flags(workplace, tmp_path / "unbroken", **changes))
     argv = flags(workplace, tmp_path / "out", **changes)
-    # The first of the two to have brought four files to their names kills itself; the launcher ends the other.
-    killed = tmp_path / "killed.py"
-    paths = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "support")]
-    killed.write_text(f"import sys\nsys.path[:0] = {paths}\nfrom tests.distillation.test_distil import run_until\n")
-    with killed.open("a") as file:
-        file.write("run_until(sys.argv[1:], 4, 'after')\n")
-    launched = launch(str(killed), *argv)
-    assert launched.returncode != 0 and "SIGKILL" in launched.stderr, launched.stderr[-3000:]
+    run_two_killed(tmp_path, argv, 4)
     shards = list((tmp_path / "out" / "unfinished").glob("shard-*.jsonl"))
     assert 2 <= len(shards) <= 8 and not (tmp_path / "out" / "distillation.json").exists()
     assert run_killed(argv, 3, "after") == -signal.SIGKILL
-    launched = launch(str(ROOT / "training" / "distil.py"), *argv)
-    assert launched.returncode == 0, launched.stderr[-3000:]
+    run_two(tmp_path, ROOT / "training" / "distil.py", *argv)
     assert read(tmp_path / "out") == read(tmp_path / "unbroken")
     result = json.loads((tmp_path / "out" / "distillation.json").read_text())
     counts, num_distinct = result["counts"], len({*sample_texts[0], *mono})

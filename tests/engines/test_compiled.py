@@ -1,5 +1,7 @@
 """The compiled engine: tokens, steps, bounds and options as those of the model itself, in padded shapes too."""
 
+import copy
+
 import pytest
 import torch
 from conftest import has_cpp_compiler, make_batch, make_ctc_model, make_model, tiny_config
@@ -10,6 +12,7 @@ from lvnar_hf.engines.compiled import CPU_BUCKETS, CUDA_BUCKETS, Buckets, LvnarC
 from lvnar_hf.jobs import line_translator
 
 EVERY_LENGTH = [(1 + (7 * row) % 39, 1) for row in range(40)]
+ONE_LAYER = {"num_prior_layers": 1, "num_posterior_decoder_layers": 1, "num_decoder_layers": 1}  # compiled the sooner
 BATCHES = [[(5, 1)], [(1, 1)], [(39, 1)], [(9, 1)] * 9, [(3, 1), (8, 1), (1, 1)], EVERY_LENGTH]
 
 
@@ -18,8 +21,7 @@ pytestmark = pytest.mark.skipif(not has_cpp_compiler(), reason="torch.compile ne
 
 @pytest.fixture(scope="module", params=["length", "ctc"])
 def model(request):
-    sizes = {"num_prior_layers": 1, "num_posterior_decoder_layers": 2, "num_decoder_layers": 1}
-    return make_ctc_model(**sizes) if request.param == "ctc" else make_model(tiny_config(**sizes))
+    return make_ctc_model(**ONE_LAYER) if request.param == "ctc" else make_model(tiny_config(**ONE_LAYER))
 
 
 of_length = pytest.mark.parametrize("model", ["length"], indirect=True)
@@ -46,7 +48,8 @@ def no_new_graph():
 @pytest.mark.parametrize("buckets", [CPU_BUCKETS, CUDA_BUCKETS, Buckets(5, False)])
 def test_it_is_the_model_token_by_token(model, engine, buckets, num_steps, options, monkeypatch, no_new_graph):
     monkeypatch.setattr(engine, "buckets", buckets)
-    options = {**options, "num_refinement_steps": num_steps, "return_dict_in_generate": True, "output_scores": True}
+    options = {**options, "num_refinement_steps": num_steps, "return_dict_in_generate": True}
+    options["output_confidences"] = True  # and with them the bounds
     for seed, lengths in enumerate(BATCHES):
         batch = make_batch(model.config, lengths, seed)
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], **options}
@@ -57,6 +60,7 @@ def test_it_is_the_model_token_by_token(model, engine, buckets, num_steps, optio
         for given, wanted in zip(output.sequences_per_step, expected.sequences_per_step, strict=True):
             assert torch.equal(given, wanted)
         torch.testing.assert_close(output.lower_bounds, expected.lower_bounds, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(output.token_confidences, expected.token_confidences, rtol=1e-3, atol=1e-5)
 
 
 def test_sentences_that_stop_leave_the_batch(model, engine, monkeypatch, no_new_graph):
@@ -85,9 +89,11 @@ def test_the_shapes_that_inputs_are_padded_to():
         Buckets(0, False)
 
 
-def test_in_the_pipeline_and_for_files(tiny_repository, sample_tokenizer, sample_texts, monkeypatch):
+def test_in_the_pipeline_and_for_files(sample_tokenizer, sample_texts, tmp_path, monkeypatch):
     """A repository, in bfloat16."""
-    engine = LvnarCompiledModel.from_pretrained(tiny_repository, dtype=torch.bfloat16)
+    make_model(tiny_config(vocab_size=len(sample_tokenizer), **ONE_LAYER)).save_pretrained(tmp_path)
+    sample_tokenizer.save_pretrained(tmp_path)
+    engine = LvnarCompiledModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert engine.dtype == torch.bfloat16
     texts = [text for text in sample_texts[0] if len(text) < 40][:32]
     expected = pipeline("translation", model=engine.model, tokenizer=sample_tokenizer)(texts, batch_size=16)
@@ -95,7 +101,7 @@ def test_in_the_pipeline_and_for_files(tiny_repository, sample_tokenizer, sample
     # Untrained, nearly all words are nearly equal: a wrong mask or weight would change every sentence.
     assert sum(one != other for one, other in zip(given, expected, strict=True)) <= 8
     monkeypatch.setattr(LvnarCompiledModel, "from_pretrained", lambda name, device: engine)
-    translator = line_translator.load_translator(str(tiny_repository), "compiled", max_batch_tokens=256)
+    translator = line_translator.load_translator(str(tmp_path), "compiled", max_batch_tokens=256)
     assert translator.model is engine and translator.engine == "compiled"
     translated = translator.translate(texts).texts
     assert sum(one != other["translation_text"] for one, other in zip(translated, given, strict=True)) <= 8
@@ -116,16 +122,19 @@ def test_it_refuses_what_the_model_refuses(model, engine, no_new_graph):
 
 
 @of_length
-def test_each_engine_has_the_weights_of_its_time(model):
+def test_each_engine_has_the_weights_of_its_time(model, engine):
     """Of one model whose weights have changed, too: the compiler must not take for known what it has frozen."""
-    changed = make_model(model.config)
     input_ids = make_batch(model.config, [(9, 1)] * 4)["input_ids"]
-    old = LvnarCompiledModel(changed).generate(input_ids, num_refinement_steps=0)
-    assert torch.equal(old, changed.generate(input_ids, num_refinement_steps=0))
-    changed.load_state_dict(make_model(model.config, seed=1).state_dict())
-    new = changed.generate(input_ids, num_refinement_steps=0)
-    assert old.shape != new.shape or not torch.equal(old, new)
-    assert torch.equal(LvnarCompiledModel(changed).generate(input_ids, num_refinement_steps=0), new)
+    old = engine.generate(input_ids, num_refinement_steps=0)
+    first = copy.deepcopy(model.state_dict())
+    model.load_state_dict(make_model(model.config, seed=1).state_dict())
+    try:
+        new = model.generate(input_ids, num_refinement_steps=0)
+        assert old.shape != new.shape or not torch.equal(old, new)
+        assert torch.equal(LvnarCompiledModel(model).generate(input_ids, num_refinement_steps=0), new)
+    finally:
+        model.load_state_dict(first)
+    assert torch.equal(old, model.generate(input_ids, num_refinement_steps=0))
 
 
 @of_length

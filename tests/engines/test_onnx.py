@@ -18,7 +18,7 @@ from lvnar_hf.engines.graph import FILES, VERSION_KEY
 from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.engines.onnx_graph import with_subgraphs
 from training.quality.decoding import translate_texts
-from training.translation_quality.measures import corpus_scores
+from training.translation_quality.bleu import corpus_scores
 
 LENGTHS = [(1 + (7 * row) % 39, 1) for row in range(40)]
 
@@ -187,8 +187,9 @@ def test_the_pipeline_takes_it(repository, model, engine, sample_texts):
 def test_it_refuses_what_pytorch_refuses(engine):
     with pytest.raises(ValueError, match="num_beams=4 steers autoregressive decoding"):
         engine.generate(torch.tensor([[5, 1]]), num_beams=4)
-    with pytest.raises(ValueError, match="output_scores=True needs the PyTorch model"):
-        engine.generate(torch.tensor([[5, 1]]), return_dict_in_generate=True, output_scores=True)
+    for name in ("output_scores", "output_confidences"):
+        with pytest.raises(ValueError, match=f"{name}=True needs the PyTorch model"):
+            engine.generate(torch.tensor([[5, 1]]), return_dict_in_generate=True, **{name: True})
     with pytest.raises(ValueError, match="The source has 129 tokens; the model takes at most"):
         engine.generate(torch.full((1, 129), 5))
     with pytest.raises(ValueError, match="LvnarOnnxModel is on cpu and cannot go to cuda"):

@@ -24,7 +24,8 @@ from training.speed.shortlists import (
     measure,
 )
 
-CONFIG = tiny_config(target_vocab_size=45, tie_word_embeddings=False, carries_source_states=True)
+ONE_LAYER = {"num_prior_layers": 1, "num_posterior_decoder_layers": 1, "num_decoder_layers": 1}
+CONFIG = tiny_config(target_vocab_size=45, tie_word_embeddings=False, carries_source_states=True, **ONE_LAYER)
 LENGTHS = [(1 + (7 * row) % 39, 1) for row in range(40)]
 WORST = torch.tensor(float("-inf"))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from conftest import ROOT, make_ctc_model, make_model, tiny_config
+from conftest import ROOT, make_model, tiny_config
 from huggingface_hub import HfApi
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,10 +24,12 @@ from transformers import AutoConfig, AutoTokenizer, pipeline
 from lvnar_hf import LvnarConfig, LvnarTokenizer, __version__, hub, train_tokenizer
 from lvnar_hf.commands.app import app
 from lvnar_hf.commands.publish import publish
+from lvnar_hf.confidence_lvnar import FILE as CALIBRATION_FILE
+from lvnar_hf.confidence_lvnar import Calibration, Curve
 from lvnar_hf.engines.graph import FILES
-from lvnar_hf.engines.onnx_export import export_onnx
 from lvnar_hf.engines.shortlist import FILE as SHORTLIST_FILE
 from lvnar_hf.engines.shortlist import Shortlist
+from lvnar_hf.files.fingerprints import folder_weights_fingerprint
 from lvnar_hf.hub import verification
 from lvnar_hf.hub.checks import (
     PACKAGE_FOLDER,
@@ -186,17 +188,17 @@ def test_two_vocabularies_shards_and_a_stored_path_are_published(sample_texts, t
 
 
 def test_graphs_are_published_and_refused_if_they_are_cut_or_of_other_weights(
-    model_folder, without_processes, capsys, tmp_path
+    model_folder, tiny_graphs, without_processes, capsys, tmp_path
 ):
     folder = Path(shutil.copytree(model_folder, tmp_path / "with-graphs"))
-    model = make_ctc_model(vocab_size=500)
-    model.save_pretrained(folder)
-    export_onnx(model, folder)
+    shutil.copytree(tiny_graphs, folder / "onnx")
     Shortlist(torch.ones(500, 2).int(), torch.tensor([5, 6]).int(), torch.tensor(-0.5)).save(folder)
+    calibration = Calibration(Curve((0.5,), (0.5,)), Curve((0.5,), (0.5,)), 0.5, folder_weights_fingerprint(folder))
+    (folder / CALIBRATION_FILE).write_text(json.dumps(calibration.to_dict()))
     output = tmp_path / "output"
     publish(str(folder), REPO_ID, str(output))
     shown = capsys.readouterr().out
-    for name in (*FILES.values(), SHORTLIST_FILE):
+    for name in (*FILES.values(), CALIBRATION_FILE, SHORTLIST_FILE):
         assert (output / name).read_bytes() == (folder / name).read_bytes() and f" {name}\n" in shown
     content = (output / FILES["int8"]).read_bytes()
     (output / FILES["int8"]).write_bytes(content[:-99])
@@ -205,6 +207,9 @@ def test_graphs_are_published_and_refused_if_they_are_cut_or_of_other_weights(
     (output / FILES["int8"]).write_bytes(content)
     make_model(LvnarConfig.from_pretrained(output), seed=1).save_pretrained(tmp_path / "other")
     shutil.copy(tmp_path / "other" / "model.safetensors", output)
+    with pytest.raises(ValueError, match=r"calibration\.json was made from other weights"):
+        hub.verify(output)
+    (output / CALIBRATION_FILE).unlink()
     with pytest.raises(ValueError, match=r"onnx/model\.onnx was made from other weights"):
         hub.verify(output)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from canaries import build, fake_kernels
 from conftest import ROOT, other_python, other_versions
+from forks import PYTHONPATH, run_forked
 
-from lvnar_hf import LvnarForConditionalGeneration, hub
-from lvnar_hf.engines.onnx_export import export_onnx
+from lvnar_hf import hub
 
 FIRST_CHECKS = ("check_repository", "verify")
 
@@ -27,8 +27,7 @@ def sound(tiny_repository, tmp_path_factory) -> Path:
 
 def run_python(version: str | None, arguments: list[str], answers: str, cwd: Path) -> subprocess.CompletedProcess:
     """Python in a fresh process on a version of transformers, without the network, with `answers` on its input."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "support")])
-    environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "HF_HOME": str(cwd / "home")}
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "HF_HUB_OFFLINE": "1", "HF_HOME": str(cwd / "home")}
     command = [other_python(version), *arguments]
     return subprocess.run(command, input=answers, env=environment, cwd=cwd, capture_output=True, text=True, timeout=600)
 
@@ -71,31 +70,24 @@ def test_the_ways_of_the_canaries_load_what_is_sound(sound, tmp_path):
     shutil.copytree(sound, tmp_path / "repositories" / "sound")
     code = "import json, sys; from pathlib import Path; from canaries import load_without_trust as load; "
     code += "print(json.dumps(load(Path(sys.argv[1]))))"
-    result = run_python(None, ["-c", code, str(tmp_path / "repositories" / "sound")], "", tmp_path)
+    result = run_forked(["-c", code, tmp_path / "repositories" / "sound"], cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     said = json.loads(result.stdout.strip().split("\n")[-1])
     failed = {way: answer for way, answer in said.items() if answer != "loaded"}
     assert set(failed) == {"model, pickled"} and len(said) >= 19
 
 
-@pytest.fixture(scope="module")
-def graphs(sound, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("graphs")
-    export_onnx(LvnarForConditionalGeneration.from_pretrained(sound).eval(), folder)
-    return folder / "onnx"
-
-
 @pytest.mark.parametrize("engine", ["torch", "onnx-int8"])
 @pytest.mark.parametrize("spoilt", ["unknown_model_type", "tokenizer"])
-def test_standard_input_is_no_answer_to_a_question_of_trust(sound, graphs, tmp_path, engine, spoilt):
+def test_standard_input_is_no_answer_to_a_question_of_trust(sound, tiny_graphs, tmp_path, engine, spoilt):
     """All lines are translated, without that code, or none and the command fails."""
     folder, marks = tmp_path / "repositories", tmp_path / "marks"
     folder.mkdir()
     marks.mkdir()
     build(sound, folder, marks)
-    shutil.copytree(graphs, folder / spoilt / "onnx")
-    command = ["-m", "lvnar_hf", "translate", "--model", str(folder / spoilt), "--engine", engine, "--device", "cpu"]
-    result = run_python(None, command, "y\na text\n", tmp_path)
+    shutil.copytree(tiny_graphs, folder / spoilt / "onnx")
+    command = ["-m", "lvnar_hf", "translate", "--model", folder / spoilt, "--engine", engine, "--device", "cpu"]
+    result = run_forked(command, input="y\na text\n", cwd=tmp_path)
     assert list(marks.iterdir()) == []
     assert (result.returncode, result.stdout.count("\n")) in ((0, 2), (1, 0)), result.stderr[-3000:]
     if (spoilt, engine) == ("unknown_model_type", "torch"):

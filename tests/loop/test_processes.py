@@ -2,19 +2,12 @@
 
 import functools
 import json
-import multiprocessing
-import os
-import runpy
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import datasets
 import pytest
 import torch
 import yaml
@@ -23,6 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from conftest import ROOT
 from digits import write_digits
+from launches import fork, kill, launch, wait_for
 from transformers import AutoModelForSeq2SeqLM
 
 from tests.loop.test_training import assert_equal, digit_tokenizer, weights  # noqa: F401  (a fixture)
@@ -33,12 +27,6 @@ from training.loop.run import check_launch
 from training.loop.trainer import TranslationTrainer
 
 SCRIPTS = {"train.py": train, "teacher.py": teacher}
-SHARDED = (
-    "--use_fsdp",
-    "--fsdp_version=2",
-    "--fsdp_auto_wrap_policy=NO_WRAP",
-    "--fsdp_cpu_ram_efficient_loading=false",
-)
 TIMES = ("target_tokens_per_second", "loading_share", "minutes")
 
 
@@ -61,8 +49,23 @@ def recipe(tmp_path, digit_tokenizer) -> Path:  # noqa: F811
     return write_recipe(tmp_path, digit_tokenizer)
 
 
+def command(recipe: Path, script: str, is_sharded: bool) -> list[str]:
+    """A training script with its recipe; sharded on the CPU by a script of the tests."""
+    if is_sharded:
+        return [str(ROOT / "tests" / "support" / "fsdp_on_cpu.py"), script, "--config", str(recipe)]
+    return [str(ROOT / "training" / script), "--config", str(recipe)]
+
+
+def run_two(recipe: Path, script: str, *flags: str, is_sharded: bool) -> None:
+    """Run a training script to its end on two processes."""
+    processes = fork(*command(recipe, script, is_sharded), *flags, folder=recipe.parent, is_sharded=is_sharded)
+    codes, output = wait_for(processes, recipe.parent)
+    assert codes == [0, 0], output[-3000:]
+    assert "processes: 2\n" in output
+
+
 @pytest.fixture
-def run(recipe, monkeypatch, launched_environments):
+def run(recipe, monkeypatch):
     """Run a training script to its end on one process, here, or on two forked ones."""
     monkeypatch.chdir(recipe.parent)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", recipe.parent / "cache")
@@ -72,112 +75,29 @@ def run(recipe, monkeypatch, launched_environments):
         if num_processes == 1:
             AcceleratorState._reset_state(reset_partial_state=True)
             SCRIPTS[script].main(["--config", str(recipe), *flags])
-            return
-        processes = fork(recipe, launched_environments(is_sharded), script, *flags)
-        deadline = time.monotonic() + 300
-        while any(process.exitcode is None for process in processes) and time.monotonic() < deadline:
-            if any(process.exitcode for process in processes):
-                break  # the other would wait for it
-            time.sleep(0.02)
-        kill(processes)
-        output = "".join(file.read_text("utf-8") for file in sorted(recipe.parent.glob("rank-*.txt")))
-        assert [process.exitcode for process in processes] == [0, 0], output[-3000:]
-        assert "processes: 2\n" in output
+        else:
+            run_two(recipe, script, *flags, is_sharded=is_sharded)
 
     yield run
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def launch(*command: str, is_sharded: bool, folder: Path) -> str:
-    """What `accelerate launch` prints of a script on two CPU processes."""
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    launcher += [*(SHARDED if is_sharded else ("--multi_gpu",)), "--num_machines", "1"]
-    launcher += ["--num_processes", "2", "--main_process_port", "0"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_DATASETS_CACHE": str(folder / "cache")}
-    environment["OMP_NUM_THREADS"] = "1"
-    options = {"cwd": folder, "env": environment, "capture_output": True, "text": True, "timeout": 300}
-    result = subprocess.run([*launcher, *command], **options)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
-
-
-def script_of(script: str, is_sharded: bool) -> list[str]:
-    if is_sharded:
-        return [str(ROOT / "tests" / "support" / "fsdp_on_cpu.py"), script]
-    return [str(ROOT / "training" / script)]
-
-
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory, digit_tokenizer) -> Callable[..., Path]:  # noqa: F811
-    """The output of a training script that was launched on two processes and ran to its end."""
-    recipe = write_recipe(tmp_path_factory.mktemp("launched"), digit_tokenizer)
+def two(tmp_path_factory, digit_tokenizer) -> Callable[..., Path]:  # noqa: F811
+    """The output of a training script that ran to its end on two processes; train.py was launched as users do."""
+    recipe = write_recipe(tmp_path_factory.mktemp("two"), digit_tokenizer)
 
     @functools.cache
     def run(script: str, is_sharded: bool) -> Path:
         output = recipe.parent / f"{script}-{is_sharded}"
-        command = [*script_of(script, is_sharded), "--config", str(recipe), "--output_folder", str(output)]
-        assert "processes: 2\n" in launch(*command, is_sharded=is_sharded, folder=recipe.parent)
+        if (script, is_sharded) == ("train.py", False):
+            printed = launch(*command(recipe, script, False), "--output_folder", str(output), folder=recipe.parent)
+            assert "processes: 2\n" in printed
+        else:
+            run_two(recipe, script, "--output_folder", str(output), is_sharded=is_sharded)
         return output
 
     return run
-
-
-@pytest.fixture(scope="module")
-def launched_environments(tmp_path_factory) -> Callable[[bool], list[dict[str, str]]]:
-    """The environment variables that `accelerate launch` gives to each of two processes."""
-
-    @functools.cache
-    def find(is_sharded: bool) -> list[dict[str, str]]:
-        folder = tmp_path_factory.mktemp("environment")
-        script = folder / "script.py"
-        script.write_text("import json, os\njson.dump(dict(os.environ), open(os.environ['RANK'] + '.json', 'w'))\n")
-        launch(str(script), is_sharded=is_sharded, folder=folder)
-        return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
-
-    return find
-
-
-def run_as_launched(recipe: Path, environment: dict[str, str], script: str, *flags: str) -> None:
-    """A script with the environment that a launcher would give, in this process and to its end."""
-    with open(recipe.parent / f"rank-{environment['RANK']}.txt", "w", encoding="utf-8") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    os.chdir(recipe.parent)
-    os.environ.clear()
-    os.environ.update(environment)
-    datasets.config.HF_DATASETS_CACHE = recipe.parent / "cache"
-    torch.set_num_threads(1)
-    path, *others = script_of(script, is_sharded="ACCELERATE_USE_FSDP" in environment)
-    sys.argv = [path, *others, "--config", str(recipe), *flags]
-    runpy.run_path(path, run_name="__main__")
-
-
-def fork(recipe: Path, environments: list[dict[str, str]], script: str, *flags: str) -> list:
-    """Two processes that run a script as if launched, forked from one with all modules imported."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.loop.test_processes"])
-    processes = []
-    for given in environments:
-        # There is no launcher to find the other process by: the first of the two waits for it at the port.
-        environment = {name: value for name, value in given.items() if not name.startswith("TORCHELASTIC_")}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        arguments = (recipe, environment, script, *flags)
-        processes.append(context.Process(target=run_as_launched, args=arguments, daemon=True))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", str(ROOT))  # for the process that is forked from, which the first start makes
-            processes[-1].start()
-    return processes
-
-
-def kill(processes: list) -> None:
-    """SIGKILL to those that are still there."""
-    for process in processes:
-        process.kill()
-    for process in processes:
-        process.join()
 
 
 def log_lines(folder: Path) -> list[dict]:
@@ -187,16 +107,16 @@ def log_lines(folder: Path) -> list[dict]:
 
 @pytest.mark.parametrize("script", ["train.py", "teacher.py"])
 @pytest.mark.parametrize("is_sharded", [False, True])
-def test_two_processes_learn_as_one_with_the_same_batches(run, launched, tmp_path, script, is_sharded):
+def test_two_processes_learn_as_one_with_the_same_batches(run, two, tmp_path, script, is_sharded):
     run(script, 1, "--gradient_accumulation_steps", "2", "--output_folder", "one")
-    folders = tmp_path / "one", launched(script, is_sharded)
-    one, two = map(log_lines, folders)
-    assert len(one) == len(two) > 12 and one[-1]["step"] == 12
-    for first, second in zip(one, two, strict=True):
+    folders = tmp_path / "one", two(script, is_sharded)
+    one, other = map(log_lines, folders)
+    assert len(one) == len(other) > 12 and one[-1]["step"] == 12
+    for first, second in zip(one, other, strict=True):
         # Loss, gradient norm, every part of the loss and its counts, step by step.
         assert first.pop("kind") == second.pop("kind")
         assert second == pytest.approx(first, rel=2e-4)
-    assert two[0] == pytest.approx(one[0], rel=1e-5)
+    assert other[0] == pytest.approx(one[0], rel=1e-5)
     first, second = (weights(folder / "best") for folder in folders)
     for name, tensor in first.items():
         # Where there is no gradient, as for the bias of keys, Adam makes a step of the noise.
@@ -219,15 +139,13 @@ def test_gradients_in_shards_are_clipped_to_the_norm_of_all(run, tmp_path):
 
 
 @pytest.mark.parametrize(("is_sharded", "kills"), [(False, (5, 10)), (True, (7,))])
-def test_two_processes_killed_resume_to_the_bit(
-    run, launched, launched_environments, recipe, tmp_path, is_sharded, kills
-):
-    unbroken, killed = launched("train.py", is_sharded), tmp_path / "killed"
+def test_two_processes_killed_resume_to_the_bit(run, two, recipe, tmp_path, is_sharded, kills):
+    unbroken, killed = two("train.py", is_sharded), tmp_path / "killed"
     log = killed / "log.jsonl"
     flags = ("--output_folder", "killed", "--resume")
     for num_lines in kills:
-        is_first = num_lines == kills[0]
-        processes = fork(recipe, launched_environments(is_sharded), "train.py", *flags[: 2 if is_first else 3])
+        given = [*command(recipe, "train.py", is_sharded), *flags[: 2 if num_lines == kills[0] else 3]]
+        processes = fork(*given, folder=tmp_path, is_sharded=is_sharded)
         deadline = time.monotonic() + 120
         while not log.exists() or len(log.read_text("utf-8").splitlines()) < num_lines:
             assert all(process.is_alive() for process in processes) and time.monotonic() < deadline

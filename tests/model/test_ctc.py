@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import make_batch, make_model, tiny_config
+from conftest import make_batch, make_model, tiny_config, tokens_of
 from torch.nn.functional import ctc_loss
 
 from lvnar_hf import LvnarForConditionalGeneration
@@ -255,6 +255,36 @@ def test_glancing_leaves_no_weight_without_a_gradient(model, autocast):
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         model(**make_batch(model.config, LENGTHS), kl_budget=0.0, glancing_ratio=0.5).loss.backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+@pytest.mark.parametrize("alignment", ["ctc", "length"])
+def test_the_posterior_is_shown_the_models_own_translation(alignment, monkeypatch):
+    """Of the share of the sentences that is asked for, in training alone; and every weight has its gradient."""
+    options = CTC if alignment == "ctc" else {}
+    model = make_model(tiny_config(dropout=0.0, **options)).train()
+    batch, shown = make_batch(model.config, LENGTHS), []
+    infer_posterior = model.infer_posterior
+
+    def remembered(source, ids, mask):
+        assert torch.equal(mask, (ids != 0).long())
+        shown.append(tokens_of(ids))
+        return infer_posterior(source, ids, mask)
+
+    monkeypatch.setattr(model, "infer_posterior", remembered)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    targets = tokens_of(batch["labels"].clamp(min=0))
+    own = tokens_of(model.eval().generate(**inputs, num_refinement_steps=0))
+    model.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(**batch, own_output_share=1.0).loss.backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    torch.manual_seed(2)
+    for share in (0.0, 1.0, 0.5):
+        model(**batch, own_output_share=share)
+    model.eval()(**batch, own_output_share=1.0)
+    assert shown[1] == shown[4] == targets and shown[2] == own != targets
+    assert all(ids in pair for ids, pair in zip(shown[3], zip(own, targets, strict=True), strict=True))
+    assert shown[3] not in (own, targets)
 
 
 def test_the_loss_of_bigrams_is_mixed_in(model):

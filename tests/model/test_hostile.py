@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from lvnar_hf import LvnarForConditionalGeneration, LvnarTokenizer
+from lvnar_hf.confidence_lvnar import FILE as CALIBRATION_FILE
+from lvnar_hf.confidence_lvnar import Calibration, Curve
 from lvnar_hf.decoding_options_lvnar import MAX_STORED_STEPS
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.loading import load_config, load_model, load_tokenizer
@@ -27,12 +29,14 @@ IN_THE_SUITE = [kind for kind in fuzz.FILES if kind != "graph"]
 
 @pytest.fixture(scope="module")
 def whole(tiny_repository, tmp_path_factory) -> Path:
-    """The tiny repository with a shortlist."""
+    """The tiny repository with a shortlist and a calibration."""
     folder = tmp_path_factory.mktemp("hostile") / "whole"
     shutil.copytree(tiny_repository, folder)
     rows = json.loads((folder / "config.json").read_text())["vocab_size"]
     candidates = torch.randint(3, rows, (rows, 4), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
     Shortlist(candidates, torch.arange(3, 20, dtype=torch.int32), torch.tensor(-1.0)).save(folder)
+    curve = Curve((0.25, 0.5, 0.75), (0.25, 0.5, 1.0))
+    (folder / CALIBRATION_FILE).write_text(json.dumps(Calibration(curve, curve, 0.5).to_dict()))
     return folder
 
 

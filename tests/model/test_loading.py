@@ -149,7 +149,7 @@ def test_every_way_of_loading_gives_the_golden_tokens(remote, mode, tmp_path):
     assert set(values["origins"]) <= origins.get(mode, {"lvnar_hf", "transformers_modules"})
     assert (values["default steps by tag"], values["default steps of main"]) == (1, 0)
     assert values["dtypes"] == ["torch.bfloat16", "torch.float32"] and values["shards"] > 1
-    assert values.get("is the package's", True)
+    assert values.get("is the package's", True) and values["are calibrated"] == [True, True]
     published = remote.repositories[f"user/pushed-{mode}"].files()
     for name in TRAVELLING_MODULES:
         content = (PACKAGE_FOLDER / name).read_bytes()
@@ -162,7 +162,7 @@ def test_every_way_of_loading_gives_the_golden_tokens(remote, mode, tmp_path):
     with read_only(tmp_path / "home"):
         found = load_everywhere(remote, tmp_path / "home", mode, offline=True)
     assert found["ids"] == {"by tag": GOLDEN_TOKENS["ids"], "pipeline": GOLDEN_TOKENS["ids"]}
-    assert remote.requests == []
+    assert found["values"]["are calibrated"] == [True, True] and remote.requests == []
 
 
 def test_a_ctc_model_loads_without_the_package(tmp_path):

@@ -356,7 +356,7 @@ class TableModel(LvnarGenerationMixin):
         return probabilities.log()
 
     def _latents(self, numbers: list[int], mask: torch.Tensor) -> torch.Tensor:
-        """(batch, source_length, 1), and something that is no number at padding."""
+        """(batch, source_length, 1), and NaN at padding."""
         latents = torch.tensor(numbers, dtype=torch.float32)[:, None].expand(mask.shape)
         return latents.masked_fill(mask == 0, float("nan"))[..., None]
 

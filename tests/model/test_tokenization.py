@@ -8,7 +8,6 @@ import copy
 import gzip
 import json
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 import sentencepiece
 import transformers
 from conftest import other_versions, run_with_transformers
+from forks import run_forked
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -307,14 +307,13 @@ def test_training_is_deterministic(joint, unigram, tmp_path):
     joint.save_pretrained(tmp_path / "joint")
     unigram.save_pretrained(tmp_path / "unigram")
     program = (
-        f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}\n"
         "from tests.model.test_tokenization import SOURCE_TEXTS, TARGET_TEXTS, make_unigram_tokenizer\n"
         "from lvnar_hf import train_tokenizer\n"
         "tokenizer = train_tokenizer(SOURCE_TEXTS, TARGET_TEXTS, vocab_size=330, max_length=64)\n"
         f"tokenizer.save_pretrained({str(tmp_path / 'again' / 'joint')!r})\n"
         f"make_unigram_tokenizer().save_pretrained({str(tmp_path / 'again' / 'unigram')!r})"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    run_with_transformers(None, program)
     for name in ("joint", "unigram"):
         assert (tmp_path / name / "tokenizer.json").exists()
         for file in (tmp_path / name).glob("*.json"):
@@ -464,8 +463,7 @@ def test_command_with_flags(text_files, tmp_path, joint):
     source, target = text_files
     arguments = ["--train_source_files", str(source), "--train_target_files", str(target), "--vocab_size", "330"]
     arguments += ["--max_length", "64", "--tokenizer_folder", str(tmp_path / "out")]
-    command = [sys.executable, str(ROOT / "training" / "tokenizer.py"), *arguments]
-    result = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=tmp_path)
+    result = run_forked([ROOT / "training" / "tokenizer.py", *arguments], cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("vocabulary 330") == 2 and "tokens per sentence" in result.stdout
     assert answers(AutoTokenizer.from_pretrained(tmp_path / "out")) == answers(joint)

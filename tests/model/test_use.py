@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import make_batch, make_model, run_with_transformers, tiny_config
+from conftest import make_batch, make_model, tiny_config
+from forks import run_forked
 from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
@@ -214,7 +215,8 @@ def test_the_attention_may_be_chosen(tmp_path):
 
 FORK_CODE = """
 import os, sys, time
-import lvnar_hf
+import lvnar_hf, torch
+torch.set_num_threads(2)
 from transformers import pipeline
 translator = pipeline("translation", model=sys.argv[1])
 child = os.fork()
@@ -231,12 +233,11 @@ else:
 """
 
 
-def test_a_process_that_has_loaded_can_fork_and_translate(monkeypatch):
+def test_a_process_that_has_loaded_can_fork_and_translate():
     """With two threads, which a child does not inherit; the model is large enough to make torch use them."""
     from tests.model.test_repetitions import FOLDER
 
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert run_with_transformers(None, FORK_CODE, str(FOLDER)).split() == ["True"]
+    assert run_forked(["-c", FORK_CODE, FOLDER]).stdout == "True\n"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

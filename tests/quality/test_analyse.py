@@ -35,7 +35,7 @@ from training.reports.examples import (
     render_markdown,
 )
 from training.reports.figures import plot_elbo_and_bleu, plot_stopping, save_figure
-from training.translation_quality.measures import corpus_scores
+from training.translation_quality.bleu import corpus_scores
 
 MAX_STEPS, NUM_SAMPLES, SEED = 4, 3, 7
 HOSTILE = "<script>alert(1)</script> & | `x` **b** ~~s~~ \\ $y$ [a](b) _c_\u2028next\u0085\r\x0b\u202eback\ttab"

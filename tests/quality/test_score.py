@@ -17,8 +17,8 @@ from training import score
 from training.data.evaluation_sets import TestSetArguments, load_test_set
 from training.quality.decoding import refine_texts, translate_texts
 from training.quality.elbo import can_be_scored, elbo_of_sequences
-from training.translation_quality import measures
-from training.translation_quality.measures import bleu_by_length, corpus_scores, repeated_share, words
+from training.translation_quality import bleu as bleu_module
+from training.translation_quality.bleu import bleu_by_length, corpus_scores, repeated_share, words
 
 
 @pytest.fixture
@@ -79,9 +79,9 @@ def test_the_papers_setting_follows_the_corpus(monkeypatch):
     scores = corpus_scores(texts, tokens, "ja", "en")
     assert "bleu_intl_lowercased" not in scores
     assert "tok:none" in scores["bleu_moses"]["signature"] and "moses:sacremoses" in scores["bleu_moses"]["signature"]
-    assert measures.moses_tokens("Yes & no.") == "Yes & no ."
+    assert bleu_module.moses_tokens("Yes & no.") == "Yes & no ."
     assert "bleu_moses" not in corpus_scores(texts, texts, "en", "de")
-    monkeypatch.setattr(measures.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(bleu_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install sacremoses"):
         corpus_scores(texts, texts, "ja", "en")
 
@@ -262,5 +262,5 @@ def test_evaluation_writes_what_it_scored(either_repository, tmp_path):
     with pytest.raises(FileExistsError, match="--output_folder, or give --overwrite"):
         score.main([*arguments, "--target_file", str(files["de"])])
     assert (tmp_path / "out" / "metrics.json").read_text() == before
-    with pytest.raises(ValueError, match=r"20 in .*test\.en.*300 in"):
+    with pytest.raises(ValueError, match=r"20 in .*test\.en.*1000 in"):
         score.main([*arguments, "--overwrite", "--target_file", str(SAMPLE / "test.de")])

@@ -18,9 +18,19 @@ from training.reports.tables import TABLES
 SHIPPED = ROOT / "model_cards" / report.SHIPPED
 LENGTH = SHIPPED.with_name(f"{SHIPPED.name}-length")
 CARDS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/card.yaml"))
-SECTIONS = ["Use", "Intended use", "Results", "Speed", "What refinement does", "Model", "Training", "Limits"]
+SECTIONS = [
+    "Use",
+    "Intended use",
+    "Results",
+    "Confidence",
+    "Speed",
+    "What refinement does",
+    "Model",
+    "Training",
+    "Limits",
+]
 SECTIONS += ["Bias and risks", "Licence and attribution", "Citation"]
-WITHOUT_RESULTS = [name for name in SECTIONS if name not in ("Use", "Speed", "What refinement does")]
+WITHOUT_RESULTS = [name for name in SECTIONS if name not in ("Use", "Confidence", "Speed", "What refinement does")]
 
 PAPER_CARD = r"""---
 .*

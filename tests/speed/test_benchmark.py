@@ -61,8 +61,8 @@ CODE = TokenCode(vocab_size=500, max_target_length=12, min_offset=-6, max_offset
 
 
 def small_config(**changes) -> LvnarConfig:
-    sizes: dict = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_prior_layers": 2}
-    sizes |= {"num_posterior_encoder_layers": 1, "num_posterior_decoder_layers": 2, "num_decoder_layers": 1}
+    sizes: dict = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_prior_layers": 1}
+    sizes |= {"num_posterior_encoder_layers": 1, "num_posterior_decoder_layers": 1, "num_decoder_layers": 1}
     sizes |= {"latent_dim": 4, "max_length_offset": 20, "max_position_embeddings": 40}
     return LvnarConfig(**{"vocab_size": CODE.vocab_size, **sizes, **changes})
 

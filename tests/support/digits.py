@@ -12,21 +12,23 @@ from pathlib import Path
 MIN_DIGITS, MAX_DIGITS = 3, 8
 
 
-def make_digit_pairs(num_pairs: int, seed: int) -> list[tuple[str, str]]:
+def make_digit_pairs(num_pairs: int, seed: int, max_digits: int = MAX_DIGITS) -> list[tuple[str, str]]:
     """Different (source, target) pairs, the same for the same seed; half of them, by chance, are to be reversed."""
     generator = random.Random(seed)
     pairs: dict[str, str] = {}
     while len(pairs) < num_pairs:
-        digits = [str(generator.randrange(10)) for _ in range(generator.randint(MIN_DIGITS, MAX_DIGITS))]
+        digits = [str(generator.randrange(10)) for _ in range(generator.randint(MIN_DIGITS, max_digits))]
         task = generator.choice(["copy", "reverse"])
         pairs[" ".join([task, *digits])] = " ".join(digits if task == "copy" else reversed(digits))
     return list(pairs.items())
 
 
-def write_digits(folder: Path, num_train: int = 20_000, num_valid: int = 500, seed: int = 1) -> None:
+def write_digits(
+    folder: Path, num_train: int = 20_000, num_valid: int = 500, seed: int = 1, max_digits: int = MAX_DIGITS
+) -> None:
     """Write {train,valid}.{source,target}; no validation source is in the training text."""
     folder.mkdir(parents=True, exist_ok=True)
-    pairs = make_digit_pairs(num_train + num_valid, seed)
+    pairs = make_digit_pairs(num_train + num_valid, seed, max_digits)
     for name, part in (("train", pairs[:num_train]), ("valid", pairs[num_train:])):
         for side, texts in zip(("source", "target"), zip(*part, strict=True), strict=True):
             (folder / f"{name}.{side}").write_text("".join(text + "\n" for text in texts), encoding="utf-8")

@@ -34,6 +34,7 @@ FILES = {
     "tokenizer config": "tokenizer_config.json",
     "weights": "model.safetensors",
     "shortlist": "shortlist.safetensors",
+    "calibration": "calibration.json",
     "graph": "onnx/model.onnx",
 }
 MAX_SECONDS, MAX_BYTES = 10, 500 * 2**20
@@ -160,7 +161,8 @@ def use(folder: Path, kind: str) -> list[list[int]]:
     if kind == "config":
         LvnarConfig.from_pretrained(folder)
     model = LvnarForConditionalGeneration.from_pretrained(folder).eval()
-    return _sequences(model.generate(input_ids))
+    asked = {"return_dict_in_generate": True, "output_confidences": True} if kind == "calibration" else {}
+    return _sequences(model.generate(input_ids, **asked))
 
 
 def _sequences(output: Any) -> list[list[int]]:

@@ -48,6 +48,7 @@ def main() -> None:
     translator = translate("pipeline", trust)
     objects = (config, model, tokenizer, translator)
     results["values"]["origins"] = [type(value).__module__.partition(".")[0] for value in objects]
+    results["values"]["are calibrated"] = [one.calibration is not None for one in (model, translator.model)]
     results["values"]["default steps by tag"] = model.generation_config.num_refinement_steps
 
     if not task["offline"]:

@@ -11,7 +11,7 @@ from training.data.corpora import TextPairs
 from training.data.evaluation_sets import evenly_spaced
 from training.distillation.backends import SearchSettings, TeacherEngine, TeacherOutput, make_engine
 from training.distillation.teacher import Teacher
-from training.translation_quality.measures import corpus_scores
+from training.translation_quality.bleu import corpus_scores
 
 WARM_UP_SENTENCES = 16
 

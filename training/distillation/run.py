@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from lvnar_hf.files.atomic import appearing, hash_file, map_file, read_json, write_json
+from lvnar_hf.files.atomic import atomic_file, hash_file, map_file, read_json, write_json
 from lvnar_hf.files.outputs import refuse_existing
 from lvnar_hf.files.text import one_line, read_lines
 from lvnar_hf.jobs.shards import ShardedRun, busy_seconds
@@ -58,7 +58,7 @@ class Plan:
 
     def save(self, file: Path) -> None:
         """Write it, whole or not at all."""
-        with appearing(file) as unfinished, unfinished.open("wb") as opened:
+        with atomic_file(file) as unfinished, unfinished.open("wb") as opened:
             np.savez(opened, **vars(self))
 
     @classmethod
@@ -267,7 +267,7 @@ class Distillation(ShardedRun):
         written_rows = np.zeros(len(self.plan.kinds), dtype=bool)
         names = (SOURCE_FILE, TARGET_FILE, DEGENERATE_FILE)
         with contextlib.ExitStack() as stack:
-            unfinished = {name: stack.enter_context(appearing(self.folder / name)) for name in names}
+            unfinished = {name: stack.enter_context(atomic_file(self.folder / name)) for name in names}
             with contextlib.ExitStack() as files:
                 sources, targets, degenerates = (
                     files.enter_context(file.open("w", encoding="utf-8", newline="\n")) for file in unfinished.values()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lvnar_hf import LvnarTokenizer
-from lvnar_hf.files.atomic import claim, read_json
+from lvnar_hf.files.atomic import read_json, try_lock
 from lvnar_hf.files.outputs import different_settings, refuse_existing
 
 FOLDERS = ("checkpoints", "best", "states", "tensorboard")
@@ -61,7 +61,7 @@ def prepare_output_folder(folder: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def only_training_in(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which ends with this process, for the time of the block; see `claim`.
+    """Hold the folder's lock, which ends with this process, for the time of the block; see `try_lock`.
 
     Raises:
         RuntimeError: another training holds it; names its process.
@@ -70,7 +70,7 @@ def only_training_in(folder: Path) -> Iterator[None]:
     file = folder / LOCK_FILE
     with contextlib.ExitStack() as stack:
         try:
-            is_mine = stack.enter_context(claim(file))
+            is_mine = stack.enter_context(try_lock(file))
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise

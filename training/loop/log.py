@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lvnar_hf.files.atomic import appearing
+from lvnar_hf.files.atomic import atomic_file
 from training.loop.objectives import Objective
 
 
@@ -53,7 +53,7 @@ class RunLog:
         if not self.file.exists():
             return
         lines = self.file.read_text("utf-8").splitlines()
-        with appearing(self.file) as unfinished:
+        with atomic_file(self.file) as unfinished:
             unfinished.write_text("".join(line + "\n" for line in lines if _is_logged_by(line, step)), "utf-8")
 
 

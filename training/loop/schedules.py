@@ -48,4 +48,5 @@ def settings_at(arguments: OptimizationArguments, max_steps: int, step: int, sha
         "kl_budget": kl_budget_at(share, 1.0, arguments.initial_kl_budget, arguments.final_kl_budget),
         "glancing_ratio": glancing_ratio_at(share, arguments.initial_glancing_ratio, arguments.final_glancing_ratio),
         "bigram_weight": arguments.bigram_weight,
+        "own_output_share": arguments.own_output_share,
     }

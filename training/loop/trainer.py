@@ -39,7 +39,7 @@ from training.loop.schedules import settings_at
 from training.loop.states import STEP_FOLDERS, RunStates
 from training.quality.decoding import translate_texts
 from training.recipe import OptimizationArguments
-from training.translation_quality.measures import corpus_scores
+from training.translation_quality.bleu import corpus_scores
 
 
 class NonFiniteError(RuntimeError):

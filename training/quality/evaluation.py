@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from training.data.evaluation_sets import TestSet
 from training.quality.decoding import refine_texts, translate_texts
 from training.quality.elbo import can_be_scored, elbo_of_sequences
-from training.translation_quality.measures import bleu_by_length, corpus_scores, repeated_share, words
+from training.translation_quality.bleu import bleu_by_length, corpus_scores, repeated_share, words
 
 
 def score_refined(

@@ -15,7 +15,7 @@ from lvnar_hf.decoding import sorted_batches
 from lvnar_hf.generation_lvnar import without_repetitions
 from training.quality.decoding import repetition_removal
 from training.quality.elbo import can_be_scored
-from training.translation_quality.measures import corpus_scores
+from training.translation_quality.bleu import corpus_scores
 
 GIVEN = {
     "length": ("nothing", "length", "latents", "length and latents"),

@@ -24,6 +24,7 @@ CARD_TABLES = {
     "spans": "spans",
     "systems": "teacher_test",
     "refinement": "analysis",
+    "confidence": "confidence",
     "speed_trained": "benchmark",
     "distillation": "distillation",
 }

@@ -52,12 +52,20 @@ def describe_example(
         unspaced: align subwords, not words.
     """
     steps = mark_steps(tokenizer, refinement.target_ids, elbos, unspaced)
-    shown = ("step", "text", "num_changed_words", "runs")
     return {
         "num_changes": refinement.num_changes,
         "has_converged": refinement.has_converged,
         "output": refinement.texts[-1],
-        "steps": [{"elbo": step["bound"], **{name: step[name] for name in shown}} for step in steps],
+        "steps": [
+            {
+                "step": step["step"],
+                "elbo": step["bound"],
+                "text": step["text"],
+                "num_changed_words": step["num_changed_words"],
+                "runs": step["runs"],
+            }
+            for step in steps
+        ],
     }
 
 

@@ -1,6 +1,6 @@
-"""The paper's Fig. 3 and 4 from the data of `analysis.json`.
+"""The paper's Fig. 3 and 4 from the data of `analysis.json`, and the reliability diagram of `calibrate.py`.
 
-A figure is a pure function of that JSON, and needs no display. Colours are those of Okabe and Ito,
+A figure is a pure function of a JSON, and needs no display. Colours are those of Okabe and Ito,
 which colour-blind readers can tell apart; markers, line styles and hatching tell the same in black and white.
 """
 
@@ -69,6 +69,33 @@ def plot_stopping(data: dict[str, Any]) -> Figure:
     _draw_grid(axes)
     mean = data["stopping"]["mean_steps_taken"]
     notes = f"A sentence stops at the first step that changes nothing; {mean:.2f} steps are taken in the mean"
+    _write_around(figure, data, notes)
+    return figure
+
+
+def plot_reliability(data: dict[str, Any]) -> Figure:
+    """How often words of a confidence are right: the model calibrated and not, and the teacher if there is one."""
+    figure = Figure(figsize=(5.6, 5.0), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=BLACK, linewidth=0.8, linestyle=":", label="as often as it says")
+    lines = [
+        ("calibrated", data, "bins", BLUE, "o", "-"),
+        ("as computed", data, "bins_uncalibrated", SKY_BLUE, "^", "--"),
+    ]
+    if data["teacher"]:
+        lines.append(("teacher, calibrated", data["teacher"], "bins", VERMILLION, "s", "-."))
+    for name, measured, bins, color, marker, style in lines:
+        error = measured["error_uncalibrated" if bins.endswith("uncalibrated") else "error"]
+        xs, ys = ([one[side] for one in measured[bins]] for side in ("confidence", "value"))
+        label = f"{name}: error {error:.3f}"
+        axes.plot(xs, ys, color=color, marker=marker, linestyle=style, label=label)
+    axes.set_xlabel("mean confidence of the words of a bin", fontsize=LABEL_SIZE)
+    axes.set_ylabel("share of them that the reference has", fontsize=LABEL_SIZE)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.legend(loc="best")
+    _draw_grid(axes)
+    notes = f"Calibrated on {data['calibrated_on']['num_sentences']:,} other sentences; {data['num_words']:,} words"
     _write_around(figure, data, notes)
     return figure
 

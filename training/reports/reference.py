@@ -20,9 +20,13 @@ PACKAGE = "lvnar_hf"
 API: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "Model, tokenizer and pipeline": (
         ("configuration_lvnar", ("LvnarConfig",)),
-        ("modeling_lvnar", ("LvnarForConditionalGeneration", "LvnarOutput")),
+        ("modeling_lvnar", ("LvnarForConditionalGeneration",)),
+        ("losses_lvnar", ("LvnarOutput",)),
         ("generation_lvnar", ("LvnarGenerateOutput",)),
         ("refinement_lvnar", ("refine", "TranslationParts", "EncodedSource")),
+        ("search_options_lvnar", ("SearchOptions",)),
+        ("ctc_beam_lvnar", ("beam_search", "BeamOptions", "LanguageModel")),
+        ("language_models", ("KenlmModel",)),
         ("tokenization_lvnar", ("LvnarTokenizer",)),
         ("tokenizer_training", ("train_tokenizer",)),
         ("pipeline_lvnar", ("LvnarTranslationPipeline",)),

@@ -282,6 +282,7 @@ def distillation_table(results: Path) -> str:
 def teacher_engines_table(results: Path) -> str:
     """The teacher's engines on the same sentences."""
     result = read_result(results, "teacher_engines")
+    num_rounds = len(result["engines"]["transformers"]["seconds"])
     rows = [
         (
             name,
@@ -294,9 +295,48 @@ def teacher_engines_table(results: Path) -> str:
     ]
     return table(("engine", "sentences/s", "times as fast", "same translations", "BLEU"), rows) + (
         f"\n\nBeam {result['num_beams']}, {result['sentences']} training sentences, batches of "
-        f"{result['max_batch_tokens']:,} source tokens, medians of 3 rounds in turns, {machine_of(result)}. The same "
-        f"translations: as transformers with `early_stopping=True`, CTranslate2's rule. BLEU on training sentences, "
-        f"only to compare: `{result['engines']['transformers']['bleu']['signature']}`."
+        f"{result['max_batch_tokens']:,} source tokens, medians of {num_rounds} rounds in turns, "
+        f"{machine_of(result)}. The same translations: as transformers with `early_stopping=True`, CTranslate2's "
+        "rule. BLEU on training sentences, only to compare: "
+        f"`{result['engines']['transformers']['bleu']['signature']}`."
+    )
+
+
+def confidence_table(results: Path) -> str:
+    """What the confidences of words are worth, beside the teacher's."""
+    result = read_result(results, "confidence")
+    systems = {f"this model, {name_steps(result['num_refinement_steps'])}": result}
+    if result["teacher"]:
+        systems["autoregressive teacher, greedy"] = result["teacher"]
+    rows = []
+    for name, measured in systems.items():
+        lowest, of_sentences = measured["lowest_tenth"], measured["sentences"]
+        rows.append(
+            (
+                *(name, f"{measured['wrong_share']:.1%}"),
+                f"{measured['error_uncalibrated']:.3f} → {measured['error']:.3f}",
+                f"{lowest['share_of_wrong_words']:.1%} of {lowest['largest_possible']:.1%}",
+                f"{lowest['wrong_share']:.1%}",
+                f"{of_sentences['error_uncalibrated']:.3f} → {of_sentences['error']:.3f}",
+                f"{of_sentences['rank_correlation']:.2f}",
+            )
+        )
+    header = (
+        *(
+            "",
+            "wrong words",
+            "error of words, raw → calibrated",
+            "wrong words in the lowest tenth, of the most possible",
+        ),
+        *("wrong in that tenth", "error of sentences", "rank correlation of sentences"),
+    )
+    calibrated = result["calibrated_on"]
+    return table(header, rows) + (
+        f"\n\n{result['num_sentences']:,} sentences of {result['test_set']}, {result['num_words']:,} words of this "
+        f"model; calibrated on {calibrated['num_sentences']:,} others, each system by itself. A word is wrong that the "
+        "one reference has not (as often), good or bad. Error: expected calibration error, ten bins of one width. The "
+        "lowest tenth are the words with the lowest confidence; no more wrong ones fit into it than it has words. Of "
+        "sentences, the confidence is compared with the share of their words that are right."
     )
 
 
@@ -373,6 +413,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "refinement": refinement_table,
     "oracles": oracles_table,
     "elbo_speed": elbo_speed_table,
+    "confidence": confidence_table,
     "engine_quality": engine_quality_table,
     "shortlist": shortlist_table,
     "speed_brief": speed_brief_table,

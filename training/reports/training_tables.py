@@ -4,6 +4,7 @@ import json
 import statistics
 from pathlib import Path
 
+from training.recipe import OptimizationArguments
 from training.reports.results import (
     ELBO_PARTS_SHOWN,
     name_signatures,
@@ -14,10 +15,15 @@ from training.reports.results import (
     table,
 )
 
+NUM_SENTENCES = OptimizationArguments.valid_bleu_sentences  # which no recipe of these runs changes
+
 
 def training_table(results: Path) -> str:
     """Validation of the student after each epoch."""
-    return _training_table(results / "log.jsonl") + " BLEU (13a, cased) on 500 of its sentences at even distances."
+    return (
+        _training_table(results / "log.jsonl")
+        + f" BLEU (13a, cased) on {NUM_SENTENCES} of its sentences at even distances."
+    )
 
 
 def finetuning_table(results: Path) -> str:
@@ -59,8 +65,8 @@ def training_sprint_table(results: Path) -> str:
 def training_raw_table(results: Path) -> str:
     """The same of the student on raw text, the first model that shipped."""
     return _training_table(results / "log_raw.jsonl") + (
-        " BLEU (13a, cased) on its first 500 sentences, which are the shortest (in later runs the 500 are taken at "
-        "even distances)."
+        f" BLEU (13a, cased) on its first {NUM_SENTENCES} sentences, which are the shortest (in later runs as many are "
+        "taken at even distances)."
     )
 
 

@@ -43,7 +43,7 @@ from training.speed.specs import (
 )
 from training.speed.timing import WorkloadKey, measure_rounds
 from training.speed.workers import Measurement, Runner, Worker, WorkerProcess, Workload
-from training.translation_quality.measures import corpus_scores
+from training.translation_quality.bleu import corpus_scores
 
 RANDOM_LAYERS = ((6, 6), (12, 1))  # of encoder and decoder
 QUALITY_BATCH_SIZE = 32

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from .measures import corpus_scores, repeated_share, words
+from .bleu import corpus_scores, repeated_share, words
 
 _DESCRIPTION = """\
 BLEU (13a, cased), BLEU in the paper's setting for the corpus, chrF, each with sacreBLEU's signature; the length ratio;
