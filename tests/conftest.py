@@ -158,11 +158,16 @@ def tiny_repository(tmp_path_factory, sample_tokenizer) -> Path:
     return _save_repository(tmp_path_factory.mktemp("repository") / "tiny-lvnar", sample_tokenizer)
 
 
+def _of_all_processes(tmp_path_factory) -> Path:
+    """A folder that the session's processes share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session")
 def tiny_graphs(tmp_path_factory, tiny_repository) -> Path:
     """The folder `onnx` of that model, which one of the session's processes makes for all: it takes ten seconds."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "graphs"
+    folder = _of_all_processes(tmp_path_factory) / "graphs"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             export_onnx(LvnarForConditionalGeneration.from_pretrained(tiny_repository), folder)
@@ -178,12 +183,15 @@ def tiny_ctc_repository(tmp_path_factory, sample_tokenizer) -> Path:
 
 @pytest.fixture(scope="session")
 def shipped_with_graphs(tmp_path_factory) -> Path:
-    """The model that ships with its graphs, made by the command; not to be changed."""
-    folder = shutil.copytree(ROOT / "model_cards" / "lvnar-tatoeba-en-de", tmp_path_factory.mktemp("onnx") / "shipped")
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        result = export(str(folder))
-    assert json.loads(printed.getvalue()) == result and result["float32"]["different_sentences"] == 0
-    assert result["int8"]["bytes"] < result["float32"]["bytes"]
+    """The model that ships with its graphs, made by the command, once for all processes; not to be changed."""
+    folder = _of_all_processes(tmp_path_factory) / "shipped"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            shutil.copytree(ROOT / "model_cards" / "lvnar-tatoeba-en-de", folder)
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                result = export(str(folder))
+            assert json.loads(printed.getvalue()) == result and result["float32"]["different_sentences"] == 0
+            assert result["int8"]["bytes"] < result["float32"]["bytes"]
     return folder
 
 

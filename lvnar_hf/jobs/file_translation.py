@@ -319,7 +319,7 @@ def translate_file(
         "search": search,
         "num_threads": max(1, num_threads() // num_workers),
     }
-    translator = load_any_translator(engine=engine, **load_arguments)
+    translator = load_any_translator(engine=engine, **load_arguments, with_fingerprint=True)
     load_arguments["engine"] = translator.engine
     run.settings |= {
         "model_fingerprint": translator.fingerprint,
@@ -384,16 +384,18 @@ def load_any_translator(
     preserve_format: bool,
     search: dict[str, Any] | None,
     num_threads: int,
+    with_fingerprint: bool = False,
 ) -> LineTranslator:
     """That of `load_light_translator` where there is one, which begins seconds earlier, else that of `load_translator`.
 
     Args:
         num_threads: of this process.
+        with_fingerprint: its fingerprint is needed.
     """
     from lvnar_hf.jobs.light_translator import load_light_translator
 
     arguments = (name, engine, num_refinement_steps, max_batch_tokens, device, preserve_format, search)
-    light = load_light_translator(*arguments, num_threads)
+    light = load_light_translator(*arguments, num_threads, with_fingerprint)
     if light is not None:
         return light
     import torch

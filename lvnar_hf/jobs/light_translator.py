@@ -217,12 +217,14 @@ def load_light_translator(
     preserve_format: bool,
     search: Mapping[str, Any] | None,
     num_threads: int,
+    with_fingerprint: bool = True,
 ) -> LightTranslator | None:
     """The translator of `load_translator` without torch, if it can be had; None says that only that one has it.
 
     Args:
         name, engine, num_refinement_steps, max_batch_tokens, device, preserve_format, search: as there.
         num_threads: of ONNX Runtime.
+        with_fingerprint: find it, which reads all files.
     """
     engine = "onnx-int8" if engine == "auto" else engine
     folder = Path(name)
@@ -239,13 +241,14 @@ def load_light_translator(
         if sizes[0] > model.config.vocab_size or sizes[1] > model.config.decoder_vocab_size:
             return None
         text_format = text_format_for(model.config, tokenizer) if preserve_format else None
+        fingerprint = folder_state(folder, with_graphs=True) if with_fingerprint else ""
     except (ImportError, OSError, RecursionError, TypeError, ValueError, AttributeError):
         return None  # transformers' way has the message, or can do it
     return LightTranslator(
         engine,
         model,
         tokenizer,
-        lambda: folder_state(folder, with_graphs=True),
+        fingerprint,
         num_refinement_steps,
         max_batch_tokens,
         text_format,

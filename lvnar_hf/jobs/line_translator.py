@@ -4,7 +4,6 @@ import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +49,7 @@ class LineTranslator:
     Attributes:
         engine: one of ENGINES, but "auto".
         model: has `generate` and `config`.
-        find_fingerprint: gives the `fingerprint`.
-        fingerprint: of all files that the translations depend on, or the Hub's commit.
+        fingerprint: of all files that the translations depend on, or the Hub's commit; "" if it was not asked for.
         num_refinement_steps: None for a model without.
         max_batch_tokens: of a batch, padding included.
         text_format: takes lines apart and puts them together again; None: a line is a sentence.
@@ -61,15 +59,11 @@ class LineTranslator:
     engine: str
     model: Any
     tokenizer: Any
-    find_fingerprint: Callable[[], str]
+    fingerprint: str
     num_refinement_steps: int | None
     max_batch_tokens: int
     text_format: TextFormat | None = None
     search: Mapping[str, Any] = field(default_factory=dict)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return self.find_fingerprint()
 
     def translate(
         self, lines: Sequence[str], on_progress: Callable[[int], None] = lambda lines: None
@@ -213,16 +207,12 @@ def load_translator(
     tokenizer = load_tokenizer(name)
     if arguments and model.config.model_type != "lvnar":
         raise ValueError(f"A search among candidates is for models of type lvnar; {name} is {model.config.model_type}.")
-
-    def find_fingerprint() -> str:
-        found = _fingerprint(name, model, with_graphs=engine in ONNX_ENGINES)
-        if "rescorer" in arguments:
-            found += _fingerprint(str((search or {})["rescorer"]), arguments["rescorer"], with_graphs=False)
-        return found
-
+    fingerprint = _fingerprint(name, model, with_graphs=engine in ONNX_ENGINES)
+    if "rescorer" in arguments:
+        fingerprint += _fingerprint(str((search or {})["rescorer"]), arguments["rescorer"], with_graphs=False)
     text_format = text_format_for(model.config, tokenizer) if preserve_format else None
     return LineTranslator(
-        engine, model, tokenizer, find_fingerprint, num_refinement_steps, max_batch_tokens, text_format, arguments
+        engine, model, tokenizer, fingerprint, num_refinement_steps, max_batch_tokens, text_format, arguments
     )
 
 
