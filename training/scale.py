@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         name, *where = given.split("=", 2)
         if name not in RECIPES or len(where) != 2:
             raise ValueError(f"--input_times has {given!r}; it must be RECIPE=FILE=TEXT, of {' or '.join(RECIPES)}.")
-        result["input"][name] = {"text": where[1], **json.loads(Path(where[0]).read_text("utf-8"))}
+        result["input"][name] = {**json.loads(Path(where[0]).read_text("utf-8")), "text": where[1]}
     if arguments.count:
         from lvnar_hf.jobs.environment import describe_versions
         from training.speed.operations import count_recipe, count_seen_steps

@@ -75,9 +75,11 @@ def run_dry(
     vocab_sizes = (config.vocab_size, getattr(config, "decoder_vocab_size", None) or config.vocab_size)
     num_batches = 2 * accelerator.num_processes * arguments.gradient_accumulation_steps
     num_pairs = max(NUM_PAIRS, num_batches * arguments.max_tokens_per_batch // int(lengths.mean()))
-    pairs = [made_up_pairs(lengths, number, vocab_sizes, arguments.seed) for number in (num_pairs, 8)]
+    train_pairs, valid_pairs = (
+        made_up_pairs(lengths, number, vocab_sizes, arguments.seed) for number in (num_pairs, 8)
+    )
     tokenizer: Any = SimpleNamespace(pad_token_id=0)
-    trainer = TranslationTrainer(accelerator, model, tokenizer, *pairs, ([], []), arguments)
+    trainer = TranslationTrainer(accelerator, model, tokenizer, train_pairs, valid_pairs, ([], []), arguments)
     trainer.model.train()
     steps = _steps(trainer)
     with torch.compiler.set_stance("force_eager"), operation_counter() as counter:  # compiled code is not seen

@@ -221,15 +221,18 @@ def memory_table() -> str:
 
 def reading_table() -> str:
     """Pairs a second that GPUs take, beside those that a process reads."""
-    counted, rows = _Counted(), []
+    counted, rows, shares = _Counted(), [], []
     for recipe, what, model in counted.models():
         cells = []
         for card in CARDS:
             needed = counted.step(card, model).per(model["plan"]["sentences"])
-            num_workers = -(-needed.fast // counted.fetched(recipe))
-            cells.append(_show(needed) + (f"; `loading_workers: {num_workers:.0f}`" if num_workers > 1 else ""))
+            shares.append(needed.fast / counted.fetched(recipe))
+            cells.append(_show(needed))
         rows.append((what, *cells, _figure(counted.fetched(recipe))))
-    notes = []
+    notes = [
+        f"At the fast end a process that reads and computes in turn loses up to {max(shares):.0%} of its time, which "
+        f"`loading_workers: {-(-max(shares) // 1):.0f}` hides."
+    ]
     for recipe, measured in counted.result["input"].items():
         speed = counted.tokenised(recipe)
         notes.append(

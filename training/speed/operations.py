@@ -210,7 +210,7 @@ def count_translation(model: LvnarForConditionalGeneration, source_length: int, 
             model.predict_length(source, latents)
             model.decode(source, latents, mask).argmax(-1)
 
-    counts = {}
+    counts: dict[str, int] = {}
     with operation_counter() as first, Watch() as first_watch:
         source = model.encode(batch["input_ids"], batch["attention_mask"])
         decode(source, source.prior_means)
@@ -246,6 +246,11 @@ def count_search(teacher: Any, num_beams: int, source_length: int, target_length
     }
 
 
+def pool_of(lengths: np.ndarray) -> np.ndarray:
+    """Lengths (pairs, 2) that come again, as in a large corpus, so that batches have its padding."""
+    return lengths[np.random.default_rng(0).integers(10**9, size=POOL_SIZE) % len(lengths)]
+
+
 def count_recipe(recipe: str, alignments: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """All that `training.speed.scale` asks of a recipe, at its sizes and its first step, with newstest2014's lengths.
 
@@ -260,16 +265,15 @@ def count_recipe(recipe: str, alignments: Mapping[str, Mapping[str, Any]]) -> di
     (of_teacher,) = parse_recipe({"teacher_training": SECTIONS["teacher_training"]}, ["--config", recipe])
     target_size = None if tokenizer.joint else tokenizer.target_vocab_size or tokenizer.vocab_size
     vocabularies = tokenizer.vocab_size, target_size
-    # In the pool of an epoch lengths come again, as in a large corpus.
-    drawn = np.random.default_rng(0).integers(10**9, size=POOL_SIZE)
     models = {}
 
     def count(name: str, model: Any, arguments: OptimizationArguments) -> tuple[int, int]:
         lengths = usable_lengths(model.config, data.max_sentence_length)
-        plan = plan_of(lengths[drawn % len(lengths)], arguments.max_tokens_per_batch)
+        plan = plan_of(pool_of(lengths), arguments.max_tokens_per_batch)
         shape = round(plan["source_length"]), round(plan["target_length"])
         settings = settings_at(arguments, arguments.max_steps, 1, 0.0)
-        counted = count_step(model, arguments, settings, *shape) | count_memory(model, arguments, settings, *shape)
+        counted: dict[str, Any] = {**count_step(model, arguments, settings, *shape)}
+        counted |= count_memory(model, arguments, settings, *shape)
         counted |= {"parameters": model.num_parameters(), "plan": plan, "max_steps": arguments.max_steps}
         models[name] = counted
         return shape
@@ -283,7 +287,7 @@ def count_recipe(recipe: str, alignments: Mapping[str, Mapping[str, Any]]) -> di
         "layers": model.config.decoder_layers,
         "hidden_size": model.config.d_model,
         "decoder_parameters": sum(p.numel() for p in model.get_decoder().parameters()),
-        "plan": search_plan(lengths[drawn % len(lengths)], distillation.max_batch_tokens),
+        "plan": search_plan(pool_of(lengths), distillation.max_batch_tokens),
     }
     translations = {}
     for name, changes in alignments.items():

@@ -149,12 +149,15 @@ def search_seconds(
 ) -> Range:
     """Seconds of beam search for the mean batch, in 16 bits, with the calls of transformers.
 
-    Each round reads the decoder's weights and all keys and values that are cached.
+    Each round reads the decoder's weights, and all keys and values that are cached: for attention, and once more when
+    they are written anew in the order of the beams.
     """
     rows, rounds = plan["sentences"] * num_beams, plan["longest_target"]
     scale = plan["mean_target"] / search["target_length"]
     operations = plan["sentences"] * search["encoder"] + rows * search["hypothesis"] * scale
-    cached = 4 * search["layers"] * search["hidden_size"] * (plan["source_length"] + plan["mean_target"] / 2)  # bytes
+    cached = (
+        3 * 4 * search["layers"] * search["hidden_size"] * (plan["source_length"] + plan["mean_target"] / 2)
+    )  # bytes
     reading = rounds * (2 * search["decoder_parameters"] + rows * cached) / (card.bandwidth * 1e9)
     seconds = computing(card, operations, rounds * search["calls_per_token"], slow_call)
     return Range(max(seconds.fast, reading), max(seconds.slow, reading))
