@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import ROOT, tiny_config
 
 from lvnar_hf.ctc_lvnar import num_cells_needed
@@ -21,8 +22,11 @@ SMALL = ["--max_tokens_per_batch", "64", "--max_sentence_length", "16"]
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
+    """An empty folder to work in, as in a process of its own."""
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield tmp_path
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize(

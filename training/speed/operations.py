@@ -181,14 +181,14 @@ def count_memory(
     """
     last_weight = list(model.parameters())[-1]
     peaks = {}
-    for num_sentences in (2, 4):
+    for num_sentences in (1, 2):
         batch = make_batch(model, num_sentences, source_length, target_length)
         watch = Watch()
         with watch, _as_on_a_gpu():
             torch.autograd.grad(_loss(model, batch, arguments, settings), last_weight)
         peaks[num_sentences] = watch.peak
-    of_a_sentence = (peaks[4] - peaks[2]) // 2
-    return {"bytes_per_sentence": of_a_sentence, "bytes_of_any_batch": max(0, peaks[2] - 2 * of_a_sentence)}
+    of_a_sentence = peaks[2] - peaks[1]
+    return {"bytes_per_sentence": of_a_sentence, "bytes_of_any_batch": max(0, peaks[1] - of_a_sentence)}
 
 
 @torch.no_grad()
