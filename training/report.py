@@ -2,7 +2,8 @@
 
     python training/report.py
 
-Cards and tables come from the results in JSON beside each card.
+Cards and tables come from the results in JSON beside each card; those of docs/SCALE.md from
+`training/speed/scale.json`.
 
 A table stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; `<!-- MODEL/NAME: begin -->` is that of another
 model than the one that ships. No number in a table or card is typed by hand.
@@ -15,13 +16,20 @@ import training.command  # noqa: F401  (ends the script with one line where that
 from training.reports.cards import render_card
 from training.reports.picture import draw_refinement
 from training.reports.reference import render_api, render_recipes
+from training.reports.scale import SCALE_TABLES
 from training.reports.tables import TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 CARDS = ROOT / "model_cards"
 SHIPPED = "lvnar-tatoeba-en-de"
 DOCS = ROOT / "docs"
-DOCUMENTS = (ROOT / "README.md", DOCS / "EXPERIMENTS.md", DOCS / "USAGE.md", ROOT / "training" / "README.md")
+DOCUMENTS = (
+    ROOT / "README.md",
+    DOCS / "EXPERIMENTS.md",
+    DOCS / "SCALE.md",
+    DOCS / "USAGE.md",
+    ROOT / "training" / "README.md",
+)
 # What the README shows: several steps change it, and the last of them finds the words.
 PICTURED_SENTENCE = "I was never very nice to you, was I?"
 
@@ -35,9 +43,12 @@ def render(document: str) -> str:
 
     def replace(match: re.Match) -> str:
         model, _, name = match["name"].rpartition("/")
-        if name not in TABLES:
-            raise ValueError(f"There is no table {name}; known are {', '.join(TABLES)}.")
-        made = TABLES[name](CARDS / (model or SHIPPED) / "results")
+        if name in SCALE_TABLES:
+            made = SCALE_TABLES[name]()
+        elif name in TABLES:
+            made = TABLES[name](CARDS / (model or SHIPPED) / "results")
+        else:
+            raise ValueError(f"There is no table {name}; known are {', '.join((*TABLES, *SCALE_TABLES))}.")
         return f"<!-- {match['name']}: begin -->\n{made}\n<!-- {match['name']}: end -->"
 
     return re.sub(r"<!-- (?P<name>[\w/-]+): begin -->.*?<!-- (?P=name): end -->", replace, document, flags=re.DOTALL)

@@ -6,19 +6,19 @@ It reads the sections data, augmentation, teacher and teacher_training of the re
 that the student is compared with.
 """
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import training.command  # noqa: F401  (ends the script with one line where that is enough)
+from training.loop.arguments import DryRunArguments, vocabulary_sizes
 from training.recipe import AugmentationArguments, DataArguments, OptimizationArguments, TeacherArguments, parse_recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from lvnar_hf import LvnarTokenizer
 
-
-def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Train; return the figures of the best validation.
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Train; return the figures of the best validation, or of a dry run what it prints.
 
     Raises:
         FileExistsError, ValueError: what `run_training` refuses.
@@ -28,23 +28,27 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         "augmentation": AugmentationArguments,
         "teacher": TeacherArguments,
         "teacher_training": OptimizationArguments,
+        "dry_run": DryRunArguments,
     }
-    data, augmentation, sizes, arguments = parse_recipe(sections, argv)
+    data, augmentation, sizes, arguments, dry = parse_recipe(sections, argv)
 
     from transformers import MarianMTModel
 
     from lvnar_hf.loading import load_model
+    from training.loop.dry_run import run_dry
     from training.loop.run import run_training
 
-    def make_model(tokenizer: "LvnarTokenizer") -> "PreTrainedModel":
+    def make_model(vocab_size: int, target_vocab_size: int | None) -> "PreTrainedModel":
         if arguments.initial_model is not None:
             return load_model(arguments.initial_model, dtype="float32")
-        target_vocab_size = None if tokenizer.is_joint else tokenizer.target_vocab_size
-        model = MarianMTModel(sizes.to_config(len(tokenizer), target_vocab_size))
+        model = MarianMTModel(sizes.to_config(vocab_size, target_vocab_size))
         # transformers 4.57 gives 20 where nothing is said.
         model.generation_config.max_length = sizes.max_position_embeddings
         return model
 
+    if dry.dry_run is not None:
+        arguments.initial_model = None  # a step costs the same whatever the weights are
+        return run_dry(dry.dry_run, data, arguments, partial(make_model, *vocabulary_sizes(argv)))
     return run_training(data, augmentation, sizes, arguments, make_model)
 
 

@@ -7,17 +7,16 @@ instead of training: the paper's epoch at zero KL budget.
 """
 
 import argparse
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Any
 
 import training.command  # noqa: F401  (ends the script with one line where that is enough)
+from training.loop.arguments import DryRunArguments, vocabulary_sizes
 from training.recipe import AugmentationArguments, DataArguments, ModelArguments, OptimizationArguments, parse_recipe
 
-if TYPE_CHECKING:
-    from lvnar_hf import LvnarTokenizer
 
-
-def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Train; return the figures of the best validation.
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Train; return the figures of the best validation, or of a dry run what it prints.
 
     Raises:
         FileExistsError, ValueError: what `run_training` refuses.
@@ -30,22 +29,26 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         "augmentation": AugmentationArguments,
         "model": ModelArguments,
         stage.stage: OptimizationArguments,
+        "dry_run": DryRunArguments,
     }
-    data, augmentation, sizes, arguments = parse_recipe(sections, argv)
+    data, augmentation, sizes, arguments, dry = parse_recipe(sections, argv)
 
     from lvnar_hf import LvnarForConditionalGeneration
+    from training.loop.dry_run import run_dry
     from training.loop.run import run_training
 
-    def make_model(tokenizer: "LvnarTokenizer") -> LvnarForConditionalGeneration:
+    def make_model(vocab_size: int, target_vocab_size: int | None) -> LvnarForConditionalGeneration:
         if arguments.initial_model is not None:
             model = LvnarForConditionalGeneration.from_pretrained(arguments.initial_model, dtype="float32")
             model.config.check_languages(data.source_language, data.target_language)
         else:
-            target_vocab_size = None if tokenizer.is_joint else tokenizer.target_vocab_size
-            model = LvnarForConditionalGeneration(sizes.to_config(len(tokenizer), target_vocab_size))
+            model = LvnarForConditionalGeneration(sizes.to_config(vocab_size, target_vocab_size))
         model.config.source_language, model.config.target_language = data.source_language, data.target_language
         return model
 
+    if dry.dry_run is not None:
+        arguments.initial_model = None  # a step costs the same whatever the weights are
+        return run_dry(dry.dry_run, data, arguments, partial(make_model, *vocabulary_sizes(argv)))
     return run_training(data, augmentation, sizes, arguments, make_model)
 
 

@@ -63,7 +63,7 @@ def test_a_step_whose_gradients_overflow_changes_no_weight(fp16_on_cpu, make_tra
     monkeypatch.setattr(CpuFp16Accelerator, "first_scale", 2.0**40)
     trainer = make_trainer(mixed_precision="fp16", max_steps=40)
     before = {name: value.clone() for name, value in weights(trainer.model).items()}
-    step, norms, changed = trainer._optimizer_step, [], []
+    step, norms, changed = trainer.optimizer_step, [], []
 
     def watched_step(group):
         result = step(group)
@@ -71,7 +71,7 @@ def test_a_step_whose_gradients_overflow_changes_no_weight(fp16_on_cpu, make_tra
         changed.append(any(not torch.equal(value, before[name]) for name, value in weights(trainer.model).items()))
         return result
 
-    monkeypatch.setattr(trainer, "_optimizer_step", watched_step)
+    monkeypatch.setattr(trainer, "optimizer_step", watched_step)
     metrics = trainer.train()
     num_skipped = changed.index(True)
     assert num_skipped >= 10 and all(changed[num_skipped:])
@@ -88,8 +88,8 @@ def test_a_killed_run_ends_as_one_that_was_never_stopped(fp16_on_cpu, make_train
     expected = unbroken.train()
     AcceleratorState._reset_state(reset_partial_state=True)
     broken = make_trainer("broken", **options)
-    step = broken._optimizer_step
-    broken._optimizer_step = lambda group: step(group) if broken.step < killed_after else kill()
+    step = broken.optimizer_step
+    broken.optimizer_step = lambda group: step(group) if broken.step < killed_after else kill()
     with pytest.raises(Killed):
         broken.train()
     AcceleratorState._reset_state(reset_partial_state=True)

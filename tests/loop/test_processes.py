@@ -193,7 +193,7 @@ def test_shards_are_refused_in_other_settings_than_were_tested(monkeypatch, chan
 
 def test_the_teacher_resumes_to_the_bit_and_loads(run, tmp_path, monkeypatch):
     run("teacher.py", 1, "--output_folder", "unbroken")
-    step = TranslationTrainer._optimizer_step
+    step = TranslationTrainer.optimizer_step
 
     def stop_at_seven(trainer, group):
         if trainer.step == 7:
@@ -201,7 +201,7 @@ def test_the_teacher_resumes_to_the_bit_and_loads(run, tmp_path, monkeypatch):
         return step(trainer, group)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(TranslationTrainer, "_optimizer_step", stop_at_seven)
+        patch.setattr(TranslationTrainer, "optimizer_step", stop_at_seven)
         run("teacher.py", 1, "--output_folder", "stopped")
     run("teacher.py", 1, "--output_folder", "stopped", "--resume")
     assert_equal(weights(tmp_path / "stopped" / "best"), weights(tmp_path / "unbroken" / "best"))

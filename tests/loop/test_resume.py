@@ -80,8 +80,8 @@ def test_a_killed_run_ends_as_one_that_was_never_stopped(
     unbroken, expected = run_unbroken(accumulation)
     changes = {"dropout": 0.2, "max_steps": 8, "save_every_steps": 2, "gradient_accumulation_steps": accumulation}
     broken = make_trainer("broken", **changes)
-    step = broken._optimizer_step
-    broken._optimizer_step = lambda group: step(group) if broken.step < killed_after else kill()
+    step = broken.optimizer_step
+    broken.optimizer_step = lambda group: step(group) if broken.step < killed_after else kill()
     with pytest.raises(Killed):
         broken.train()
     resumed = make_trainer("broken", **changes)
@@ -102,8 +102,8 @@ def test_a_run_that_validates_within_epochs_resumes_too(make_trainer, tmp_path, 
     expected = unbroken.train()
     assert [line["step"] for line in log_lines(unbroken, "valid")] == [2, 4, 6, 7]
     broken = make_trainer("broken", **changes)
-    step = broken._optimizer_step
-    broken._optimizer_step = lambda group: step(group) if broken.step < killed_after else kill()
+    step = broken.optimizer_step
+    broken.optimizer_step = lambda group: step(group) if broken.step < killed_after else kill()
     with pytest.raises(Killed):
         broken.train()
     later = broken.output_folder / "checkpoints" / "step-0000007"  # as if killed between checkpoint and state
@@ -125,8 +125,8 @@ def test_a_run_of_minutes_goes_on_where_its_time_was(make_trainer):  # noqa: F81
     unbroken = with_fake_clock(make_trainer("unbroken", **changes))
     unbroken.train()
     broken = with_fake_clock(make_trainer("broken", **changes))
-    step = broken._optimizer_step
-    broken._optimizer_step = lambda group: step(group) if broken.step < 3 else kill()
+    step = broken.optimizer_step
+    broken.optimizer_step = lambda group: step(group) if broken.step < 3 else kill()
     with pytest.raises(Killed):
         broken.train()
     resumed = with_fake_clock(make_trainer("broken", **changes), now=1e6)
@@ -269,8 +269,8 @@ def test_a_damaged_state_falls_back_to_the_one_before(make_trainer, run_unbroken
     unbroken, expected = run_unbroken(1)
     changes = {"dropout": 0.2, "max_steps": 8, "save_every_steps": 2}
     broken = make_trainer("broken", **changes)
-    step = broken._optimizer_step
-    broken._optimizer_step = lambda group: step(group) if broken.step < 7 else kill()
+    step = broken.optimizer_step
+    broken.optimizer_step = lambda group: step(group) if broken.step < 7 else kill()
     with pytest.raises(Killed):
         broken.train()
     assert [state.name for state in broken.states.whole()] == ["step-0000004", "step-0000006"]
@@ -316,8 +316,8 @@ def test_the_first_line_after_a_resume_averages_as_many_steps(make_trainer, kill
     unbroken = make_trainer("unbroken", **changes)
     unbroken.train()
     broken = make_trainer("broken", **changes)
-    step = broken._optimizer_step
-    broken._optimizer_step = lambda group: step(group) if broken.step < killed_after else kill()
+    step = broken.optimizer_step
+    broken.optimizer_step = lambda group: step(group) if broken.step < killed_after else kill()
     with pytest.raises(Killed):
         broken.train()
     resumed = make_trainer("broken", **changes)

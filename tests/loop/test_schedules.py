@@ -21,14 +21,14 @@ def with_fake_clock(
     trainer: TranslationTrainer, now: float = 0.0, seconds_a_validation: float = 0.0
 ) -> TranslationTrainer:
     """The trainer with a clock that stands still but in steps, of ten seconds each, and in validations."""
-    step, validate = trainer._optimizer_step, trainer.validate
+    step, validate = trainer.optimizer_step, trainer.validate
 
     def pass_time(seconds: float, result):
         nonlocal now
         now += seconds
         return result
 
-    trainer._optimizer_step = lambda group: pass_time(10.0, step(group))
+    trainer.optimizer_step = lambda group: pass_time(10.0, step(group))
     trainer.validate = lambda: pass_time(seconds_a_validation, validate())
     trainer.clock = lambda: now
     return trainer

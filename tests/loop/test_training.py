@@ -111,8 +111,8 @@ def test_a_batch_in_pieces_makes_the_same_step(make_trainer, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "normal_", lambda tensor, *_, **__: tensor.zero_())
     rows = [whole.train_pairs[index] for index in range(12)]
     parts = [rows[:2], rows[2:3], rows[3:]]
-    first, _ = whole._optimizer_step([whole.collator(rows)])
-    second, _ = pieces._optimizer_step([pieces.collator(part) for part in parts])
+    first, _ = whole.optimizer_step([whole.collator(rows)])
+    second, _ = pieces.optimizer_step([pieces.collator(part) for part in parts])
     assert second == pytest.approx(first, rel=1e-5)
     after = weights(whole.model)
     # Half the learning rate, in the first of two warm-up steps, times the norm that the gradient is clipped to.
@@ -137,8 +137,8 @@ def test_accumulation_takes_whole_groups_of_batches(make_trainer):
     assert len(make_trainer().sampler) == 3
     trainer = make_trainer(gradient_accumulation_steps=2, max_steps=4)
     assert len(trainer.sampler) == 2  # a third batch would be a group of one
-    sizes, step = [], trainer._optimizer_step
-    trainer._optimizer_step = lambda group: sizes.append(len(group)) or step(group)
+    sizes, step = [], trainer.optimizer_step
+    trainer.optimizer_step = lambda group: sizes.append(len(group)) or step(group)
     trainer.train()
     assert sizes == [2, 2, 2, 2] and trainer.progress.epoch == 3
 
@@ -159,7 +159,7 @@ def test_gradient_checkpointing_changes_no_gradient(make_trainer, dropout):
         trainer.optimizer.step = lambda: None
         trainer.optimizer.zero_grad = lambda: None
         set_seed(7)
-        trainer._optimizer_step([trainer.collator([trainer.train_pairs[index] for index in range(8)])])
+        trainer.optimizer_step([trainer.collator([trainer.train_pairs[index] for index in range(8)])])
         gradients.append({name: p.grad.clone() for name, p in trainer.model.named_parameters()})
     assert calls == [1, 2]  # recomputed in the backward pass
     for name, gradient in gradients[0].items():
@@ -277,7 +277,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_trainer, poison):
 
 def overflow(trainer: TranslationTrainer, value: float) -> None:
     """Make the last step's weights what a learning rate that overflows makes of them."""
-    step = trainer._optimizer_step
+    step = trainer.optimizer_step
 
     def take(group):
         result = step(group)
@@ -286,7 +286,7 @@ def overflow(trainer: TranslationTrainer, value: float) -> None:
                 trainer.model.decoder.latent_proj.weight.fill_(value)
         return result
 
-    trainer._optimizer_step = take
+    trainer.optimizer_step = take
 
 
 @pytest.mark.parametrize(

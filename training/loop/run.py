@@ -98,14 +98,15 @@ def run_training(
     augmentation: AugmentationArguments,
     sizes: ModelArguments | TeacherArguments,
     arguments: OptimizationArguments,
-    make_model: Callable[[LvnarTokenizer], PreTrainedModel],
+    make_model: Callable[[int, int | None], PreTrainedModel],
 ) -> dict[str, float]:
     """Load, tokenise, train; or resume. Returns the figures of the best validation.
 
     Args:
         data, augmentation, sizes, arguments: sections of the recipe; kept in `run.json` with hashes of the text, and
             compared when a run is resumed.
-        make_model: the model to begin with, for the tokenizer; called after the seed is set.
+        make_model: the model to begin with, for so many ids of the source, and of the target where it has its own;
+            called after the seed is set.
 
     Raises:
         FileNotFoundError: there is no tokenizer; or `resume` is given, and there is no run.
@@ -158,7 +159,7 @@ def _make_trainer(
     accelerator: Accelerator,
     data: DataArguments,
     arguments: OptimizationArguments,
-    make_model: Callable[[LvnarTokenizer], PreTrainedModel],
+    make_model: Callable[[int, int | None], PreTrainedModel],
     tokenizer: LvnarTokenizer,
     train_texts: TextPairs,
     valid_texts: TextPairs,
@@ -168,7 +169,7 @@ def _make_trainer(
         datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()  # else a bar for each file of each checkpoint
     set_seed(arguments.seed)
-    model = make_model(tokenizer)
+    model = make_model(len(tokenizer), None if tokenizer.is_joint else tokenizer.target_vocab_size)
     set_seed(arguments.seed, device_specific=True)
     tokenizer.model_max_length = limit = model.config.max_position_embeddings
     # What each kind of model can express: a length that its predictor has, a target that its cells can spell, anything.

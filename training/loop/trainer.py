@@ -214,24 +214,29 @@ class TranslationTrainer:
                 self._train_epoch(bar)
         return self.progress.best_metrics
 
-    def _train_epoch(self, bar: tqdm) -> None:
-        """The steps that are left of the epoch, or of the run; validations and states where they are due."""
-        arguments, run, window = self.arguments, self.progress, self.window
-        if run.num_batches_done == self.batches_per_epoch:
-            run.epoch, run.num_batches_done = run.epoch + 1, 0
-        self.sampler.set_epoch(run.epoch, num_batches_done=run.num_batches_done)
+    def load_groups(self) -> Iterator[list[dict[str, torch.Tensor]]]:
+        """The batches of this process that are left of the epoch, in groups, one for each step."""
+        self.sampler.set_epoch(self.progress.epoch, num_batches_done=self.progress.num_batches_done)
         # A generator of its own: the loader would draw from the global one.
         loader = DataLoader(
             self.train_pairs,
             batch_sampler=self.sampler,
             collate_fn=self.collator,
             generator=torch.Generator(),
-            num_workers=arguments.loading_workers,
+            num_workers=self.arguments.loading_workers,
         )
+        return _groups(iter(loader), self.arguments.gradient_accumulation_steps)
+
+    def _train_epoch(self, bar: tqdm) -> None:
+        """The steps that are left of the epoch, or of the run; validations and states where they are due."""
+        arguments, run, window = self.arguments, self.progress, self.window
+        if run.num_batches_done == self.batches_per_epoch:
+            run.epoch, run.num_batches_done = run.epoch + 1, 0
+        groups = self.load_groups()
         self.model.train()
-        for group in _groups(iter(loader), arguments.gradient_accumulation_steps):
+        for group in groups:
             loaded = time.perf_counter()
-            sums, settings = self._optimizer_step(group)
+            sums, settings = self.optimizer_step(group)
             run.num_batches_done += len(group)
             self._count_time()
             window.add(sums, settings, seconds_loading=loaded - window.last_time)
@@ -310,7 +315,7 @@ class TranslationTrainer:
         sequence = np.random.SeedSequence([self.arguments.seed, self.progress.epoch, number])
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
-    def _optimizer_step(self, group: list[dict[str, torch.Tensor]]) -> tuple[dict[str, float], dict[str, float]]:
+    def optimizer_step(self, group: list[dict[str, torch.Tensor]]) -> tuple[dict[str, float], dict[str, float]]:
         """One step on the batches of a group; sums over all processes, and what the step was taken with."""
         arguments, accelerator = self.arguments, self.accelerator
         settings = settings_at(arguments, self.max_steps, self.step + 1, self.share)

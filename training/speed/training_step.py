@@ -1,15 +1,18 @@
-"""Parts of a timed training step: operators that are exchanged or left out, and a batch drawn at random."""
+"""Parts of a timed training step: operators that are exchanged or left out, a batch drawn at random, and lengths."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from training.loop.cpu_operators import FastCpuTraining
 from training.loop.objectives import Batch
+from training.speed.forced_lengths import LENGTHS_FILE
 
 OPERATORS: dict[str, Callable[[], AbstractContextManager]] = {"fast": FastCpuTraining, "torch": nullcontext}
 LEFT_OUT = {"step": (), "without_attention": ("attention",), "without_dropout": ("dropout",)}
@@ -50,3 +53,15 @@ def draw_batch(num_sentences: int, sentence_length: int, vocab_size: int) -> Bat
         "attention_mask": torch.ones(shape, dtype=torch.int64),
         "labels": differences.cumsum(-1) % num_words + NUM_SPECIAL_IDS,
     }
+
+
+def usable_lengths(config: Any, max_sentence_length: int) -> np.ndarray:
+    """newstest2014's (source, target) lengths in tokens, those that the model can be trained on: (pairs, 2)."""
+    lengths = np.array(json.loads(LENGTHS_FILE.read_text("utf-8"))["lengths"])
+    source, target = lengths.T
+    fits = lengths.max(1) <= min(max_sentence_length, config.max_position_embeddings)
+    if getattr(config, "alignment", None) == "ctc":
+        fits &= target <= source * config.upsampling_ratio
+    elif hasattr(config, "max_length_offset"):
+        fits &= abs(target - source) <= config.max_length_offset
+    return lengths[fits]
