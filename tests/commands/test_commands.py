@@ -125,7 +125,9 @@ def run_lvnar(*arguments: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300, **options)
 
 
-@pytest.mark.parametrize("command", ["", *(command.callback.__name__ for command in app.registered_commands)])
+@pytest.mark.parametrize(
+    "command", ["", *(command.name or command.callback.__name__ for command in app.registered_commands)]
+)
 def test_help_is_shown_without_what_takes_seconds(command):
     """A second on a quiet machine; here, what would take the seconds is not imported."""
     code = (

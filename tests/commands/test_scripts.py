@@ -126,7 +126,7 @@ def test_commands_in_the_documents_name_what_exists():
     named = set(re.findall(r"(?:training|tests)/[\w/-]+\.(?:py|yaml|txt|md|en)\b", text))
     assert len(named) >= 20 and not [name for name in named if not (ROOT / name).is_file()]
     commands = set(re.findall(r"^(?:.*[|] )?lvnar ([a-z]+) ", text, re.M))
-    known = {command.callback.__name__ for command in app.registered_commands}
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}
     assert {"translate", "export", "info", "publish"} <= commands <= known
     targets = {
         target

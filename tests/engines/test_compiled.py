@@ -99,12 +99,12 @@ def test_in_the_pipeline_and_for_files(sample_tokenizer, sample_texts, tmp_path,
     expected = pipeline("translation", model=engine.model, tokenizer=sample_tokenizer)(texts, batch_size=16)
     given = pipeline("translation", model=engine, tokenizer=sample_tokenizer)(texts, batch_size=16)
     # Untrained, nearly all words are nearly equal: a wrong mask or weight would change every sentence.
-    assert sum(one != other for one, other in zip(given, expected, strict=True)) <= 8
+    assert sum(one != other for one, other in zip(given, expected, strict=True)) <= 12
     monkeypatch.setattr(LvnarCompiledModel, "from_pretrained", lambda name, device: engine)
     translator = line_translator.load_translator(str(tmp_path), "compiled", max_batch_tokens=256)
     assert translator.model is engine and translator.engine == "compiled"
     translated = translator.translate(texts).texts
-    assert sum(one != other["translation_text"] for one, other in zip(translated, given, strict=True)) <= 8
+    assert sum(one != other["translation_text"] for one, other in zip(translated, given, strict=True)) <= 12
 
 
 def test_it_refuses_what_the_model_refuses(model, engine, no_new_graph):

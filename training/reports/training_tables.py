@@ -62,6 +62,11 @@ def training_sprint_table(results: Path) -> str:
     return _training_table(results / "log_sprint.jsonl") + " BLEU as above."
 
 
+def training_own_table(results: Path) -> str:
+    """The same of a run in which the posterior sees the model's own output too."""
+    return _training_table(results / "log_own.jsonl") + " BLEU as above."
+
+
 def training_raw_table(results: Path) -> str:
     """The same of the student on raw text, the first model that shipped."""
     return _training_table(results / "log_raw.jsonl") + (
