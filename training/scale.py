@@ -16,9 +16,6 @@ from typing import Any
 from transformers.hf_argparser import HfArgumentParser
 
 import training.command  # noqa: F401  (ends the script with one line where that is enough)
-from lvnar_hf.files.atomic import write_json
-from training.report import DOCS, render
-from training.reports.scale import CTC_RECIPE, RECIPES, RESULT, SEEN_LOG, alignments
 
 
 @dataclass
@@ -38,6 +35,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         ValueError: an input time is of no recipe that is counted.
     """
     (arguments,) = HfArgumentParser(ScaleArguments).parse_args_into_dataclasses(argv)
+
+    from lvnar_hf.files.atomic import write_json
+    from training.report import DOCS, render
+    from training.reports.scale import CTC_RECIPE, RECIPES, RESULT, SEEN_LOG, alignments
+
     result = json.loads(RESULT.read_text("utf-8")) if RESULT.exists() else {"input": {}}
     for given in arguments.input_times:
         name, *where = given.split("=", 2)

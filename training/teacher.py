@@ -35,8 +35,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     from transformers import MarianMTModel
 
     from lvnar_hf.loading import load_model
-    from training.loop.dry_run import run_dry
     from training.loop.run import run_training
+    from training.speed.dry_run import run_dry
 
     def make_model(vocab_size: int, target_vocab_size: int | None) -> "PreTrainedModel":
         if arguments.initial_model is not None:

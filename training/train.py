@@ -34,8 +34,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     data, augmentation, sizes, arguments, dry = parse_recipe(sections, argv)
 
     from lvnar_hf import LvnarForConditionalGeneration
-    from training.loop.dry_run import run_dry
     from training.loop.run import run_training
+    from training.speed.dry_run import run_dry
 
     def make_model(vocab_size: int, target_vocab_size: int | None) -> LvnarForConditionalGeneration:
         if arguments.initial_model is not None:

@@ -389,7 +389,7 @@ def test_a_run_that_has_taken_no_step_is_no_run(tmp_path, monkeypatch):
     def start() -> None:
         runs.run_training(data, AugmentationArguments(), ModelArguments(), arguments, no_model)
 
-    def no_model(tokenizer: object) -> None:
+    def no_model(*arguments: object) -> None:
         raise ValueError("There is no model.")
 
     for _ in range(2):
