@@ -2,15 +2,13 @@
 
 import dataclasses
 import time
-from difflib import SequenceMatcher
 from typing import Any
 
 import torch
 
 from lvnar_hf.jobs.line_translator import LineTranslator
 from lvnar_hf.segmentation_lvnar import is_unspaced
-
-_KINDS = {"equal": "kept", "replace": "replaced", "insert": "inserted", "delete": "removed"}
+from lvnar_hf.steps import Run, align
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +25,7 @@ class TextStep:
 
     step: int
     text: str
-    runs: list[dict[str, str]]
+    runs: list[Run]
     seconds: float
     bound: float | None
 
@@ -61,19 +59,11 @@ def refine_text(translator: LineTranslator, text: str, max_steps: int) -> list[T
     return steps
 
 
-def compare_words(before: str, after: str) -> list[dict[str, str]]:
-    """What becomes of the words of one text in the next: runs with `kind`, and `before` and `after`, their text.
-
-    A kind is kept, replaced, inserted or removed. Text without spaces is compared by characters.
-    """
+def compare_words(before: str, after: str) -> list[Run]:
+    """What becomes of the words of one text in the next. Text without spaces is compared by characters."""
     has_spaces = not any(map(is_unspaced, before + after))
-    rows = [text.split(" ") if has_spaces else list(text) for text in (before, after)]
-    joiner = " " if has_spaces else ""
-    matcher = SequenceMatcher(None, rows[0], rows[1], autojunk=False)
-    return [
-        {"kind": _KINDS[tag], "before": joiner.join(rows[0][i:j]), "after": joiner.join(rows[1][k:m])}
-        for tag, i, j, k, m in matcher.get_opcodes()
-    ]
+    sides = [text.split(" ") if has_spaces else list(text) for text in (before, after)]
+    return align(sides[0], sides[1], " " if has_spaces else "")
 
 
 def _lower_bounds(translator: LineTranslator, text: str, max_steps: int) -> list[float] | None:
