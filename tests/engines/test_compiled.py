@@ -98,7 +98,7 @@ def test_in_the_pipeline_and_for_files(tiny_repository, sample_tokenizer, sample
     given = pipeline("translation", model=engine, tokenizer=sample_tokenizer)(texts, batch_size=16)
     # Untrained, nearly all words are nearly equal: a wrong mask or weight would change every sentence.
     assert sum(one != other for one, other in zip(given, expected, strict=True)) <= 8
-    monkeypatch.setattr(line_translator.LvnarCompiledModel, "from_pretrained", lambda name, device: engine)
+    monkeypatch.setattr(LvnarCompiledModel, "from_pretrained", lambda name, device: engine)
     translator = line_translator.load_translator(str(tiny_repository), "compiled", max_batch_tokens=256)
     assert translator.model is engine and translator.engine == "compiled"
     translated = translator.translate(texts).texts

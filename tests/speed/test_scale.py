@@ -191,14 +191,14 @@ def test_what_was_counted_is_of_the_recipes_as_they_are(recipe):
 
 
 def test_the_command_makes_the_document(tmp_path, monkeypatch):
-    document = report.DOCS / "SCALE.md"
-    for file in (tables.RESULT, document):
+    counted, document = tables.RESULT, report.DOCS / "SCALE.md"
+    for file in (counted, document):
         shutil.copy(file, tmp_path)
-    monkeypatch.setattr(scale, "RESULT", tmp_path / tables.RESULT.name)
-    monkeypatch.setattr(scale, "DOCS", tmp_path)
+    monkeypatch.setattr(tables, "RESULT", tmp_path / counted.name)
+    monkeypatch.setattr(report, "DOCS", tmp_path)
     result = scale.main(["--count", "false"])
     assert (tmp_path / "SCALE.md").read_text("utf-8") == document.read_text("utf-8")
-    assert (tmp_path / tables.RESULT.name).read_text("utf-8") == tables.RESULT.read_text("utf-8")
+    assert (tmp_path / counted.name).read_text("utf-8") == counted.read_text("utf-8")
     times = tmp_path / "times.json"
     times.write_text(json.dumps({**result["input"]["aspec_ja_en"], "text": "none"}))
     changed = scale.main(["--count", "false", "--input_times", f"aspec_ja_en={times}=a=b"])
