@@ -61,7 +61,7 @@ def test_a_batch_that_does_not_fit_is_made_smaller_and_said(monkeypatch):
     free = {"cpu": 8_000_000}
     monkeypatch.setattr(dry_run, "get_max_memory", lambda: free)
     result = train.main(recipe)
-    assert 32 <= result["max_tokens_per_batch"] < result["max_tokens_per_batch_of_the_recipe"] == 512
+    assert 32 <= result["max_tokens_per_batch"] < result["max_tokens_per_batch_asked_for"] == 512
     assert np.prod(result["shapes"]["labels"]) <= result["max_tokens_per_batch"]
     assert result["counted_memory_mb"] == pytest.approx(0.8 * 8, rel=0.02)
     hours = 750 * result["seconds_per_step"] * 512 / result["max_tokens_per_batch"] / 3600

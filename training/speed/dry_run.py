@@ -69,7 +69,7 @@ def run_dry(
     model = make_model().train()
     config = model.config
     lengths = usable_lengths(config, data.max_sentence_length)
-    of_recipe, memory = arguments.max_tokens_per_batch, _fitting_budget(accelerator, model, lengths, arguments)
+    asked_for, memory = arguments.max_tokens_per_batch, _fitting_budget(accelerator, model, lengths, arguments)
     arguments.max_tokens_per_batch = memory["max_tokens_per_batch"]
     arguments.output_folder = arguments.output_folder or "none"  # nothing is written there
     vocab_sizes = (config.vocab_size, getattr(config, "decoder_vocab_size", None) or config.vocab_size)
@@ -92,7 +92,7 @@ def run_dry(
         "processes": accelerator.num_processes,
         "mixed_precision": arguments.mixed_precision,
         **memory,
-        "max_tokens_per_batch_of_the_recipe": of_recipe,
+        "max_tokens_per_batch_asked_for": asked_for,
         "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
         "shapes": {name: list(tensor.shape) for name, tensor in first[0].items() if name != "row_ids"},
         "operations_per_step_and_process": counter.get_total_flops(),
@@ -106,7 +106,7 @@ def run_dry(
     seconds = result["seconds_per_step"]
     result["operations_per_second_and_process"] = result["operations_per_step_and_process"] / seconds
     result["target_tokens_per_second"] = result["target_tokens_per_step"] / seconds
-    result["the_run"] = _extrapolate(arguments, seconds * of_recipe / arguments.max_tokens_per_batch)
+    result["the_run"] = _extrapolate(arguments, seconds * asked_for / arguments.max_tokens_per_batch)
     accelerator.print(json.dumps(result, indent=2))
     return result
 
