@@ -67,11 +67,13 @@ def test_the_first_page_shows_what_a_stranger_needs():
     assert len(code.replace("\n\n", "\n").splitlines()) == 5
     rows = [line for line in first.splitlines() if line.startswith("| ")][2:]
     assert [re.split(r" \(|, at| \|", row.removeprefix("| "))[0] for row in rows] == [
-        "autoregressive teacher, beam 3",
+        "autoregressive teacher",
         "this model, 0 steps",
         "this model, 1 step",
         "this model, 3 steps",
         "this model, 1 step, ONNX Runtime int8",
+        "this model, 1 step, beam 32, rescored by its teacher",
+        "strongest baseline",
     ]
 
 
