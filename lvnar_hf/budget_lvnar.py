@@ -16,16 +16,17 @@ from typing import Any
 import torch
 
 from .configuration_lvnar import LvnarConfig
+from .decoding_options_lvnar import DecodingOptions
 from .search_options_lvnar import CANDIDATE_NUMBERS, SearchOptions
 
 NUM_REPEATS = 5
 NUM_WARM_UPS = 2
 
-Translate = Callable[[torch.Tensor, torch.Tensor, Any], object]  # ids, mask, and `DecodingOptions`
+Translate = Callable[[torch.Tensor, torch.Tensor, DecodingOptions], object]  # ids, mask, options
 
 
-def ladder(options: Any) -> list[Any]:
-    """`DecodingOptions` for what may be done, the cheapest first; the last rung is all that is asked for."""
+def ladder(options: DecodingOptions) -> list[DecodingOptions]:
+    """What may be done, the cheapest first; the last rung is all that is asked for."""
     steps = range(options.num_refinement_steps + 1)
     rungs = [dataclasses.replace(options, num_refinement_steps=step, search=SearchOptions()) for step in steps]
     wanted = {name: getattr(options.search, name) for name in CANDIDATE_NUMBERS}
@@ -48,18 +49,19 @@ class CostTable:
         self._config, self._translate, self._device = config, translate, device
         self._costs: dict[tuple[Any, ...], float] = {}
 
-    def cost(self, options: Any, batch_size: int, source_length: int) -> float:
+    def cost(self, options: DecodingOptions, batch_size: int, source_length: int) -> float:
         """What a call takes at most, in milliseconds: that of the next power of 2 of sentences and of tokens."""
         shape = (_power_of_2(batch_size), min(_power_of_2(source_length), self._config.max_position_embeddings))
         search = options.search
-        numbers = [getattr(search, name) for name in CANDIDATE_NUMBERS]
-        key = (options.num_refinement_steps, *numbers, search.score, id(search.rescorer), search.num_elbo_samples)
-        key += (options.with_bounds, options.with_confidences, *shape)
+        numbers = [getattr(search, name) for name in (*CANDIDATE_NUMBERS, "num_elbo_samples", "score")]
+        # The models themselves: an object that is gone may have left its id to another.
+        others = (search.rescorer, search.language_model, options.with_bounds, options.with_confidences)
+        key = (options.num_refinement_steps, *numbers, *others, *shape)
         if key not in self._costs:
             self._costs[key] = self._measure(options, *shape)
         return self._costs[key]
 
-    def _measure(self, options: Any, batch_size: int, source_length: int) -> float:
+    def _measure(self, options: DecodingOptions, batch_size: int, source_length: int) -> float:
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(3, self._config.vocab_size, (batch_size, source_length), generator=generator)
         ids = ids.to(self._device)
@@ -71,7 +73,9 @@ class CostTable:
             seconds.append(time.perf_counter() - start)
         return 1000 * max(seconds[NUM_WARM_UPS:])
 
-    def choose(self, options: Any, batch_size: int, source_length: int, max_ms: float) -> tuple[Any, float]:
+    def choose(
+        self, options: DecodingOptions, batch_size: int, source_length: int, max_ms: float
+    ) -> tuple[DecodingOptions, float]:
         """The highest rung that costs no more, or the first if none does; and what it costs in milliseconds."""
         rungs = ladder(options)
         chosen, expected = rungs[0], self.cost(rungs[0], batch_size, source_length)

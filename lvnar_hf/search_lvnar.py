@@ -13,6 +13,7 @@ This module travels to the Hub with the model: it imports nothing but torch and 
 
 import dataclasses
 import importlib
+import math
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from .configuration_lvnar import LvnarConfig
 from .ctc_beam_lvnar import BeamOptions, beam_search
 from .ctc_lvnar import IMPOSSIBLE, ctc_cell_mask, ctc_nll
-from .decoding_options_lvnar import DecodingOptions
+from .decoding_options_lvnar import NOT_FINITE, DecodingOptions
 from .generation_lvnar import LvnarGenerateOutput
 from .length_lvnar import length_log_probs, likeliest_lengths
 from .losses_lvnar import IGNORED_LABEL, gaussian_kl, gaussian_log_density, token_nll
@@ -56,6 +57,8 @@ def search(
     kept = _firsts(rows, targets)
     rows, targets, beam_scores = rows[kept], targets[kept], beam_scores[kept]
     scores = _scores(model, source, input_ids, rows, targets, beam_scores, options)
+    if bool(scores.isnan().any()):
+        raise ValueError(NOT_FINITE)
     kept_per_sentence = (len(input_ids), wanted.num_return_candidates, model.config.pad_token_id)
     candidates, candidate_scores = _best_first(rows, targets, scores, *kept_per_sentence)
     best = candidates[:, 0]
@@ -112,6 +115,8 @@ def _last_translations(
     wanted, padding = options.search, model.config.pad_token_id
     positions, _ = target_positions(model, of_rows, latents, options.max_length, lengths)
     logits = model.decode(of_rows, latents, positions)
+    if not math.isfinite(float(logits.amax(-1).masked_fill(positions == 0, 0.0).sum())):
+        raise ValueError(NOT_FINITE)
     beam = BeamOptions(wanted.beam_size, wanted.token_bonus, wanted.language_model, wanted.language_model_weight)
     if wanted.beam_size == 1:
         targets = likeliest_targets(model, logits, positions, options.max_length, options.num_target_ids)

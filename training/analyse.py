@@ -87,7 +87,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "versions": describe_versions(),
         "machine": describe_machine(model.device),
     }
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "analysis.json", data)
     save_figure(plot_elbo_and_bleu(data), folder / "elbo_and_bleu.png")
     save_figure(plot_stopping(data), folder / "stopping.png")

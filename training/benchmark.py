@@ -103,7 +103,6 @@ def write_results(folder: Path, benchmark: dict[str, Any]) -> None:
     from training.reports.speed_plots import draw_quality, draw_throughput
     from training.reports.speed_tables import render_document
 
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "benchmark.json", benchmark)
     (folder / "benchmark.md").write_text(render_document(benchmark), "utf-8")
     for mode, result in benchmark["modes"].items():

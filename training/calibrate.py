@@ -101,10 +101,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         limit = other.config.max_position_embeddings
         _, measured = measure(confidence.generate_greedily(other), other_tokenizer, limit, None)
         result["teacher"] = {"model": Path(arguments.teacher).name, **measured}
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / FILE, calibration.to_dict())
     if arguments.results_file is not None:
-        Path(arguments.results_file).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(arguments.results_file), result)
     if arguments.figure_file is not None:
         from training.reports.figures import plot_reliability, save_figure

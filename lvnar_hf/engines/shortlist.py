@@ -37,13 +37,7 @@ class Shortlist:
     min_confidence: torch.Tensor
 
     def candidates_of(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, config: LvnarConfig) -> torch.Tensor:
-        """The tokens tried for each sentence, once each: (batch, largest number of them) int64, padded on the right.
-
-        With alignment "ctc" blank, which is the padding id, is always one of them.
-
-        Args:
-            input_ids, attention_mask: (batch, source_length).
-        """
+        """As `TriedTokens.candidates_of`, of tensors."""
         # In numpy: torch's threads, which wait for more work for a while, would take the cores from ONNX Runtime's.
         return torch.from_numpy(self.arrays.candidates_of(input_ids.numpy(), attention_mask.numpy(), config))
 

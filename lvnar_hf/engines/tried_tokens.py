@@ -65,7 +65,7 @@ def load_tried_tokens(file: str | Path, config: Any) -> TriedTokens:
     if any(bool(((array < 0) | (array >= num_targets)).any()) for array in (tokens.candidates, tokens.frequent)):
         raise ValueError(f"{file} is no shortlist of target ids 0 to {num_targets - 1}.")
     if bool(np.isnan(tokens.min_confidence)):
-        raise ValueError(f"{file}: min_confidence is no number.")
+        raise ValueError(f"{file}: min_confidence is not a number.")
     if len(tokens.candidates) != config.vocab_size:
         raise ValueError(f"{file} is for {len(tokens.candidates)} source tokens; the model has {config.vocab_size}.")
     return tokens

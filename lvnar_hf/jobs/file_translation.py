@@ -366,9 +366,8 @@ def translate_text(
     """The translation of a text; the arguments and the errors are those of `translate_file`."""
     place = Processes.started_together(device).device
     batch_tokens = default_batch_tokens(place) if max_batch_tokens is None else max_batch_tokens
-    translator = load_any_translator(
-        model, engine, num_refinement_steps, batch_tokens, place, preserve_format, search, num_threads()
-    )
+    arguments = (model, engine, num_refinement_steps, batch_tokens, place, preserve_format, search)
+    translator = load_any_translator(*arguments, num_threads=num_threads())
     translation = translator.translate([text])
     if translation.num_cut:
         print(f"cut at the model's limit: {translation.num_cut} sentences", file=sys.stderr)
@@ -376,26 +375,18 @@ def translate_text(
 
 
 def load_any_translator(
-    name: str,
-    engine: str,
-    num_refinement_steps: int | None,
-    max_batch_tokens: int,
-    device: str,
-    preserve_format: bool,
-    search: dict[str, Any] | None,
-    num_threads: int,
-    with_fingerprint: bool = False,
+    *arguments: Any, num_threads: int, with_fingerprint: bool = False, **named: Any
 ) -> LineTranslator:
     """That of `load_light_translator` where there is one, which begins seconds earlier, else that of `load_translator`.
 
     Args:
+        arguments, named: as of both.
         num_threads: of this process.
         with_fingerprint: its fingerprint is needed.
     """
     from lvnar_hf.jobs.light_translator import load_light_translator
 
-    arguments = (name, engine, num_refinement_steps, max_batch_tokens, device, preserve_format, search)
-    light = load_light_translator(*arguments, num_threads, with_fingerprint)
+    light = load_light_translator(*arguments, **named, num_threads=num_threads, with_fingerprint=with_fingerprint)
     if light is not None:
         return light
     import torch
@@ -403,7 +394,7 @@ def load_any_translator(
 
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(num_threads)
-    return load_translator(*arguments)
+    return load_translator(*arguments, **named)
 
 
 def _translate_with_workers(

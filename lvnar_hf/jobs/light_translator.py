@@ -216,6 +216,7 @@ def load_light_translator(
     device: str,
     preserve_format: bool,
     search: Mapping[str, Any] | None,
+    *,
     num_threads: int,
     with_fingerprint: bool = True,
 ) -> LightTranslator | None:
@@ -263,7 +264,7 @@ def _load_model(folder: Path, num_threads: int, precision: str, shortlist: bool 
     own = _read_plain(
         folder / "generation_config.json",
         _GENERATION_VALUES,
-        {"num_refinement_steps", "remove_repetitions", "max_length"},
+        _GENERATION_FIELDS,
     )
     own = GENERATION_DEFAULTS[config.alignment] | {name: own[name] for name in OWN_OPTIONS if name in own}
     options = DecodingOptions(**own)

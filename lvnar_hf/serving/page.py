@@ -77,7 +77,8 @@ def render_steps(steps: Sequence[TextStep], shown: int) -> str:
 
 def _mark(step: TextStep) -> str:
     shown = ({side: html.escape(run[side]) for side in ("before", "after")} for run in step.runs)
-    return " ".join(_MARKS[run["kind"]].format(**texts) for run, texts in zip(step.runs, shown, strict=True))
+    marked = (_MARKS[run["kind"]].format(**texts) for run, texts in zip(step.runs, shown, strict=True))
+    return step.joiner.join(marked)
 
 
 class Watcher:

@@ -34,6 +34,11 @@ class TextStep:
         """Whether a word is another one than after the step before."""
         return any(run["kind"] != "kept" for run in self.runs)
 
+    @property
+    def joiner(self) -> str:
+        """What stands between the runs: a space, or nothing in text without spaces."""
+        return "" if any(map(is_unspaced, self.text)) else " "
+
 
 def refine_text(translator: LineTranslator, text: str, max_steps: int) -> list[TextStep]:
     """The translations of a text with 0, 1, ... refinement steps, until no sentence takes one more.

@@ -1,5 +1,6 @@
 """Candidates, the beam search of CTC, and the choice among them, against brute force and one by one."""
 
+import copy
 import itertools
 import math
 import sys
@@ -347,6 +348,25 @@ def test_what_has_no_meaning_is_refused(options, message):
         model.generate(**_inputs(model), **options)
 
 
+@pytest.mark.parametrize("num_steps", [0, 1])
+def test_numbers_that_are_not_finite_are_refused(model, num_steps):
+    model, options = model
+    model = copy.deepcopy(model)
+    decode, calls = model.decode, []
+
+    def broken(source, latents, mask):
+        calls.append(mask)
+        return decode(source, latents, mask) * (float("nan") if len(calls) > num_steps else 1.0)
+
+    model.decode = broken
+    with pytest.raises(ValueError, match="values that are not finite"):
+        model.generate(**_inputs(model), **options, num_refinement_steps=num_steps)
+    del model.decode
+    model.infer_posterior = lambda source, ids, mask: (source.prior_means * float("nan"), source.prior_stds)
+    with pytest.raises(ValueError, match="values that are not finite"):
+        model.generate(**_inputs(model), **options, num_refinement_steps=num_steps, candidate_score="bound")
+
+
 def test_a_rescorer_of_a_smaller_vocabulary_is_refused(rescorer):
     model = make_ctc_model(vocab_size=62)
     with pytest.raises(ValueError, match="The rescorer knows 61 target ids, and this model says 62"):
@@ -415,11 +435,8 @@ def test_as_much_as_the_time_allows(monkeypatch, max_ms, steps, beam, latents, t
         **{"num_refinement_steps": steps, "beam_size": beam, "num_latent_candidates": latents},
         **{"num_length_candidates": 1, "expected_ms": pytest.approx(taken), "taken_ms": pytest.approx(taken)},
     }
-    before = clock[0]
-    engine.measure_costs([3, 4], **asked)  # the rungs above what was chosen, and no others
-    engine.generate(torch.tensor([[5, 6, 1, 1]]), **asked, max_ms=max_ms)
-    assert clock[0] - before < 0.001 * taken + 7 * 4 * 0.4
-    before = clock[0]
+    engine.measure_costs([3, 4], **asked)
+    before = clock[0]  # from here on nothing is measured
     engine.generate(torch.tensor([[5, 6, 1, 1]]), **asked, max_ms=max_ms)
     assert clock[0] - before == pytest.approx(0.001 * taken)
     with pytest.raises(ValueError, match="max_ms is 0; it must be a number above 0"):

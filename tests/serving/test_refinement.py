@@ -11,7 +11,7 @@ from lvnar_hf.commands.app import app
 from lvnar_hf.hub.publishing import PublishError
 from lvnar_hf.hub.space import assemble_space, push_space
 from lvnar_hf.jobs.line_translator import load_translator
-from lvnar_hf.serving.refinement import compare_words, refine_text
+from lvnar_hf.serving.refinement import TextStep, compare_words, refine_text
 
 TEXT = "I was never very nice to you, was I?\n\n- Where is the station?"
 
@@ -73,3 +73,9 @@ def test_a_space_is_written_shown_and_sent_when_asked(tmp_path, monkeypatch, cap
         assemble_space(folder, "user/model", overwrite=True)
     with pytest.raises(ValueError):
         assemble_space(tmp_path / "other", "no id")
+
+
+def test_runs_join_as_the_text_stands():
+    for text, words in (("a b c", "a x c"), ("猫が好き", "犬が好き")):
+        step = TextStep(1, words, compare_words(text, words), 0.0, None)
+        assert step.joiner.join(run["after"] for run in step.runs) == words

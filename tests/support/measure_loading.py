@@ -56,7 +56,7 @@ import json, sys, time
 from lvnar_hf.jobs.light_translator import load_light_translator
 import onnxruntime
 wall, processor = time.perf_counter(), time.process_time()
-translator = load_light_translator(sys.argv[1], "onnx-int8", None, 512, "cpu", True, None, int(sys.argv[2]))
+translator = load_light_translator(sys.argv[1], "onnx-int8", None, 512, "cpu", True, None, num_threads=int(sys.argv[2]))
 translator.translate(["Where is the station?"])
 print(json.dumps({"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}))
 """
