@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import time
 import urllib.request
 from pathlib import Path
 
@@ -52,16 +51,20 @@ def page(browser, address):
     assert elsewhere == []
 
 
+CHANGED = "([selector, before]) => (document.querySelector(selector)?.textContent ?? before) !== before"
+
+
 def translate(page, text: str, is_error: bool = False) -> str:
-    """Type a text, press the button, wait for what comes."""
-    before = page.locator("#lvnar-translation").inner_html()
+    """Type a text, press the button, wait for other words than stood there.
+
+    Gradio puts its clock beside the old words while it waits, so that other HTML is not yet an answer.
+    """
+    selector = f"#lvnar-translation .lvnar-{'error' if is_error else 'translation'}"
+    shown = page.locator(selector)
+    before = shown.text_content() if shown.count() else ""
     page.locator("#lvnar-text textarea").fill(text)
     page.locator("button#lvnar-translate, #lvnar-translate button").first.click()
-    shown = page.locator("#lvnar-translation .lvnar-error" if is_error else "#lvnar-translation .lvnar-translation")
-    end = time.monotonic() + 60
-    while not shown.count() or page.locator("#lvnar-translation").inner_html() == before:
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    page.wait_for_function(CHANGED, arg=[selector, before], timeout=60_000)
     return shown.inner_text()
 
 
