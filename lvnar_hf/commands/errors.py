@@ -7,7 +7,7 @@ EXTRAS = {
     **dict.fromkeys(["evaluate", "matplotlib"], "eval"),
     **dict.fromkeys(["fugashi", "sacremoses", "unidic_lite"], "ja"),
     **dict.fromkeys(["onnx", "onnxruntime", "onnxscript"], "export"),
-    **dict.fromkeys(["fastapi", "prometheus_client", "uvicorn"], "serve"),
+    **dict.fromkeys(["fastapi", "fastapi_offline", "prometheus_client", "uvicorn"], "serve"),
     "ctranslate2": "distil",
     "gradio": "app",
     "Mykytea": "kytea",

@@ -15,6 +15,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -149,7 +150,8 @@ def create_app(pairs: Pairs, limits: Limits, metrics: Metrics | None = None) -> 
         yield
         await asyncio.to_thread(server.close)
 
-    app = FastAPI(
+    app = FastAPIOffline(  # its page of what can be asked loads nothing from elsewhere
+        redoc_url=None,
         title="LVNAR-HF",
         version=__version__,
         summary="Translation with the requests and answers of LibreTranslate.",

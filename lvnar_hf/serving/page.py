@@ -37,6 +37,7 @@ _MARKS = {
     "inserted": '<mark title="new">{after}</mark>',
     "removed": "<del>{before}</del>",
 }
+_UNSURE = '<span class="unsure" title="the model is unsure">{}</span>'
 _CSS = """
 .lvnar-translation { font-size: 1.25rem; white-space: pre-wrap; overflow-wrap: anywhere; min-height: 3em; }
 .lvnar-steps { border-collapse: collapse; width: 100%; }
@@ -46,6 +47,7 @@ _CSS = """
 .lvnar-steps tr.shown { outline: 2px solid var(--color-accent); }
 .lvnar mark { background: #f5e08a; color: #1b1f24; border-radius: 3px; padding: 0 0.15em; }
 .lvnar del { color: #8a3800; }
+.lvnar .unsure { background: #8883; border-bottom: 2px dotted currentColor; }
 .lvnar-error { color: #8a1c00; font-weight: bold; }
 """
 
@@ -76,9 +78,24 @@ def render_steps(steps: Sequence[TextStep], shown: int) -> str:
 
 
 def _mark(step: TextStep) -> str:
-    shown = ({side: html.escape(run[side]) for side in ("before", "after")} for run in step.runs)
-    marked = (_MARKS[run["kind"]].format(**texts) for run, texts in zip(step.runs, shown, strict=True))
+    marked, start = [], 0
+    for run in step.runs:
+        after = _shade(step, start, start + len(run["after"]))
+        marked.append(_MARKS[run["kind"]].format(before=html.escape(run["before"]), after=after))
+        if run["kind"] != "removed":
+            start += len(run["after"] + step.joiner)
     return step.joiner.join(marked)
+
+
+def _shade(step: TextStep, start: int, end: int) -> str:
+    """A part of the text, the words that the model is unsure of shaded."""
+    shaded = []
+    for first, last in step.uncertain:
+        first, last = max(first, start), min(last, end)
+        if first < last:
+            shaded += [html.escape(step.text[start:first]), _UNSURE.format(html.escape(step.text[first:last]))]
+            start = last
+    return "".join([*shaded, html.escape(step.text[start:end])])
 
 
 class Watcher:
@@ -148,7 +165,8 @@ def build_page(model: str) -> gradio.Blocks:
     with gradio.Blocks(title="LVNAR-HF: refinement, step by step", analytics_enabled=False) as page:
         gradio.Markdown(
             f"# Refinement, step by step\n\n`{watcher.name}` translates from {source or '?'} to {target or '?'}: all "
-            "words at once, then all again in each step. Words that a step has changed are marked."
+            "words at once, then all again in each step. Words that a step has changed are marked; underlined in dots "
+            "is what the model is unsure of."
         )
         steps = gradio.State([])
         with gradio.Row():

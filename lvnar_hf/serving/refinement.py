@@ -1,4 +1,4 @@
-"""A text of any kind, refined: its translation after each step, what the step changed, its time and its bound."""
+"""A text of any kind, refined: its translation after each step, what the step changed, what is unsure, time, bound."""
 
 import dataclasses
 import time
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lvnar_hf.jobs.line_translator import LineTranslator
+from lvnar_hf.pipeline_lvnar import LvnarTranslationPipeline
 from lvnar_hf.segmentation_lvnar import is_unspaced
 from lvnar_hf.steps import Run, align
 
@@ -21,6 +22,7 @@ class TextStep:
         runs: neighbouring words that have met one fate since the step before, as `compare_words` gives them.
         seconds: from text to text, with all steps up to this one.
         bound: lower bound, nats, of all sentences together; None for an engine that computes no probabilities.
+        uncertain: of words with less confidence than the calibration's threshold, start and end in `text`, in order.
     """
 
     step: int
@@ -28,6 +30,7 @@ class TextStep:
     runs: list[Run]
     seconds: float
     bound: float | None
+    uncertain: tuple[tuple[int, int], ...] = ()
 
     @property
     def is_changed(self) -> bool:
@@ -60,7 +63,8 @@ def refine_text(translator: LineTranslator, text: str, max_steps: int) -> list[T
         num_taken = translation.num_steps_taken
         (translated,) = translation.texts
         runs = compare_words(steps[-1].text if steps else translated, translated)
-        steps.append(TextStep(step, translated, runs, seconds, bounds[step] if bounds else None))
+        uncertain = _uncertain_spans(translator, text, step)
+        steps.append(TextStep(step, translated, runs, seconds, bounds[step] if bounds else None, uncertain))
     return steps
 
 
@@ -69,6 +73,15 @@ def compare_words(before: str, after: str) -> list[Run]:
     has_spaces = not any(map(is_unspaced, before + after))
     sides = [text.split(" ") if has_spaces else list(text) for text in (before, after)]
     return align(sides[0], sides[1], " " if has_spaces else "")
+
+
+def _uncertain_spans(translator: LineTranslator, text: str, step: int) -> tuple[tuple[int, int], ...]:
+    """Of the words that the model is unsure of; none without a calibration, or of an engine without probabilities."""
+    if translator.engine != "torch" or translator.model.calibration is None:
+        return ()
+    pipeline = LvnarTranslationPipeline(translator.model, tokenizer=translator.tokenizer)
+    (result,) = pipeline(text, num_refinement_steps=step, truncation=True, return_confidence=True)
+    return tuple((word["start"], word["end"]) for word in result["words"] if word["is_uncertain"])
 
 
 def _lower_bounds(translator: LineTranslator, text: str, max_steps: int) -> list[float] | None:

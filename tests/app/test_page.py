@@ -82,6 +82,7 @@ def test_a_sentence_is_typed_and_its_steps_are_watched(page, tmp_path):
     page.locator("#lvnar-translation [data-step='0']").wait_for(timeout=30_000)
     assert page.locator("#lvnar-translation").inner_text().strip() == cells[0][3]
     assert page.locator("#lvnar-translation mark").count() == 0
+    assert "dir" in page.locator("#lvnar-translation .unsure").all_inner_texts()
     step.fill("1")
     step.press("Enter")
     page.locator("#lvnar-translation [data-step='1']").wait_for(timeout=30_000)

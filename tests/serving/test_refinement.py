@@ -6,6 +6,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from loopback_hub import Fault, point_client_at, running_hub
+from transformers import pipeline
 
 from lvnar_hf.commands.app import app
 from lvnar_hf.hub.publishing import PublishError
@@ -20,10 +21,19 @@ def test_the_steps_are_what_lvnar_translate_gives_until_none_changes():
     translator = load_translator(str(ROOT / "model_cards" / "lvnar-tatoeba-en-de"), preserve_format=True)
     steps = refine_text(translator, TEXT, 20)
     assert [step.step for step in steps] == list(range(len(steps))) and 3 <= len(steps) < 10
+    scored = pipeline("translation", model=translator.model, tokenizer=translator.tokenizer)
+
+    def scores(step: int) -> dict:
+        return scored(TEXT, num_refinement_steps=step, return_confidence=True)[0]
+
     for step in steps:
         (text,) = dataclasses.replace(translator, num_refinement_steps=step.step).translate([TEXT]).texts
         assert step.text == text and step.text.count("\n\n- ") == 1
         assert " ".join(run["after"] for run in step.runs if run["after"]) == step.text
+        words = [step.text[start:end] for start, end in step.uncertain]
+        assert words == [word["text"] for word in scores(step.step)["words"] if word["is_uncertain"]]
+        assert all(word and not word.isspace() for word in words)
+    assert steps[0].uncertain
     assert not steps[0].is_changed and steps[1].is_changed and not steps[-1].is_changed
     assert all(step.bound < 0 and step.seconds > 0 for step in steps)
     assert len(refine_text(translator, TEXT, 1)) == 2

@@ -85,7 +85,10 @@ def test_the_other_pages(client):
     counters = counted(client.get("/metrics").text)
     assert counters['lvnar_requests_total{outcome="ok"}'] >= 1 and counters["lvnar_waiting_requests"] == 0
     assert counters["lvnar_batch_sentences_count"] >= 1 and counters["lvnar_characters_total"] >= 4
-    assert "swagger" in client.get("/docs").text.lower()
+    page = client.get("/docs").text
+    parts = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert "swagger" in page.lower() and len(parts) == 3
+    assert all(part.startswith("/") and client.get(part).status_code == 200 for part in parts)
     schema = client.get("/openapi.json").json()
     body = schema["paths"]["/translate"]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
     assert body.rpartition("/")[2] in schema["components"]["schemas"]
