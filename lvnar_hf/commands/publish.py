@@ -31,12 +31,16 @@ def publish(
     space: Annotated[
         bool, Option("--space", help="A Space with the page of `lvnar app`, for a model on the Hub.")
     ] = False,
+    in_browser: Annotated[
+        bool,
+        Option("--in-browser", help="With --space: a static page, where the browser translates; for a folder too."),
+    ] = False,
 ) -> None:
     """Assemble a model repository, verify it, and show what would be sent to the Hub; with --push, send it.
 
     With --space it is a Space, and --model the id of a model on the Hub: app.py, requirements.txt, README.md, and this
-    package. Without --push nothing is asked of the network. To push, log in first with `hf auth login`, or set
-    HF_TOKEN. A call that was stopped may be made again.
+    package. With --in-browser too it is a static page. Without --push nothing is asked of the network. To push, log in
+    first with `hf auth login`, or set HF_TOKEN. A call that was stopped may be made again.
     """
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
@@ -46,8 +50,10 @@ def publish(
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise BadParameter(f"--repo-id must be user/name or organization/name. {error}") from error
+    if in_browser and not space:
+        raise BadParameter("--in-browser is for a --space.")
     if space:
-        _publish_space(model, repo_id, output_folder, private, push, overwrite)
+        _publish_space(model, repo_id, output_folder, private, push, overwrite, in_browser)
         return
     with tempfile.TemporaryDirectory(prefix="lvnar-publish-") as temporary:
         folder = Path(output_folder or Path(temporary, "repository"))
@@ -66,12 +72,20 @@ def publish(
 
 
 def _publish_space(
-    model: str, repo_id: str, output_folder: str | None, private: bool | None, push: bool, overwrite: bool
+    model: str,
+    repo_id: str,
+    output_folder: str | None,
+    private: bool | None,
+    push: bool,
+    overwrite: bool,
+    in_browser: bool,
 ) -> None:
-    from lvnar_hf.hub.space import assemble_space, push_space
+    from lvnar_hf.hub.space import assemble_space, assemble_static_space, push_space
+
+    assemble = assemble_static_space if in_browser else assemble_space
 
     with tempfile.TemporaryDirectory(prefix="lvnar-space-") as temporary:
-        folder = assemble_space(output_folder or Path(temporary, "space"), model, overwrite)
+        folder = assemble(output_folder or Path(temporary, "space"), model, overwrite)
         print(f"{repo_id}, a Space for {model}:\n{_describe_files(folder)}", flush=True)
         if push:
             print(f"published: commit {push_space(folder, repo_id, private)}")
