@@ -1,4 +1,4 @@
-"""Write all that no hand writes in the documents: cards, tables, API.md, RECIPES.md, and the picture of a refinement.
+"""Write all that no hand writes in the documents: cards, tables, API.md, RECIPES.md, and the README's two pictures.
 
     python training/report.py
 
@@ -16,7 +16,9 @@ import training.command  # noqa: F401  (ends the script with one line where that
 from training.reports.cards import render_card
 from training.reports.picture import draw_refinement
 from training.reports.reference import render_api, render_recipes
+from training.reports.results import read_result
 from training.reports.scale import SCALE_TABLES
+from training.reports.speed_plots import draw_quality, render_svg
 from training.reports.tables import TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,10 +60,12 @@ def rendered_files() -> dict[Path, str]:
     """What every document, card and picture is to hold, by path."""
     files = {path: render(path.read_text("utf-8")) for path in DOCUMENTS}
     cards = {path.parent / "README.md": render_card(path.parent) for path in sorted(CARDS.glob("*/card.yaml"))}
+    benchmark = read_result(CARDS / SHIPPED / "results", "benchmark")
     generated = {
         DOCS / "API.md": render_api(),
         DOCS / "RECIPES.md": render_recipes(),
         DOCS / "refinement.svg": draw_refinement(CARDS / SHIPPED, PICTURED_SENTENCE),
+        DOCS / "speed.svg": render_svg(draw_quality(benchmark["modes"]["trained"])),
     }
     return files | cards | generated
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 from matplotlib.colors import same_color
 
-from training.reports.speed_plots import draw_quality, draw_throughput
+from training.reports.speed_plots import draw_quality, draw_throughput, render_svg
 from training.reports.speed_tables import (
     render_brief,
     render_crossovers,
@@ -148,10 +148,13 @@ def test_plots_hold_what_the_json_holds(known):
         assert not same_color(first.get_color(), second.get_color())
     assert panels[0].get_ylabel() == "throughput (sentences/s)"
 
-    (axes,) = draw_quality(result).axes
-    assert len(axes.lines) == 3 and "BLEU" in axes.get_ylabel() and "milliseconds per sentence" in axes.get_xlabel()
-    for line, (name, system) in zip(axes.lines, result["systems"].items(), strict=True):
-        assert line.get_label() == name
-        assert line.get_xdata() == pytest.approx([system["model"]["latency_ms"]["mean"]])
-        assert list(line.get_ydata()) == [system["quality"]["bleu"]["score"]]
+    figure = draw_quality(result)
+    assert render_svg(draw_quality(result)) == render_svg(draw_quality(result))
+    assert len(figure.axes) == 2 and "BLEU" in figure.axes[0].get_ylabel()
+    for axes, size in zip(figure.axes, ("1", "8"), strict=True):
+        assert len(axes.lines) == 3 and axes.get_xlabel() == f"milliseconds a sentence, batch size {size}"
+        for line, (name, system) in zip(axes.lines, result["systems"].items(), strict=True):
+            assert name.replace(", ", " ", 1).startswith(line.get_label())
+            assert line.get_xdata() == [1000 / system["model"]["sentences_per_second"][size]["median"]]
+            assert list(line.get_ydata()) == [system["quality"]["bleu"]["score"]]
     assert len({line.get_marker() for line in axes.lines}) == 3

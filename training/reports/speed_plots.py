@@ -4,10 +4,11 @@ Legible in print and for colour-blind readers: Okabe and Ito's colours, and a ma
 Autoregressive systems are solid, this model's are dashed, each in its own way.
 """
 
+import io
 from itertools import cycle
 from typing import Any
 
-from matplotlib.axes import Axes
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
@@ -61,34 +62,47 @@ def draw_throughput(result: dict[str, Any]) -> Figure:
 
 
 def draw_quality(result: dict[str, Any]) -> Figure:
-    """BLEU against milliseconds per sentence at batch 1 (or, without it, a sentence's share of the smallest batch).
+    """BLEU against milliseconds a sentence, a panel for the smallest batch and one for the largest.
+
+    The rows of an engine that differ by steps or beam are joined; this model's searches have one marker.
 
     Args:
         result: the mode "trained" of the JSON.
     """
-    figure = Figure(figsize=(8.5, 5.0), layout="constrained")
-    axes: Axes = figure.subplots()
-    size = next(iter(result["sentences"]))
-    for (name, system), marker, colour in zip(result["systems"].items(), cycle(MARKERS), cycle(OKABE_ITO[:7])):
-        speed = system["model"]["sentences_per_second"][size]["median"]
-        is_own = system["family"] == "lvnar"
-        axes.plot(
-            [1000 / speed],
-            [system["quality"]["bleu"]["score"]],
-            label=name,
-            color=colour,
-            marker=marker,
-            markersize=11 if is_own else 8,
-            markerfacecolor=colour if is_own else "none",
-            markeredgewidth=1.5,
-            linestyle="none",
-        )
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel(
-        f"milliseconds per sentence, batch size {size}, model only (filled: this model)", fontsize=FONT_SIZE
-    )
-    axes.set_ylabel("BLEU (13a, cased)", fontsize=FONT_SIZE)
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), labelspacing=1.0)
+    sizes = list(dict.fromkeys([*result["sentences"]][:: max(1, len(result["sentences"]) - 1)]))
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for name, system in result["systems"].items():
+        line, *parts = name.replace(", ", " ", 1).split(", ")  # what it is and its engine; steps or beam; a search
+        lines.setdefault(f"{line}, searching" if len(parts) > 1 else line, []).append(system)
+    figure = Figure(figsize=(4.5 * len(sizes) + 1.5, 4.6), layout="constrained")
+    panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
+    for axes, size in zip(panels, sizes, strict=True):
+        for (name, systems), marker, colour in zip(lines.items(), cycle(MARKERS), cycle(OKABE_ITO[:7])):
+            is_own = systems[0]["family"] == "lvnar"
+            speeds = [system["model"]["sentences_per_second"][size]["median"] for system in systems]
+            axes.plot(
+                [1000 / speed for speed in speeds],
+                [system["quality"]["bleu"]["score"] for system in systems],
+                label=name,
+                color=colour,
+                marker=marker,
+                markersize=7,
+                markerfacecolor=colour if is_own else "none",
+                linestyle="none" if name.endswith(", searching") else "--" if is_own else "-",
+                linewidth=1,
+            )
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel(f"milliseconds a sentence, batch size {size}", fontsize=FONT_SIZE)
+        axes.grid(alpha=0.3, which="both")
+    panels[0].set_ylabel("BLEU (13a, cased)", fontsize=FONT_SIZE)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=7, loc="outside right center", labelspacing=0.8)
     return figure
+
+
+def render_svg(figure: Figure) -> str:
+    """The text of an SVG, the same for the same figure."""
+    file = io.StringIO()
+    with rc_context({"svg.hashsalt": "lvnar", "svg.fonttype": "none"}):
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return "".join(line.rstrip() + "\n" for line in file.getvalue().splitlines())
