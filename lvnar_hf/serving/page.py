@@ -12,12 +12,12 @@ import html
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio
 
 from lvnar_hf.jobs.line_translator import LineTranslator, load_translator
-from lvnar_hf.serving.refinement import TextStep, refine_text
+from lvnar_hf.serving.refinement import TextStep, refine_text, uncertain_spans
 
 MAX_STEPS = 4
 MAX_CHARACTERS = 5000
@@ -52,21 +52,20 @@ _CSS = """
 """
 
 
-def render_translation(steps: Sequence[TextStep], shown: int) -> str:
-    """The translation after a step, or after the last one that was taken, what it changed marked."""
-    step = steps[min(shown, len(steps) - 1)]
-    return f'<div class="lvnar lvnar-translation" data-step="{step.step}" dir="auto">{_mark(step)}</div>'
+def render_translation(step: TextStep, uncertain: Sequence[tuple[int, int]] = ()) -> str:
+    """The translation after a step, what it changed marked, and the `uncertain_spans` shaded."""
+    marked = _mark(step, uncertain)
+    return f'<div class="lvnar lvnar-translation" data-step="{step.step}" dir="auto">{marked}</div>'
 
 
-def render_steps(steps: Sequence[TextStep], shown: int) -> str:
+def render_steps(steps: Sequence[TextStep], shown: TextStep) -> str:
     """A table of the steps."""
     rows = []
     for step in steps:
-        is_shown = step is steps[min(shown, len(steps) - 1)]
         bound = "—" if step.bound is None else f"{step.bound:.1f}".replace("-", "−")
         text = _mark(step) if step.is_changed or step.step == 0 else "<em>no word changes</em>"
         rows.append(
-            f"<tr{' class=shown' if is_shown else ''}><th scope=row>{step.step}</th>"
+            f"<tr{' class=shown' if step is shown else ''}><th scope=row>{step.step}</th>"
             f'<td class="number">{1000 * step.seconds:.0f} ms</td><td class="number">{bound}</td>'
             f'<td class="text" dir="auto">{text}</td></tr>'
         )
@@ -77,25 +76,33 @@ def render_steps(steps: Sequence[TextStep], shown: int) -> str:
     )
 
 
-def _mark(step: TextStep) -> str:
+def _mark(step: TextStep, uncertain: Sequence[tuple[int, int]] = ()) -> str:
     marked, start = [], 0
     for run in step.runs:
-        after = _shade(step, start, start + len(run["after"]))
+        after = _shade(step.text, start, start + len(run["after"]), uncertain)
         marked.append(_MARKS[run["kind"]].format(before=html.escape(run["before"]), after=after))
         if run["kind"] != "removed":
             start += len(run["after"] + step.joiner)
     return step.joiner.join(marked)
 
 
-def _shade(step: TextStep, start: int, end: int) -> str:
-    """A part of the text, the words that the model is unsure of shaded."""
+def _shade(text: str, start: int, end: int, uncertain: Sequence[tuple[int, int]]) -> str:
+    """A part of a text, what is uncertain in it shaded."""
     shaded = []
-    for first, last in step.uncertain:
+    for first, last in uncertain:
         first, last = max(first, start), min(last, end)
         if first < last:
-            shaded += [html.escape(step.text[start:first]), _UNSURE.format(html.escape(step.text[first:last]))]
+            shaded += [html.escape(text[start:first]), _UNSURE.format(html.escape(text[first:last]))]
             start = last
-    return "".join([*shaded, html.escape(step.text[start:end])])
+    return "".join([*shaded, html.escape(text[start:end])])
+
+
+class _Watched(NamedTuple):
+    """What a reader looks at."""
+
+    text: str
+    engine: str
+    steps: list[TextStep]
 
 
 class Watcher:
@@ -151,16 +158,19 @@ def build_page(model: str) -> gradio.Blocks:
     source, target = watcher.languages
     engines = [(PAGE_ENGINES[engine], engine) for engine in watcher.translators]
 
-    def translate(text: str, engine: str, shown: int) -> tuple[list[TextStep], str, str]:
+    def translate(text: str, engine: str, shown: int) -> tuple[_Watched, str, str]:
         steps, error = watcher.watch(text, engine)
-        return steps, *show(steps, shown, error)
-
-    def show(steps: list[TextStep], shown: int, error: str = "") -> tuple[str, str]:
+        watched = _Watched(text, engine, steps)
         if error:
-            return f'<div class="lvnar-error" role="alert">{html.escape(error)}</div>', ""
-        if not steps:
+            return watched, f'<div class="lvnar-error" role="alert">{html.escape(error)}</div>', ""
+        return watched, *show(watched, shown)
+
+    def show(watched: _Watched | None, shown: int) -> tuple[str, str]:
+        if watched is None or not watched.steps:
             return "", ""
-        return render_translation(steps, int(shown)), render_steps(steps, int(shown))
+        step = watched.steps[min(int(shown), len(watched.steps) - 1)]
+        uncertain = uncertain_spans(watcher.translators[watched.engine], watched.text, step.step)
+        return render_translation(step, uncertain), render_steps(watched.steps, step)
 
     with gradio.Blocks(title="LVNAR-HF: refinement, step by step", analytics_enabled=False) as page:
         gradio.Markdown(
@@ -168,7 +178,7 @@ def build_page(model: str) -> gradio.Blocks:
             "words at once, then all again in each step. Words that a step has changed are marked; underlined in dots "
             "is what the model is unsure of."
         )
-        steps = gradio.State([])
+        watched = gradio.State(None)
         with gradio.Row():
             with gradio.Column():
                 text = gradio.Textbox(label="Text", lines=4, max_lines=12, elem_id="lvnar-text", autofocus=True)
@@ -182,7 +192,7 @@ def build_page(model: str) -> gradio.Blocks:
                 )
                 translation = gradio.HTML(elem_id="lvnar-translation")
         table = gradio.HTML(elem_id="lvnar-table")
-        outputs: list[Any] = [steps, translation, table]
+        outputs: list[Any] = [watched, translation, table]
         gradio.on(
             [button.click, text.submit, engine.change],
             translate,
@@ -191,7 +201,7 @@ def build_page(model: str) -> gradio.Blocks:
             show_progress="hidden",
             api_name="translate",
         )
-        shown.change(show, [steps, shown], [translation, table], show_progress="hidden", api_name=False)
+        shown.change(show, [watched, shown], [translation, table], show_progress="hidden", api_name=False)
     return page
 
 

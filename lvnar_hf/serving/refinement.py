@@ -22,7 +22,6 @@ class TextStep:
         runs: neighbouring words that have met one fate since the step before, as `compare_words` gives them.
         seconds: from text to text, with all steps up to this one.
         bound: lower bound, nats, of all sentences together; None for an engine that computes no probabilities.
-        uncertain: of words with less confidence than the calibration's threshold, start and end in `text`, in order.
     """
 
     step: int
@@ -30,7 +29,6 @@ class TextStep:
     runs: list[Run]
     seconds: float
     bound: float | None
-    uncertain: tuple[tuple[int, int], ...] = ()
 
     @property
     def is_changed(self) -> bool:
@@ -63,8 +61,7 @@ def refine_text(translator: LineTranslator, text: str, max_steps: int) -> list[T
         num_taken = translation.num_steps_taken
         (translated,) = translation.texts
         runs = compare_words(steps[-1].text if steps else translated, translated)
-        uncertain = _uncertain_spans(translator, text, step)
-        steps.append(TextStep(step, translated, runs, seconds, bounds[step] if bounds else None, uncertain))
+        steps.append(TextStep(step, translated, runs, seconds, bounds[step] if bounds else None))
     return steps
 
 
@@ -75,13 +72,16 @@ def compare_words(before: str, after: str) -> list[Run]:
     return align(sides[0], sides[1], " " if has_spaces else "")
 
 
-def _uncertain_spans(translator: LineTranslator, text: str, step: int) -> tuple[tuple[int, int], ...]:
-    """Of the words that the model is unsure of; none without a calibration, or of an engine without probabilities."""
+def uncertain_spans(translator: LineTranslator, text: str, num_refinement_steps: int) -> list[tuple[int, int]]:
+    """Start and end, in the translation of a text, of the words with less confidence than the calibration's threshold.
+
+    None without a calibration, or of an engine that computes no probabilities.
+    """
     if translator.engine != "torch" or translator.model.calibration is None:
-        return ()
+        return []
     pipeline = LvnarTranslationPipeline(translator.model, tokenizer=translator.tokenizer)
-    (result,) = pipeline(text, num_refinement_steps=step, truncation=True, return_confidence=True)
-    return tuple((word["start"], word["end"]) for word in result["words"] if word["is_uncertain"])
+    (result,) = pipeline(text, num_refinement_steps=num_refinement_steps, truncation=True, return_confidence=True)
+    return [(word["start"], word["end"]) for word in result["words"] if word["is_uncertain"]]
 
 
 def _lower_bounds(translator: LineTranslator, text: str, max_steps: int) -> list[float] | None:

@@ -12,7 +12,7 @@ from lvnar_hf.commands.app import app
 from lvnar_hf.hub.publishing import PublishError
 from lvnar_hf.hub.space import assemble_space, push_space
 from lvnar_hf.jobs.line_translator import load_translator
-from lvnar_hf.serving.refinement import TextStep, compare_words, refine_text
+from lvnar_hf.serving.refinement import TextStep, compare_words, refine_text, uncertain_spans
 
 TEXT = "I was never very nice to you, was I?\n\n- Where is the station?"
 
@@ -30,10 +30,11 @@ def test_the_steps_are_what_lvnar_translate_gives_until_none_changes():
         (text,) = dataclasses.replace(translator, num_refinement_steps=step.step).translate([TEXT]).texts
         assert step.text == text and step.text.count("\n\n- ") == 1
         assert " ".join(run["after"] for run in step.runs if run["after"]) == step.text
-        words = [step.text[start:end] for start, end in step.uncertain]
+        spans = uncertain_spans(translator, TEXT, step.step)
+        words = [step.text[start:end] for start, end in spans]
         assert words == [word["text"] for word in scores(step.step)["words"] if word["is_uncertain"]]
-        assert all(word and not word.isspace() for word in words)
-    assert steps[0].uncertain
+        assert words and all(word and not word.isspace() for word in words)
+    assert uncertain_spans(dataclasses.replace(translator, engine="onnx-int8"), TEXT, 0) == []
     assert not steps[0].is_changed and steps[1].is_changed and not steps[-1].is_changed
     assert all(step.bound < 0 and step.seconds > 0 for step in steps)
     assert len(refine_text(translator, TEXT, 1)) == 2

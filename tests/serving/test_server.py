@@ -352,6 +352,26 @@ def test_several_processes_share_the_port_and_count_together(model, start, tmp_p
     assert "Traceback" not in server.log and server.log.count("Application shutdown complete") == 2
 
 
+def test_an_answer_of_several_processes_does_not_wait_for_a_receipt(model, monkeypatch):
+    opened = []
+
+    class Processes:
+        processes = ()
+
+        def __init__(self, config, sockets):
+            opened.extend(sockets)
+
+        def run(self):
+            assert opened[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+    monkeypatch.setattr(run, "Multiprocess", Processes)
+    for variable in ("PROMETHEUS_MULTIPROC_DIR", run.SETTINGS_VARIABLE):
+        monkeypatch.setenv(variable, "")  # put back after the test
+    run.serve(ServerSettings([str(model)]), "127.0.0.1", 0, 2)
+    assert len(opened) == 1
+    opened[0].close()
+
+
 def test_processes_that_cannot_start_say_why_and_end(start, tiny_ctc_repository, tmp_path):
     with pytest.raises(RuntimeError, match="There is no folder"):
         start("--model", str(tmp_path / "none"))

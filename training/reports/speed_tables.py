@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from training.reports.results import name_steps, table
+
 ROWS = dict[str, dict[str, Any]]
 
 TITLES = {"random": "Random weights at the paper's sizes", "trained": "Trained models"}
@@ -16,11 +18,6 @@ PAPER_ROWS = (
     ("+ 3 refinement steps", "27.5", "5.1x", "24.2", "6.8x", "81 (24)", "88 (23)"),
     ("+ 5 refinement steps", "", "", "", "", "93 (36)", "90 (32)"),
 )
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def format_number(value: float | None) -> str:
@@ -70,7 +67,7 @@ def render_speed(result: dict[str, Any]) -> str:
             peak = system["memory_mib"]["peak"][size]
             row.append(format_number(None if peak is None or libraries is None else peak - libraries))
         rows.append(row)
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def render_crossovers(result: dict[str, Any]) -> str:
@@ -84,7 +81,7 @@ def render_crossovers(result: dict[str, Any]) -> str:
     for other in others:
         sizes = [row[other] for row in crossovers.values()]
         rows.append([other, *(f"not up to {largest}" if size is None else str(size) for size in sizes)])
-    return _table(["at least as fast from batch size", *(f"than {own}" for own in crossovers)], rows)
+    return table(["at least as fast from batch size", *(f"than {own}" for own in crossovers)], rows)
 
 
 def render_spread(result: dict[str, Any]) -> str:
@@ -106,7 +103,7 @@ def render_spread(result: dict[str, Any]) -> str:
                 speed = timed["sentences_per_second"][size]
                 row.append(_range(speed["median"], speed["lowest"], speed["highest"]))
             rows.append(row)
-        parts.append(f"{title}; in brackets the lowest and the highest repeat.\n\n{_table(header, rows)}")
+        parts.append(f"{title}; in brackets the lowest and the highest repeat.\n\n{table(header, rows)}")
     return "\n\n".join(parts)
 
 
@@ -189,7 +186,7 @@ def render_paper() -> str:
     return (
         "Quoted from Shu et al. (2020), Tables 1, 2 and 4; not measured here. Their time is on a P100, one sentence at "
         "a time, and their base Transformer has no key-value cache, which flatters the speed-up.\n\n"
-        + _table(header, [list(row) for row in PAPER_ROWS])
+        + table(header, [list(row) for row in PAPER_ROWS])
     )
 
 
@@ -211,7 +208,7 @@ def render_brief(benchmark: dict[str, Any], mode: str) -> str:
     named = ("torch", "transformers", "onnxruntime", "ctranslate2")
     libraries = ", ".join(f"{name} {versions[name]}" for name in named if name in versions)
     return (
-        _table(["system", "ms a sentence", "speed-up", *(f"sentences/s, batch {size}" for size in larger)], rows)
+        table(["system", "ms a sentence", "speed-up", *(f"sentences/s, batch {size}" for size in larger)], rows)
         + f"\n\n{TITLES[mode]}, forced to the lengths of newstest2014, from token ids to token ids, in one run on "
         f"{result['settings']['threads']} threads of {machine['processor']}; {result['settings']['dtype']} where the "
         f"name says no other number type; speed-up over {result['baseline']}; {libraries}."
@@ -234,3 +231,30 @@ def render_document(benchmark: dict[str, Any]) -> str:
         else:
             parts.append(f"Speed against quality: `quality.{mode}.png`.")
     return "\n\n".join([*parts, "## The paper", render_paper()]) + "\n"
+
+
+def render_server(result: dict[str, Any]) -> str:
+    """Of `time_server.py`: what `lvnar serve` does under load, and to one client."""
+    load, one, machine = result["load"], result["one_client"], result["machine"]
+    translate = max(result["translate_sentences_per_second"])
+    memory = load["memory_mib"]
+    rows = [
+        (
+            *(f"{load['sentences_per_second']:.0f}", f"{load['sentences_per_second'] / translate:.0%}"),
+            *(f"{load['latency_ms'][share]:.0f}" for share in ("p50", "p95")),
+            *(str(load["errors"]), f"{memory['after_a_quarter']:.0f} → {memory['at_the_end']:.0f}"),
+            f"{one['overhead_ms']:.1f}",
+        )
+    ]
+    header = (
+        *("sentences/s", "of `lvnar translate`", "ms, median", "ms, p95", "errors"),
+        *("memory after a quarter → at the end, MiB", "ms over the model's own, one client"),
+    )
+    steps = name_steps(result["num_refinement_steps"])
+    note = (
+        f"{load['num_clients']} clients at once for {load['seconds']:.0f} s on loopback, {result['engine']}, {steps}, "
+        f"{result['num_workers']} processes; the clients take their share of the {machine['cores']} cores of "
+        f"{machine['processor']}. `lvnar translate`: {translate:.0f} sentences/s. "
+        f"One client: {one['sentences']} sentences, one after the other."
+    )
+    return f"{table(header, rows)}\n\n{note}"
