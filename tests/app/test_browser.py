@@ -29,9 +29,19 @@ def packages(tmp_path_factory) -> Path:
         pytest.skip("no npm")
     folder = tmp_path_factory.mktemp("npm")
     names = [address.removeprefix(space._CDN).partition("/dist/")[0] for address in space._IMPORTS["imports"].values()]
-    command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(folder), *names]
+    command = [
+        "npm",
+        "install",
+        "--ignore-scripts",
+        "--no-audit",
+        "--no-fund",
+        "--fetch-retries=0",
+        "--prefix",
+        str(folder),
+        *names,
+    ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=90)
     except subprocess.TimeoutExpired:
         pytest.skip("npm's registry does not answer")
     if done.returncode:
