@@ -13,7 +13,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.utils import validate_repo_id
 
-from lvnar_hf.hub.checks import PACKAGE_FOLDER, list_files
+from lvnar_hf.hub.checks import PACKAGE_FOLDER, list_files, refuse_links
 from lvnar_hf.hub.publishing import PublishError
 from lvnar_hf.version import __version__
 
@@ -89,7 +89,7 @@ license: apache-2.0
 short_description: Translation that runs in your browser
 ---
 
-# {title}
+# In the browser
 
 {model} translates in the reader's browser, all words at once, then again in each refinement step. No text leaves it.
 """
@@ -129,8 +129,8 @@ def assemble_static_space(folder: str | Path, model: str, overwrite: bool = Fals
 
     Raises:
         FileExistsError: as `assemble_space`.
-        FileNotFoundError, ValueError: the model folder has no graph in int8, one of other weights, or no tokenizer;
-            says how to make it.
+        FileNotFoundError, ValueError: the model folder has no graph in int8, one of other weights, no tokenizer, or
+            links out of it; says how to make it.
         HFValidationError, a ValueError: the model is no folder, and its id is none.
     """
     source = Path(model) if Path(model).is_dir() else None
@@ -139,6 +139,7 @@ def assemble_static_space(folder: str | Path, model: str, overwrite: bool = Fals
     else:
         from lvnar_hf.engines.onnx import LvnarOnnxModel
 
+        refuse_links(source, _OF_MODEL)
         LvnarOnnxModel.from_pretrained(source, precision="int8")  # says what is wrong with it
     name = model if source is None else source.resolve().name
     settings = {
@@ -155,7 +156,7 @@ def assemble_static_space(folder: str | Path, model: str, overwrite: bool = Fals
         page = page.replace(f">{mark}<", f">{json.dumps(value).replace('<', chr(92) + 'u003c')}<", 1)
     (output / "index.html").write_text(page, "utf-8")
     models = f"\nmodels:\n  - {model}" if source is None else ""
-    fields = {"title": f"{name}, in the browser", "models": models, "model": html.escape(name)}
+    fields = {"title": json.dumps(f"{name}, in the browser"), "models": models, "model": html.escape(name)}
     (output / "README.md").write_text(_STATIC_README.format(**fields), "utf-8")
     return output
 

@@ -11,6 +11,7 @@ import urllib.parse
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
 
 from lvnar_hf.engines.onnx import LvnarOnnxModel
@@ -167,7 +168,15 @@ def test_a_static_space_is_a_page_and_what_it_needs(tmp_path, repository, site):
         space.assemble_static_space(of_hub, "user/model")
     with pytest.raises(FileNotFoundError, match=r"Make it: lvnar export"):
         space.assemble_static_space(tmp_path / "other", str(ROOT / "model_cards" / "lvnar-tatoeba-en-de"))
-    hostile = tmp_path / "<script>alert(1)<" / "x"
+    hostile = tmp_path / '<script>alert(1)<": x' / "x"
     shutil.copytree(repository, hostile.parent)
     page = space.assemble_static_space(tmp_path / "hostile", str(hostile.parent))
     assert "<script>alert" not in (page / "index.html").read_text("utf-8")
+    metadata = yaml.safe_load((page / "README.md").read_text("utf-8").split("---\n")[1])
+    assert metadata["title"] == f"{hostile.parent.name}, in the browser"
+    secret = tmp_path / "secret.json"
+    secret.write_text("{}")
+    (hostile.parent / "tokenizer.json").unlink()
+    (hostile.parent / "tokenizer.json").symlink_to(secret)
+    with pytest.raises(ValueError, match="link that leaves the folder"):
+        space.assemble_static_space(tmp_path / "linked", str(hostile.parent))
