@@ -20,8 +20,10 @@ from training.reports.results import (
 from training.reports.speed_tables import format_number, render_brief, render_server, render_summary
 from training.reports.training_tables import (
     finetuning_table,
+    teacher_training_ctc_table,
     teacher_training_table,
     training_ctc_table,
+    training_own_2_table,
     training_own_table,
     training_raw_table,
     training_sprint_table,
@@ -435,9 +437,11 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "training_ctc": training_ctc_table,
     "training_sprint": training_sprint_table,
     "training_own": training_own_table,
+    "training_own_2": training_own_2_table,
     "training_raw": training_raw_table,
     "training_step": training_step_table,
     "teacher_training": teacher_training_table,
+    "teacher_training_ctc": teacher_training_ctc_table,
     "distillation": distillation_table,
     "teacher_engines": teacher_engines_table,
 }

@@ -67,6 +67,11 @@ def training_own_table(results: Path) -> str:
     return _training_table(results / "log_own.jsonl") + " BLEU as above."
 
 
+def training_own_2_table(results: Path) -> str:
+    """That run, gone on with."""
+    return _training_table(results / "log_own_2.jsonl") + " BLEU as above."
+
+
 def training_raw_table(results: Path) -> str:
     """The same of the student on raw text, the first model that shipped."""
     return _training_table(results / "log_raw.jsonl") + (
@@ -90,9 +95,9 @@ def _training_table(log: Path) -> str:
     return table(("epoch", "step", *shown), rows) + "\n\nNats per target token on the validation set."
 
 
-def teacher_training_table(results: Path) -> str:
+def teacher_training_table(results: Path, log: str = "teacher_log.jsonl") -> str:
     """The teacher's validation after each epoch."""
-    lines = [json.loads(line) for line in (results / "teacher_log.jsonl").read_text("utf-8").splitlines()]
+    lines = [json.loads(line) for line in (results / log).read_text("utf-8").splitlines()]
     rows = [
         (
             line["epoch"] + 1,
@@ -107,3 +112,8 @@ def teacher_training_table(results: Path) -> str:
     return table(("epoch", "step", "nats per token", "token accuracy", "BLEU, beam 1"), rows) + (
         "\n\nBLEU (13a, cased) on 500 validation sentences at even distances."
     )
+
+
+def teacher_training_ctc_table(results: Path) -> str:
+    """The same of the teacher that students with alignment "ctc" learn from."""
+    return teacher_training_table(results, "teacher_log_ctc.jsonl")
