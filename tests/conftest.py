@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from chromium import MissingError, running_chromium
 from filelock import FileLock
 from forks import run_forked
 
@@ -199,6 +200,17 @@ def shipped_with_graphs(tmp_path_factory) -> Path:
 def either_repository(request) -> Path:
     """Both, one after the other."""
     return request.getfixturevalue("tiny_repository" if request.param == "length" else "tiny_ctc_repository")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium; a test without one is skipped."""
+    pytest.importorskip("playwright.sync_api", reason="it is in .environments/app; see the Makefile")
+    with contextlib.ExitStack() as stack:
+        try:
+            yield stack.enter_context(running_chromium())
+        except MissingError as error:
+            pytest.skip(str(error))
 
 
 def has_cpp_compiler() -> bool:

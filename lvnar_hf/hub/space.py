@@ -18,10 +18,10 @@ from lvnar_hf.hub.publishing import PublishError
 from lvnar_hf.version import __version__
 
 # What the static page is made of, beside itself: the files of npm's packages, by their hashes.
-_CDN = "https://cdn.jsdelivr.net/npm/"
-_RUNTIME = f"{_CDN}onnxruntime-web@1.30.0/dist/ort.wasm.bundle.min.mjs"
-_TOKENIZERS = f"{_CDN}@huggingface/tokenizers@0.2.0/dist/tokenizers.min.mjs"
-_IMPORTS = {
+CDN = "https://cdn.jsdelivr.net/npm/"
+_RUNTIME = f"{CDN}onnxruntime-web@1.30.0/dist/ort.wasm.bundle.min.mjs"
+_TOKENIZERS = f"{CDN}@huggingface/tokenizers@0.2.0/dist/tokenizers.min.mjs"
+IMPORTS = {
     "imports": {"onnxruntime-web": _RUNTIME, "@huggingface/tokenizers": _TOKENIZERS},
     "integrity": {
         _RUNTIME: "sha384-PLWz+nHEVHpjwBsO0YVdvQj6n5814Iv8E3b8FG0Rp/uIAtjFMCKOpP66iPzedrIG",
@@ -29,10 +29,10 @@ _IMPORTS = {
     },
 }
 _WASM = {
-    "url": f"{_CDN}onnxruntime-web@1.30.0/dist/ort-wasm-simd-threaded.wasm",
+    "url": f"{CDN}onnxruntime-web@1.30.0/dist/ort-wasm-simd-threaded.wasm",
     "integrity": "sha384-vjBJ1z7qrhkTyYsNqKeF6c7N+nOJSU94czEo+tvZcu8G75JparGq9kB+kTnEUNVM",
 }
-_OF_MODEL = ("config.json", "tokenizer.json", "tokenizer_config.json", "onnx/model_int8.onnx")
+OF_MODEL = ("config.json", "tokenizer.json", "tokenizer_config.json", "onnx/model_int8.onnx")
 
 GRADIO = "6.31.0"  # that the page was tested with
 # What the page needs beside gradio, which the Space brings itself; torch of the CPU, where ONNX Runtime runs too.
@@ -139,7 +139,7 @@ def assemble_static_space(folder: str | Path, model: str, overwrite: bool = Fals
     else:
         from lvnar_hf.engines.onnx import LvnarOnnxModel
 
-        refuse_links(source, _OF_MODEL)
+        refuse_links(source, OF_MODEL)
         LvnarOnnxModel.from_pretrained(source, precision="int8")  # says what is wrong with it
     name = model if source is None else source.resolve().name
     settings = {
@@ -148,11 +148,11 @@ def assemble_static_space(folder: str | Path, model: str, overwrite: bool = Fals
         "wasm": _WASM,
     }
     output = _empty_folder(folder, overwrite)
-    for file in _OF_MODEL if source is not None else ():
+    for file in OF_MODEL if source is not None else ():
         (output / "model" / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(Path(model, file), output / "model" / file)
     page = (PACKAGE_FOLDER / "serving" / "browser.html").read_text("utf-8")
-    for mark, value in (("SETTINGS", settings), ("IMPORTS", _IMPORTS)):
+    for mark, value in (("SETTINGS", settings), ("IMPORTS", IMPORTS)):
         page = page.replace(f">{mark}<", f">{json.dumps(value).replace('<', chr(92) + 'u003c')}<", 1)
     (output / "index.html").write_text(page, "utf-8")
     models = f"\nmodels:\n  - {model}" if source is None else ""

@@ -2,18 +2,16 @@
 
 import os
 import re
-import shutil
 import urllib.request
 from pathlib import Path
 
 import pytest
+from chromium import translate_with_steps as translate
 from conftest import ROOT
 
 pytest.importorskip("gradio", reason="gradio is in .environments/app, where `make test` runs this")
-playwright = pytest.importorskip("playwright.sync_api")
 pages = pytest.importorskip("lvnar_hf.serving.page")
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MODEL = ROOT / "model_cards" / "lvnar-tatoeba-en-de"
 SENTENCE = "I was never very nice to you, was I?"
 
@@ -24,16 +22,6 @@ def address():
     _, url, _ = pages.launch(page, prevent_thread_lock=True, quiet=True)
     yield url
     page.close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -49,23 +37,6 @@ def page(browser, address):
     yield page
     page.close()
     assert elsewhere == []
-
-
-CHANGED = "([selector, before]) => (document.querySelector(selector)?.textContent ?? before) !== before"
-
-
-def translate(page, text: str, is_error: bool = False) -> str:
-    """Type a text, press the button, wait for other words than stood there.
-
-    Gradio puts its clock beside the old words while it waits, so that other HTML is not yet an answer.
-    """
-    selector = f"#lvnar-translation .lvnar-{'error' if is_error else 'translation'}"
-    shown = page.locator(selector)
-    before = shown.text_content() if shown.count() else ""
-    page.locator("#lvnar-text textarea").fill(text)
-    page.locator("button#lvnar-translate, #lvnar-translate button").first.click()
-    page.wait_for_function(CHANGED, arg=[selector, before], timeout=60_000)
-    return shown.inner_text()
 
 
 def test_a_sentence_is_typed_and_its_steps_are_watched(page, tmp_path):

@@ -46,6 +46,7 @@ def wait_for(condition) -> None:
 def begun(batches: SentenceBatches, recorder: Recorder, pool: ThreadPoolExecutor, *requests: list[list[int]]) -> list:
     """Requests that wait in this order behind a sentence, [0], that is being translated."""
     recorder.is_free.clear()
+    recorder.has_begun.clear()  # an earlier sentence may have set it
     futures = [pool.submit(batches.translate, [[0]], soon())]
     assert recorder.has_begun.wait(20)
     for number, request in enumerate(requests, start=1):

@@ -1,9 +1,10 @@
 """Markdown from the benchmark's JSON; nothing is measured here, and no number is typed by hand but the paper's own."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from training.reports.results import name_steps, table
+from training.reports.results import name_steps, read_result, table
 
 ROWS = dict[str, dict[str, Any]]
 
@@ -233,8 +234,9 @@ def render_document(benchmark: dict[str, Any]) -> str:
     return "\n\n".join([*parts, "## The paper", render_paper()]) + "\n"
 
 
-def render_server(result: dict[str, Any]) -> str:
-    """Of `time_server.py`: what `lvnar serve` does under load, and to one client."""
+def server_table(results: Path) -> str:
+    """What `lvnar serve` does under load, and to one client, by `time_server.py`."""
+    result = read_result(results, "server")
     load, one, machine = result["load"], result["one_client"], result["machine"]
     translate = max(result["translate_sentences_per_second"])
     memory = load["memory_mib"]
@@ -258,3 +260,27 @@ def render_server(result: dict[str, Any]) -> str:
         f"One client: {one['sentences']} sentences, one after the other."
     )
     return f"{table(header, rows)}\n\n{note}"
+
+
+def pages_table(results: Path) -> str:
+    """How long the page of `lvnar app` and the static page take, by `tests/support/measure_pages.py`."""
+    result = read_result(results, "pages")
+    steps, static = result["steps"], result["static"]
+    rows = [
+        (f"`lvnar app`, all steps of a sentence, {engine}", f"{steps['load_seconds']:.1f}", *_medians(milliseconds))
+        for engine, milliseconds in steps["answer_ms"].items()
+    ]
+    rows += [
+        (f"in the browser, {name_steps(int(step))}, int8", f"{static['load_seconds']:.1f}", *_medians(milliseconds))
+        for step, milliseconds in static["sentence_ms"].items()
+    ]
+    machine = result["machine"]
+    note = (
+        f"{result['num_sentences']} sentences of Tatoeba-test in Chromium, from loopback, {machine['cores']} cores of "
+        f"{machine['processor']}. With one step the browser gives {static['num_same']} as ONNX Runtime does here."
+    )
+    return f"{table(('page', 's to load', 'ms, median', 'ms, p95'), rows)}\n\n{note}"
+
+
+def _medians(milliseconds: dict[str, float]) -> tuple[str, str]:
+    return f"{milliseconds['p50']:.0f}", f"{milliseconds['p95']:.0f}"

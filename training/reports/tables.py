@@ -17,7 +17,7 @@ from training.reports.results import (
     show_score,
     table,
 )
-from training.reports.speed_tables import format_number, render_brief, render_server, render_summary
+from training.reports.speed_tables import format_number, pages_table, render_brief, render_summary, server_table
 from training.reports.training_tables import (
     finetuning_table,
     teacher_training_ctc_table,
@@ -410,11 +410,6 @@ def speed_trained_table(results: Path) -> str:
     return render_summary(benchmark, "trained") if "trained" in benchmark["modes"] else ""
 
 
-def server_table(results: Path) -> str:
-    """What `lvnar serve` does under load, and to one client."""
-    return render_server(read_result(results, "server"))
-
-
 TABLES: dict[str, Callable[[Path], str]] = {
     "summary": summary_table,
     "quality": quality_table,
@@ -427,6 +422,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "elbo_speed": elbo_speed_table,
     "confidence": confidence_table,
     "server": server_table,
+    "pages": pages_table,
     "engine_quality": engine_quality_table,
     "shortlist": shortlist_table,
     "speed_brief": speed_brief_table,
