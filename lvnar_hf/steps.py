@@ -12,11 +12,14 @@ spaces (Japanese) is aligned by subwords.
 
 from collections.abc import Sequence
 from difflib import SequenceMatcher
-from typing import TypedDict
+from typing import Any, TypedDict
 
+import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from lvnar_hf.generation_lvnar import LvnarGenerateOutput
+from lvnar_hf.decoding_options_lvnar import GENERATION_DEFAULTS
+from lvnar_hf.generation_lvnar import LvnarGenerateOutput, without_repetitions
 from lvnar_hf.words_lvnar import is_unspaced, split_subwords, split_words
 
 _KINDS = {"equal": "kept", "replace": "replaced", "insert": "inserted", "delete": "removed"}
@@ -119,6 +122,40 @@ def translations_by_step(output: LvnarGenerateOutput, pad_token_id: int) -> list
         [[token_id for token_id in by_step[step][row] if token_id != pad_token_id] for step in range(num_steps + 1)]
         for row, num_steps in enumerate(output.num_steps_taken.tolist())
     ]
+
+
+def kept_by_step(
+    model: Any, tokenizer: PreTrainedTokenizerBase, translations: list[list[list[int]]], source_ids: list[list[int]]
+) -> list[list[list[int]]]:
+    """What `generate` keeps of the translations of each sentence and step: no repetitions, if the model says so."""
+    removal, padding = repetition_removal(model), model.config.pad_token_id
+    if not removal:
+        return translations
+    kept = []
+    for of_one, source in zip(translations, source_ids, strict=True):
+        sequences = pad_sequence([torch.tensor(ids) for ids in of_one], batch_first=True, padding_value=padding)
+        sources = torch.tensor([source] * len(of_one))
+        without = without_repetitions(sequences, removal, padding, sources, tokenizer)
+        kept.append([[token_id for token_id in ids if token_id != padding] for ids in without.tolist()])
+    return kept
+
+
+def repetition_removal(model: Any) -> bool | str:
+    """What `generate` does for `remove_repetitions` when it is not told."""
+    default: bool | str = GENERATION_DEFAULTS[model.config.alignment]["remove_repetitions"]
+    return getattr(model.generation_config, "remove_repetitions", default)
+
+
+def place_of_step(translations: Sequence[Any], step: int) -> int:
+    """Where what `step` refinement steps give stands among a sentence's translations, from step 0 to the last it took.
+
+    One that alternates has left when that was found: its later steps are those of its last round.
+    """
+    last = len(translations) - 1
+    if step <= last or translations[-1] not in translations[:-1]:
+        return min(step, last)
+    start = max(place for place in range(last) if translations[place] == translations[-1])
+    return start + (step - start) % (last - start)
 
 
 def has_converged(translations: Sequence[list[int]]) -> bool:

@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     import lvnar_hf  # noqa: F401  (registers model and tokenizer)
     from lvnar_hf.jobs.environment import describe_machine, describe_versions
     from lvnar_hf.loading import load_model, load_search, load_tokenizer
-    from training.quality.decoding import repetition_removal
+    from lvnar_hf.steps import repetition_removal
     from training.quality.evaluation import elbo_of_references, score_refined, score_searched
 
     refuse_missing_folder(arguments.model)

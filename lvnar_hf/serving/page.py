@@ -4,8 +4,8 @@
 
     launch(build_page("model_cards/lvnar-tatoeba-en-de"))
 
-What is unusual: each step is what `lvnar translate` gives with so many refinement steps, timed by itself, so that its
-time is what a user would wait. Nothing is asked of any other host.
+What is unusual: each step is what `lvnar translate` gives with so many refinement steps, and its time is what a user
+would wait. Nothing is asked of any other host.
 """
 
 import html

@@ -1,6 +1,7 @@
 """A text's translation after each step, for the page; and the Space with it."""
 
 import dataclasses
+import unittest.mock
 
 import pytest
 import yaml
@@ -19,7 +20,9 @@ TEXT = "I was never very nice to you, was I?\n\n- Where is the station?"
 
 def test_the_steps_are_what_lvnar_translate_gives_until_none_changes():
     translator = load_translator(str(ROOT / "model_cards" / "lvnar-tatoeba-en-de"), preserve_format=True)
-    steps = refine_text(translator, TEXT, 20)
+    with unittest.mock.patch.object(translator.model, "generate", wraps=translator.model.generate) as generate:
+        steps = refine_text(translator, TEXT, 20)
+    assert generate.call_count == 1  # for all steps together
     assert [step.step for step in steps] == list(range(len(steps))) and 3 <= len(steps) < 10
     scored = pipeline("translation", model=translator.model, tokenizer=translator.tokenizer)
 

@@ -1,6 +1,7 @@
 """Measure, through a headless Chromium, how long the page of `lvnar app` and the static page take; writes a JSON.
 
-    lvnar export --model model_cards/lvnar-tatoeba-en-de --output-folder runs/exported
+    cp -r model_cards/lvnar-tatoeba-en-de runs/exported
+    lvnar export --model runs/exported
     .environments/app/bin/python tests/support/measure_pages.py --model runs/exported --output_file runs/pages.json
 
 An answer is timed from the click to the words. The static page runs the same graph in int8 as ONNX Runtime here, whose

@@ -12,9 +12,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lvnar_hf.decoding import decode_batches, sorted_batches
-from lvnar_hf.decoding_options_lvnar import GENERATION_DEFAULTS
-from lvnar_hf.generation_lvnar import without_repetitions
-from lvnar_hf.steps import has_converged, translations_by_step
+from lvnar_hf.steps import has_converged, kept_by_step, place_of_step, translations_by_step
 
 
 def translate_texts(
@@ -84,25 +82,11 @@ class Refinement:
 
     def ids_at(self, step: int) -> list[int]:
         """The translation after a step, as the decoder gave it."""
-        return self.target_ids[self._place(step)]
+        return self.target_ids[place_of_step(self.target_ids, step)]
 
     def text_at(self, step: int) -> str:
         """The text after a step."""
-        return self.texts[self._place(step)]
-
-    def _place(self, step: int) -> int:
-        """Where the translation after a step is; translations that alternate are here until they have been found to."""
-        last = self.num_steps_taken
-        if step <= last or self.target_ids[-1] not in self.target_ids[:-1]:
-            return min(step, last)
-        start = max(place for place in range(last) if self.target_ids[place] == self.target_ids[-1])
-        return start + (step - start) % (last - start)
-
-
-def repetition_removal(model: PreTrainedModel) -> bool | str:
-    """What `generate` does for `remove_repetitions` when it is not told."""
-    default: bool | str = GENERATION_DEFAULTS[model.config.alignment]["remove_repetitions"]
-    return getattr(model.generation_config, "remove_repetitions", default)
+        return self.texts[place_of_step(self.target_ids, step)]
 
 
 def refine_texts(
@@ -135,18 +119,12 @@ def _refine_batch(
 ) -> list[Refinement]:
     batch = tokenizer.pad({"input_ids": source_ids}, return_tensors="pt").to(model.device)
     output: Any = model.generate(**batch, num_refinement_steps=max_steps, return_dict_in_generate=True)
-    pad_token_id = model.config.pad_token_id
-    translations = translations_by_step(output, pad_token_id)
-    refinements = [
-        Refinement(ids, of_one, [], has_converged(of_one)) for ids, of_one in zip(source_ids, translations, strict=True)
-    ]
-    for step, sequences in enumerate(output.sequences_per_step):
-        rows = (output.num_steps_taken >= step).nonzero()[:, 0]  # sentences that had not stopped before this step
-        kept = without_repetitions(
-            sequences[rows], repetition_removal(model), pad_token_id, batch["input_ids"][rows], tokenizer
-        )
+    translations = translations_by_step(output, model.config.pad_token_id)
+    refinements = []
+    for source, of_one, kept in zip(
+        source_ids, translations, kept_by_step(model, tokenizer, translations, source_ids), strict=True
+    ):
         texts = tokenizer.batch_decode(kept, skip_special_tokens=True)
-        for row, kept_ids, text in zip(rows.tolist(), kept.tolist(), texts, strict=True):
-            refinements[row].kept_ids.append([i for i in kept_ids if i != pad_token_id])
-            refinements[row].texts.append(" ".join(text.split("\n")))  # a line each, as score.py writes them
+        lines = [" ".join(text.split("\n")) for text in texts]  # a line each, as score.py writes them
+        refinements.append(Refinement(source, of_one, lines, has_converged(of_one), kept))
     return refinements

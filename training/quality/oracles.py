@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lvnar_hf.decoding import sorted_batches
 from lvnar_hf.generation_lvnar import without_repetitions
-from training.quality.decoding import repetition_removal
+from lvnar_hf.steps import repetition_removal
 from training.quality.elbo import can_be_scored
 from training.translation_quality.bleu import corpus_scores
 

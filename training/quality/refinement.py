@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import lvnar_hf  # noqa: F401  (registers the model)
 from lvnar_hf.loading import load_config, load_model, load_tokenizer
-from training.quality.decoding import Refinement, refine_texts, repetition_removal
+from lvnar_hf.steps import repetition_removal
+from training.quality.decoding import Refinement, refine_texts
 from training.quality.elbo import ELBO_PARTS, can_be_scored, elbo_of_sequences
 from training.translation_quality.bleu import corpus_scores
 
