@@ -18,7 +18,8 @@ def _explain(error: BaseException, script: str) -> str | None:
     if line := explain(error, script, *([GO_ON[script]] if script in GO_ON else [])):
         return line
     *_, last = [None, *tracebacks.extract_tb(error.__traceback__)]
-    is_of_recipe = last is not None and Path(last.filename) == Path(__file__).with_name("recipe.py")
+    of_recipes = (Path(__file__).with_name(name) for name in ("recipe.py", "sections.py"))
+    is_of_recipe = last is not None and Path(last.filename) in of_recipes
     return (
         f"{script}: {error}" if isinstance(error, OSError) or (isinstance(error, ValueError) and is_of_recipe) else None
     )

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import training.command  # noqa: F401  (ends the script with one line where that is enough)
 from lvnar_hf.files.atomic import write_json
-from training.recipe import DataArguments, DistillationArguments, parse_recipe
+from training.recipe import parse_recipe
+from training.sections import DataArguments, DistillationArguments
 
 if TYPE_CHECKING:
     from training.distillation.teacher import Teacher

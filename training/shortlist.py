@@ -19,7 +19,8 @@ import training.command  # noqa: F401  (ends the script with one line where that
 from lvnar_hf.files.atomic import write_json
 from lvnar_hf.files.outputs import refuse_existing, refuse_missing_folder
 from training.data.evaluation_sets import evenly_spaced
-from training.recipe import DataArguments, parse_recipe
+from training.recipe import parse_recipe
+from training.sections import DataArguments
 
 
 @dataclass

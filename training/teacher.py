@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import training.command  # noqa: F401  (ends the script with one line where that is enough)
 from training.loop.arguments import DryRunArguments, vocabulary_sizes
-from training.recipe import AugmentationArguments, DataArguments, OptimizationArguments, TeacherArguments, parse_recipe
+from training.recipe import parse_recipe
+from training.sections import AugmentationArguments, DataArguments, OptimizationArguments, TeacherArguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,19 +36,24 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     from transformers import MarianMTModel
 
     from lvnar_hf.loading import load_model
+    from training.loop.initial import copy_layers
     from training.loop.run import run_training
     from training.speed.dry_run import run_dry
 
     def make_model(vocab_size: int, target_vocab_size: int | None) -> "PreTrainedModel":
         if arguments.initial_model is not None:
             return load_model(arguments.initial_model, dtype="float32")
+        if arguments.initial_embeddings is not None:
+            raise ValueError("initial_embeddings is for the student: those of its teacher.")
         model = MarianMTModel(sizes.to_config(vocab_size, target_vocab_size))
+        if arguments.initial_layers is not None:
+            copy_layers(model, arguments.initial_layers)
         # transformers 4.57 gives 20 where nothing is said.
         model.generation_config.max_length = sizes.max_position_embeddings
         return model
 
     if dry.dry_run is not None:
-        arguments.initial_model = None  # a step costs the same whatever the weights are
+        arguments.forget_initial_weights()
         return run_dry(dry.dry_run, data, arguments, partial(make_model, *vocabulary_sizes(argv)))
     return run_training(data, augmentation, sizes, arguments, make_model)
 

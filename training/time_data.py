@@ -20,7 +20,8 @@ from typing import Any
 import training.command  # noqa: F401  (ends the script with one line where that is enough)
 from lvnar_hf.files.atomic import write_json
 from lvnar_hf.files.outputs import refuse_existing
-from training.recipe import DataArguments, ModelArguments, OptimizationArguments, parse_recipe
+from training.recipe import parse_recipe
+from training.sections import DataArguments, ModelArguments, OptimizationArguments
 
 STARTED = time.perf_counter() - time.process_time()  # about when the process began, before its imports
 

@@ -23,7 +23,8 @@ from typing import Any
 import training.command  # noqa: F401  (ends the script with one line where that is enough)
 from lvnar_hf.files.atomic import write_json
 from lvnar_hf.files.outputs import refuse_existing
-from training.recipe import ModelArguments, OptimizationArguments, parse_recipe
+from training.recipe import parse_recipe
+from training.sections import ModelArguments, OptimizationArguments
 
 
 @dataclass

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import training.command  # noqa: F401  (ends the script with one line where that is enough)
 from lvnar_hf.files.outputs import refuse_existing
-from training.recipe import DataArguments, TokenizerArguments, parse_recipe
+from training.recipe import parse_recipe
+from training.sections import DataArguments, TokenizerArguments
 
 if TYPE_CHECKING:
     from lvnar_hf import LvnarTokenizer

@@ -12,7 +12,8 @@ from typing import Any
 
 import training.command  # noqa: F401  (ends the script with one line where that is enough)
 from training.loop.arguments import DryRunArguments, vocabulary_sizes
-from training.recipe import AugmentationArguments, DataArguments, ModelArguments, OptimizationArguments, parse_recipe
+from training.recipe import parse_recipe
+from training.sections import AugmentationArguments, DataArguments, ModelArguments, OptimizationArguments
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     data, augmentation, sizes, arguments, dry = parse_recipe(sections, argv)
 
     from lvnar_hf import LvnarForConditionalGeneration
+    from training.loop.initial import copy_embeddings, copy_layers
     from training.loop.run import run_training
     from training.speed.dry_run import run_dry
 
@@ -43,11 +45,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             model.config.check_languages(data.source_language, data.target_language)
         else:
             model = LvnarForConditionalGeneration(sizes.to_config(vocab_size, target_vocab_size))
+            known = None if arguments.initial_layers is None else copy_layers(model, arguments.initial_layers)
+            if arguments.initial_embeddings is not None:
+                copy_embeddings(model, arguments.initial_embeddings, known)
         model.config.source_language, model.config.target_language = data.source_language, data.target_language
         return model
 
     if dry.dry_run is not None:
-        arguments.initial_model = None  # a step costs the same whatever the weights are
+        arguments.forget_initial_weights()
         return run_dry(dry.dry_run, data, arguments, partial(make_model, *vocabulary_sizes(argv)))
     return run_training(data, augmentation, sizes, arguments, make_model)
 

@@ -378,7 +378,7 @@ def test_the_published_card_names_the_repository(tmp_path):
 
 def test_a_run_that_has_taken_no_step_is_no_run(tmp_path, monkeypatch):
     """A failed start is no obstacle to the next one; what another program has put there is."""
-    from training.recipe import AugmentationArguments, DataArguments, ModelArguments, OptimizationArguments
+    from training.sections import AugmentationArguments, DataArguments, ModelArguments, OptimizationArguments
 
     (tmp_path / "text").write_text("A text.\n")
     names = [f"{split}_{side}_files" for split in ("train", "valid") for side in ("source", "target")]

@@ -15,7 +15,7 @@ from training.data.augmentation import AugmentedPairs, Augmenter, augment_pairs
 from training.data.corpora import TextPairs, load_text_pairs
 from training.data.encoding import REASONS, tokenize_pairs
 from training.data.shared_spans import CorpusWords, count_words, find_figures, shared_figures, shared_names
-from training.recipe import AugmentationArguments
+from training.sections import AugmentationArguments
 
 KINDS = tuple(AugmentationArguments().rates)
 WORDS = CorpusWords(

@@ -12,7 +12,7 @@ import pytest
 
 from lvnar_hf.files.text import check_parallel
 from training.data.corpora import load_distillation_text, load_distilled_pairs, load_pairs, load_text_pairs
-from training.recipe import DataArguments
+from training.sections import DataArguments
 
 LANGUAGES = {"source_language": "de", "target_language": "en"}
 # A sentence each way that other readers split, strip or refuse.

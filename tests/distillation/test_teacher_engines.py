@@ -15,7 +15,7 @@ from training.distillation.backends import (
     choose_engine,
 )
 from training.distillation.teacher import Teacher
-from training.recipe import TeacherArguments
+from training.sections import TeacherArguments
 
 SEARCH = SearchSettings(num_beams=4, length_penalty=1.0, max_target_length=12, max_batch_tokens=100)
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from training.recipe import SECTIONS, TokenizerArguments, parse_recipe
+from training.recipe import SECTIONS, parse_recipe
+from training.sections import TokenizerArguments
 
 RECIPES = sorted((ROOT / "training" / "configs").glob("*.yaml"))
 TOKENIZER_SECTIONS = {name: SECTIONS[name] for name in ("data", "tokenizer", "model")}

@@ -14,7 +14,7 @@ from tests.loop.test_training import (  # noqa: F401  (fixtures)
 from training.loop import trainer as trainer_module
 from training.loop.schedules import glancing_ratio_at, learning_rate_factor, settings_at
 from training.loop.trainer import TranslationTrainer
-from training.recipe import OptimizationArguments
+from training.sections import OptimizationArguments
 
 
 def with_fake_clock(

@@ -28,7 +28,7 @@ from training.loop.checkpoints import prepare_output_folder
 from training.loop.log import LogWindow
 from training.loop.objectives import LvnarObjective
 from training.loop.trainer import NonFiniteError, TranslationTrainer
-from training.recipe import OptimizationArguments
+from training.sections import OptimizationArguments
 
 NUM_TRAIN, NUM_VALID = 96, 24
 

@@ -12,7 +12,7 @@ from lvnar_hf.ctc_lvnar import num_cells_needed
 from training import teacher, train
 from training.data.tokenized_pairs import pair_lengths
 from training.loop.arguments import DryRunArguments, vocabulary_sizes
-from training.recipe import OptimizationArguments
+from training.sections import OptimizationArguments
 from training.speed import dry_run
 from training.speed.training_step import usable_lengths
 

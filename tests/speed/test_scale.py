@@ -15,8 +15,9 @@ from training import report, scale
 from training.loop.cpu_operators import FastCpuTraining
 from training.loop.objectives import objective_for
 from training.loop.schedules import settings_at
-from training.recipe import SECTIONS, OptimizationArguments, TeacherArguments, parse_recipe
+from training.recipe import SECTIONS, parse_recipe
 from training.reports import scale as tables
+from training.sections import OptimizationArguments, TeacherArguments
 from training.speed import operations
 from training.speed.scale import (
     Card,

@@ -28,7 +28,7 @@ from training.data.shared_spans import (
     shared_number_words,
     write_figures,
 )
-from training.recipe import AugmentationArguments
+from training.sections import AugmentationArguments
 
 TextPair = tuple[str, str]
 VERSION = 1  # one more whenever the same text and settings would give other pairs

@@ -17,7 +17,7 @@ import pyarrow.parquet
 
 from lvnar_hf.files.atomic import hash_file
 from lvnar_hf.files.text import check_files, check_parallel, read_files, read_lines
-from training.recipe import DataArguments
+from training.sections import DataArguments
 
 # A source and its target; None and None for a line of which nobody can tell which part is which.
 Pair = tuple[str, str] | tuple[None, None]

@@ -4,7 +4,7 @@ import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from training.recipe import DataArguments
+from training.sections import DataArguments
 
 
 @dataclass

@@ -3,7 +3,8 @@
 from argparse import ArgumentParser
 from dataclasses import dataclass, field
 
-from training.recipe import SECTIONS, TokenizerArguments, read_recipe
+from training.recipe import SECTIONS, read_recipe
+from training.sections import TokenizerArguments
 
 
 @dataclass

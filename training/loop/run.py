@@ -29,7 +29,7 @@ from training.loop.checkpoints import (
     refuse_output_folder,
 )
 from training.loop.trainer import TranslationTrainer
-from training.recipe import (
+from training.sections import (
     AugmentationArguments,
     DataArguments,
     ModelArguments,

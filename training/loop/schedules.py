@@ -6,7 +6,7 @@ The share, from 0 to 1, is of the steps, or of the minutes in a run that is give
 import math
 
 from lvnar_hf.losses_lvnar import kl_budget_at
-from training.recipe import OptimizationArguments
+from training.sections import OptimizationArguments
 
 
 def learning_rate_factor(step: int, warmup_steps: int, share: float = 0.0, cooldown_share: float = 0.0) -> float:

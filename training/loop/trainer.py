@@ -38,7 +38,7 @@ from training.loop.objectives import objective_for
 from training.loop.schedules import settings_at
 from training.loop.states import STEP_FOLDERS, RunStates
 from training.quality.decoding import translate_texts
-from training.recipe import OptimizationArguments
+from training.sections import OptimizationArguments
 from training.translation_quality.bleu import corpus_scores
 
 

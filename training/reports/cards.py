@@ -11,9 +11,9 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import lvnar_hf
-from training.recipe import ModelArguments
 from training.reports.examples import escape_markdown, mark_markdown
 from training.reports.tables import TABLES, has_result, read_result
+from training.sections import ModelArguments
 
 ROOT = Path(__file__).resolve().parents[2]
 # The tables of a card, and the results that each of them needs.

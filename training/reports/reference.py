@@ -148,7 +148,7 @@ def render_recipes() -> str:
     """The whole of docs/RECIPES.md: the keys of every section, with type, default and meaning."""
     parts = [
         "# Keys of a recipe",
-        _GENERATED.format(where="`training/recipe.py`"),
+        _GENERATED.format(where="`training/sections.py`"),
         "A recipe is a file of `training/configs/`; each script reads the sections it needs, and a flag of the same\n"
         "name (`--max_steps 100`) goes before the file. What the keys do together is in\n"
         "[training/README.md](../training/README.md).",

@@ -4,7 +4,6 @@ import json
 import statistics
 from pathlib import Path
 
-from training.recipe import OptimizationArguments
 from training.reports.results import (
     ELBO_PARTS_SHOWN,
     name_signatures,
@@ -14,6 +13,7 @@ from training.reports.results import (
     show_score,
     table,
 )
+from training.sections import OptimizationArguments
 
 NUM_SENTENCES = OptimizationArguments.valid_bleu_sentences  # which no recipe of these runs changes
 

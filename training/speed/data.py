@@ -13,7 +13,7 @@ from training.data.batching import TokenBudgetBatchSampler, TranslationCollator
 from training.data.corpora import load_pairs
 from training.data.encoding import tokenize_pairs
 from training.data.tokenized_pairs import pair_lengths
-from training.recipe import DataArguments, ModelArguments, OptimizationArguments
+from training.sections import DataArguments, ModelArguments, OptimizationArguments
 
 
 def time_tokenising(data: DataArguments, sizes: ModelArguments) -> dict[str, Any]:

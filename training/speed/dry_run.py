@@ -26,7 +26,7 @@ from training.data.tokenized_pairs import TokenizedPairs
 from training.loop.run import check_launch
 from training.loop.schedules import settings_at
 from training.loop.trainer import TranslationTrainer
-from training.recipe import DataArguments, OptimizationArguments
+from training.sections import DataArguments, OptimizationArguments
 from training.speed.operations import count_memory, operation_counter
 from training.speed.training_step import NUM_SPECIAL_IDS, usable_lengths
 

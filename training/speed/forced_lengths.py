@@ -24,7 +24,7 @@ from transformers import MarianMTModel
 
 from lvnar_hf import LvnarConfig, LvnarForConditionalGeneration
 from lvnar_hf.engines.shortlist import Shortlist
-from training.recipe import TeacherArguments
+from training.sections import TeacherArguments
 from training.speed.shortlists import calibrate, decoder_states
 
 LENGTHS_FILE = Path(__file__).with_name("newstest2014_lengths.json")

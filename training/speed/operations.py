@@ -31,7 +31,8 @@ from transformers import MarianMTModel
 from lvnar_hf import LvnarForConditionalGeneration, ctc_lvnar
 from training.loop.objectives import Batch, objective_for
 from training.loop.schedules import settings_at
-from training.recipe import SECTIONS, OptimizationArguments, parse_recipe
+from training.recipe import SECTIONS, parse_recipe
+from training.sections import OptimizationArguments
 from training.speed.scale import plan_of, search_plan
 from training.speed.training_step import draw_batch, usable_lengths
 
