@@ -142,7 +142,7 @@ def test_tables_and_cards_are_those_of_the_results():
         assert path.read_text("utf-8") == text, f"{path} differs: run python training/report.py"
     with pytest.raises(ValueError, match="no table other"):
         report.render("<!-- other: begin --><!-- other: end -->")
-    marks = [f"<!-- lvnar-tatoeba-ja-en/distillation: {mark} -->" for mark in ("begin", "end")]
+    marks = [f"<!-- lvnar-tatoeba-ja-en-length/distillation: {mark} -->" for mark in ("begin", "end")]
     of_another_model = "".join(marks)
     assert "sentences by ctranslate2" in report.render(of_another_model)
 

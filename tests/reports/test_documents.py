@@ -81,7 +81,8 @@ def test_the_summary_takes_the_times_of_the_models_that_were_scored_where_there_
     results = report.CARDS / report.SHIPPED / "results"
     for name in ("test", "teacher_test", "engine_quality"):
         (tmp_path / f"{name}.json").write_text((results / f"{name}.json").read_text("utf-8"))
-    japanese = json.loads((report.CARDS / "lvnar-tatoeba-ja-en" / "results" / "benchmark.json").read_text("utf-8"))
+    of_japanese = report.CARDS / "lvnar-tatoeba-ja-en-length" / "results" / "benchmark.json"
+    japanese = json.loads(of_japanese.read_text("utf-8"))
     (tmp_path / "benchmark.json").write_text(json.dumps(japanese))
     table = tables.summary_table(tmp_path)
     systems = japanese["modes"]["trained"]["systems"]

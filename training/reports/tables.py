@@ -18,17 +18,7 @@ from training.reports.results import (
     table,
 )
 from training.reports.speed_tables import format_number, pages_table, render_brief, render_summary, server_table
-from training.reports.training_tables import (
-    finetuning_table,
-    teacher_training_ctc_table,
-    teacher_training_table,
-    training_ctc_table,
-    training_own_2_table,
-    training_own_table,
-    training_raw_table,
-    training_sprint_table,
-    training_table,
-)
+from training.reports.training_tables import TRAINING_TABLES
 
 
 def machine_of(result: dict[str, Any]) -> str:
@@ -279,7 +269,7 @@ def distillation_table(results: Path) -> str:
     (engine,), counts = result["engines"], result["counts"]
     degenerate = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in counts["degenerate"].items() if count)
     return (
-        f"{counts['pairs']:,} sentences by {engine['engine']} {engine['version']} ({engine['compute_type']}), beam "
+        f"{counts['translated']:,} sentences by {engine['engine']} {engine['version']} ({engine['compute_type']}), beam "
         f"{result['num_beams']}, length penalty {result['length_penalty']}: {result['seconds'] / 60:.0f} minutes, "
         f"{result['sentences_per_second']:.0f} sentences/s. Degenerate: {degenerate or 'none'}; on_degenerate: "
         f"{result['on_degenerate']}."
@@ -428,16 +418,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "speed_brief": speed_brief_table,
     "speed": speed_table,
     "speed_trained": speed_trained_table,
-    "training": training_table,
-    "finetuning": finetuning_table,
-    "training_ctc": training_ctc_table,
-    "training_sprint": training_sprint_table,
-    "training_own": training_own_table,
-    "training_own_2": training_own_2_table,
-    "training_raw": training_raw_table,
+    **TRAINING_TABLES,
     "training_step": training_step_table,
-    "teacher_training": teacher_training_table,
-    "teacher_training_ctc": teacher_training_ctc_table,
     "distillation": distillation_table,
     "teacher_engines": teacher_engines_table,
 }

@@ -2,6 +2,8 @@
 
 import json
 import statistics
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from training.reports.results import (
@@ -26,9 +28,25 @@ def training_table(results: Path) -> str:
     )
 
 
-def finetuning_table(results: Path) -> str:
-    """The same of the round that goes on from the best model of the first."""
-    return _training_table(results / "log_finetuning.jsonl") + " BLEU as above."
+def further_training_table(results: Path, run: str) -> str:
+    """The same of another run, whose log bears its name."""
+    return _training_table(results / f"log_{run}.jsonl") + " BLEU as above."
+
+
+def initial_weights_table(results: Path) -> str:
+    """The first steps from random weights, beside those of the run that other models' weights began."""
+    random, begun = (
+        {
+            line["step"]: line
+            for line in map(json.loads, (results / log).read_text("utf-8").splitlines())
+            if line["kind"] == "train"
+        }
+        for log in ("log_random.jsonl", "log.jsonl")
+    )
+    rows = [(step, *(f"{run[step]['token_nll']:.2f}" for run in (random, begun))) for step in random if step in begun]
+    return table(("step", "token NLL from random weights", "from other models'"), rows) + (
+        "\n\nNats per target token of the training batches, with glancing."
+    )
 
 
 def training_ctc_table(results: Path) -> str:
@@ -57,21 +75,6 @@ def training_ctc_table(results: Path) -> str:
     )
 
 
-def training_sprint_table(results: Path) -> str:
-    """The same of its seconds on a GPU."""
-    return _training_table(results / "log_sprint.jsonl") + " BLEU as above."
-
-
-def training_own_table(results: Path) -> str:
-    """The same of a run in which the posterior sees the model's own output too."""
-    return _training_table(results / "log_own.jsonl") + " BLEU as above."
-
-
-def training_own_2_table(results: Path) -> str:
-    """That run, gone on with."""
-    return _training_table(results / "log_own_2.jsonl") + " BLEU as above."
-
-
 def training_raw_table(results: Path) -> str:
     """The same of the student on raw text, the first model that shipped."""
     return _training_table(results / "log_raw.jsonl") + (
@@ -95,9 +98,9 @@ def _training_table(log: Path) -> str:
     return table(("epoch", "step", *shown), rows) + "\n\nNats per target token on the validation set."
 
 
-def teacher_training_table(results: Path, log: str = "teacher_log.jsonl") -> str:
+def teacher_training_table(results: Path) -> str:
     """The teacher's validation after each epoch."""
-    lines = [json.loads(line) for line in (results / log).read_text("utf-8").splitlines()]
+    lines = [json.loads(line) for line in (results / "teacher_log.jsonl").read_text("utf-8").splitlines()]
     rows = [
         (
             line["epoch"] + 1,
@@ -114,6 +117,12 @@ def teacher_training_table(results: Path, log: str = "teacher_log.jsonl") -> str
     )
 
 
-def teacher_training_ctc_table(results: Path) -> str:
-    """The same of the teacher that students with alignment "ctc" learn from."""
-    return teacher_training_table(results, "teacher_log_ctc.jsonl")
+TRAINING_TABLES: dict[str, Callable[[Path], str]] = {
+    "training": training_table,
+    "finetuning": partial(further_training_table, run="finetuning"),
+    **{f"training_{run}": partial(further_training_table, run=run) for run in ("sprint", "own", "own_2")},
+    "training_ctc": training_ctc_table,
+    "training_raw": training_raw_table,
+    "initial_weights": initial_weights_table,
+    "teacher_training": teacher_training_table,
+}
