@@ -18,7 +18,6 @@ from forks import run_forked
 
 from lvnar_hf import LvnarConfig, LvnarForConditionalGeneration, LvnarTokenizer, train_tokenizer
 from lvnar_hf.commands.export import export
-from lvnar_hf.engines.compiled import find_cpp_compiler
 from lvnar_hf.engines.onnx_export import export_onnx
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -211,15 +210,6 @@ def browser():
             yield stack.enter_context(running_chromium())
         except MissingError as error:
             pytest.skip(str(error))
-
-
-def has_cpp_compiler() -> bool:
-    """Whether there is one for torch.compile, which the project's own files cannot install."""
-    try:
-        find_cpp_compiler()
-    except RuntimeError:
-        return False
-    return True
 
 
 def other_versions() -> list[str]:

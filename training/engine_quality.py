@@ -36,7 +36,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     Raises:
         FileExistsError: the output file is there and `--overwrite` is not given.
         ImportError: onnx, onnxscript or onnxruntime is missing.
-        RuntimeError: there is no C++ compiler.
         ValueError, FileNotFoundError, OSError: what `load_test_set` refuses.
     """
     parser = HfArgumentParser((EngineQualityArguments, TestSetArguments))

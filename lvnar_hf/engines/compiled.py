@@ -1,4 +1,4 @@
-"""The model compiled by `torch.compile`: the same `generate`, on the CPU and on CUDA.
+"""The model compiled by `torch.compile` for CUDA: the same `generate`.
 
     from lvnar_hf.engines.compiled import LvnarCompiledModel
 
@@ -6,18 +6,18 @@
     model.warm_up(batch_sizes=[1, 8])  # compiles now, not in the first call
     translator = pipeline("translation", model=model, tokenizer=AutoTokenizer.from_pretrained(...))
 
-What is unusual: one compilation serves all lengths. On the CPU the weights are frozen into it, packed as oneDNN wants
-them; it is with lengths left open that the compiler packs float32 too. On CUDA each call is a replay of CUDA graphs,
-which are captured for each sequence of shapes, so that lengths and batches are padded to few of them.
+What is unusual: one compilation serves all lengths. Each call is a replay of CUDA graphs, which are captured for each
+sequence of shapes, so that lengths and batches are padded to few of them. There is none of it on the CPU, where ONNX
+Runtime is faster at every batch size, and needs a third of the memory (docs/EXPERIMENTS.md).
 """
 
 import contextlib
 import os
 import time
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
@@ -30,10 +30,7 @@ from lvnar_hf.inputs_lvnar import check_evaluation_mode
 from lvnar_hf.modeling_lvnar import LvnarForConditionalGeneration
 from lvnar_hf.refinement_lvnar import EncodedSource, refine
 
-Inputs = ParamSpec("Inputs")
-Result = TypeVar("Result")
-
-CAPTURE_CALLS = 3  # of a shape on CUDA: one to warm up, one to capture, one to replay
+CAPTURE_CALLS = 3  # of a shape: one to warm up, one to capture, one to replay
 
 
 @dataclass(frozen=True)
@@ -62,46 +59,48 @@ class Buckets:
         return 1 << (batch_size - 1).bit_length() if self.pads_batch else batch_size
 
 
-CPU_BUCKETS = Buckets(length_multiple=1, pads_batch=False)
 CUDA_BUCKETS = Buckets(length_multiple=8, pads_batch=True)
 
 
 class LvnarCompiledModel(LvnarEngine):
     """A model of PyTorch whose parts are compiled when they are first needed, or by `warm_up`.
 
-    `generate` has the arguments, the results and the errors of the model itself. On the CPU it is made for the
-    weights and the number of threads as they are when it compiles: where they change, make another one.
+    `generate` has the arguments, the results and the errors of the model itself.
 
     Args:
-        model: on its device, in its number type: float32, bfloat16 or float16.
-        buckets: by default `CPU_BUCKETS`, or `CUDA_BUCKETS` on a GPU.
+        model: on a GPU, in its number type: float32, bfloat16 or float16.
+        buckets: what shapes are padded to.
 
     Raises:
-        RuntimeError: on the CPU, there is no C++ compiler.
+        ValueError: the model is on another device.
     """
 
-    def __init__(self, model: LvnarForConditionalGeneration, buckets: Buckets | None = None):
+    device_types = ("cuda",)
+    compiler_options: Mapping[str, Any] = {"mode": "reduce-overhead"}
+
+    def __init__(self, model: LvnarForConditionalGeneration, buckets: Buckets = CUDA_BUCKETS):
+        if model.device.type not in self.device_types:
+            raise ValueError(
+                f"{type(self).__name__} is for {' and '.join(self.device_types)}; the model is on {model.device}. On "
+                "the CPU ONNX Runtime is faster: LvnarOnnxModel, the engines onnx and onnx-int8."
+            )
         self.model, self.config, self.generation_config = model.eval(), model.config, model.generation_config
         self.calibration, self.device, self.dtype = model.calibration, model.device, model.dtype
-        self.is_cpu = model.device.type == "cpu"
-        self.buckets = buckets or (CPU_BUCKETS if self.is_cpu else CUDA_BUCKETS)
-        if self.is_cpu:
-            find_cpp_compiler()
+        self.buckets = buckets
         self._compiled_encode = self._compile(self._encode)
-        self._compiled_infer_posterior = self._compile(model.infer_posterior)
+        self._compiled_infer_posterior = self._compile(self._infer_posterior)
         self._compiled_predict_length = self._compile(model.predict_length)
         self._compiled_decode = self._compile(model.decode)
 
-    def _compile(self, method: Callable[Inputs, Result]) -> Callable[Inputs, Result]:
-        mode = None if self.is_cpu else "reduce-overhead"
-        return torch.compile(_with_own_code(method), dynamic=True, fullgraph=True, mode=mode)
+    def _compile(self, method: Callable) -> Callable:
+        return torch.compile(_with_own_code(method), dynamic=True, fullgraph=True, **self.compiler_options)
 
     @classmethod
     def from_pretrained(
         cls,
         name: str | os.PathLike,
         dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
+        device: str | torch.device = "cuda",
         **arguments: Any,
     ) -> "LvnarCompiledModel":
         """From a model folder or a repository of the Hub.
@@ -121,9 +120,7 @@ class LvnarCompiledModel(LvnarEngine):
         lengths: Sequence[tuple[int, int]] = ((7, 11),),
         num_refinement_steps: int = 1,
     ) -> float:
-        """Compile, and on CUDA capture the graphs, for these shapes; seconds that it took.
-
-        On the CPU a batch of one sentence and one of several are all there is, whatever the lengths and the steps.
+        """Compile, and capture the graphs, for these shapes; seconds that it took.
 
         Args:
             batch_sizes: sentences.
@@ -133,9 +130,9 @@ class LvnarCompiledModel(LvnarEngine):
         start = time.perf_counter()
         for batch_size in sorted({self.buckets.batch_size(size) for size in batch_sizes}):
             for source_length, target_length in lengths:
-                for _ in range(1 if self.is_cpu else CAPTURE_CALLS):
+                for _ in range(CAPTURE_CALLS):
                     self._call_parts(batch_size, source_length, target_length, max(1, num_refinement_steps))
-        if not self.is_cpu:
+        if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - start
 
@@ -162,16 +159,13 @@ class LvnarCompiledModel(LvnarEngine):
     @contextlib.contextmanager
     def _compiling(self) -> Iterator[None]:
         """What has to hold while a part is compiled, and while CUDA graphs are replayed."""
-        # Imported here, since they take a second: the compiler is not needed to import this module.
-        from torch._inductor import config as inductor_config
+        # Imported here, since it takes a second: the compiler is not needed to import this module.
         from torch.fx.experimental import _config
 
         shape_config: Any = _config
-
-        if not self.is_cpu:
-            torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()
         # Lengths that happen to be equal in the first call must not have to be equal ever after.
-        with inductor_config.patch(freezing=self.is_cpu), shape_config.patch(use_duck_shape=False):
+        with shape_config.patch(use_duck_shape=False):
             yield
 
     # Algorithm 1 on padded shapes, and its parts.
@@ -189,10 +183,16 @@ class LvnarCompiledModel(LvnarEngine):
         return pad(ids, (0, missing), value=self.config.pad_token_id), pad(mask, (0, missing))
 
     def _encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> EncodedSource:
-        """The model's, with keys and values laid out as `EncodedSource.select` leaves them: else it compiles anew."""
+        """The model's, laid out as `select` leaves it when sentences leave the batch: else it compiles anew."""
         source = self.model.encode(input_ids, attention_mask)
-        keys_values = tuple((keys.contiguous(), values.contiguous()) for keys, values in source.decoder_keys_values)
-        return source._replace(decoder_keys_values=keys_values)
+        return source.select(torch.arange(input_ids.shape[0], device=input_ids.device))
+
+    def _infer_posterior(
+        self, source: EncodedSource, target_ids: torch.Tensor, target_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The model's, the means laid out as those of the prior."""
+        means, stds = self.model.infer_posterior(source, target_ids, target_mask)
+        return means.contiguous(), stds
 
     def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> EncodedSource:
         return self._compiled_encode(input_ids, attention_mask)
@@ -215,27 +215,10 @@ class LvnarCompiledModel(LvnarEngine):
         return self
 
 
-def _with_own_code(method: Callable[Inputs, Result]) -> Callable[Inputs, Result]:
-    """The same method as an object that the compiler has not seen.
-
-    What it has compiled it keeps with the code: another engine of this model would get what the first one froze, though
-    the weights may have changed.
-    """
+def _with_own_code(method: Callable) -> Callable:
+    """The same method as an object that the compiler has not seen: of one code it keeps eight graphs, and no more."""
     assert isinstance(method, types.MethodType)
     function: Any = method.__func__
     code = function.__code__.replace(co_name=f"{function.__name__}_compiled")
     own = types.FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
     return types.MethodType(own, method.__self__)
-
-
-def find_cpp_compiler() -> None:
-    """Raise RuntimeError if torch's compiler would not find the one for C++ that it needs."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except Exception as error:
-        raise RuntimeError(
-            "torch.compile needs a C++ compiler on the CPU, and there is none: install g++, or name one in the "
-            f"environment variable CXX. ({error})"
-        ) from error

@@ -14,7 +14,6 @@ from safetensors import safe_open
 
 from lvnar_hf.decoding_options_lvnar import GENERATION_DEFAULTS
 from lvnar_hf.engines import ENGINES, ONNX_ENGINES
-from lvnar_hf.engines.compiled import find_cpp_compiler
 from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.outputs import refuse_missing_folder
@@ -82,7 +81,7 @@ def _load(engine: str, folder: Path) -> None:
     else:
         weight_files(folder)
     if engine == "compiled" and not torch.cuda.is_available():
-        find_cpp_compiler()
+        raise RuntimeError("for CUDA, and there is none")
 
 
 def _state(load: Callable[[], Any]) -> str:

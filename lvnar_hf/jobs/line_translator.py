@@ -166,7 +166,6 @@ def load_translator(
         ValueError: for another engine, an engine that is not for this device or does not search, or a budget below 1.
         FileNotFoundError: the graph or the shortlist that was asked for is not there; says how to make it.
         ImportError: onnxruntime is asked for, and is missing.
-        RuntimeError: "compiled" is asked for on the CPU, and there is no C++ compiler.
     """
     import torch
 
@@ -181,6 +180,8 @@ def load_translator(
     is_cpu = torch.device(device).type == "cpu"
     if engine in ONNX_ENGINES and not is_cpu:
         raise ValueError(f"The engine {engine} runs on the CPU, not on {device}: choose torch or auto.")
+    if engine == "compiled" and is_cpu:
+        raise ValueError("The engine compiled is for CUDA: on the CPU choose auto, onnx-int8, onnx or torch.")
     arguments = load_search(search, device)
     if arguments and engine not in ("auto", "torch"):
         raise ValueError(f"The engine {engine} gives one translation: a search needs torch or auto.")

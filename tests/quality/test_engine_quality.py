@@ -47,14 +47,10 @@ def test_the_engines_are_those_of_the_cpu(tiny_repository, monkeypatch):
     monkeypatch.setattr(
         engines_module, "LvnarOnnxModel", lambda config, generation_config, file, shortlist=None: shortlist or file
     )
-    monkeypatch.setattr(engines_module, "LvnarCompiledModel", lambda model: ("compiled", model.dtype))
     engines = {name: getattr(model, "dtype", model) for name, model in load_engines(str(tiny_repository))}
     assert engines == {
         REFERENCE: torch.float32,
         "onnx int8": "a file",
-        "compiled, float32": ("compiled", torch.float32),
         "eager, bfloat16": torch.bfloat16,
-        "compiled, bfloat16": ("compiled", torch.bfloat16),
         "eager, float16": torch.float16,
-        "compiled, float16": ("compiled", torch.float16),
     }

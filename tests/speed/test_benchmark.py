@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SAMPLE, has_cpp_compiler
+from conftest import ROOT, SAMPLE
 from sacrebleu.metrics import BLEU
-from torch._inductor import cpp_builder
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from lvnar_hf import LvnarConfig
@@ -95,13 +94,11 @@ def random_specs(tmp_path_factory) -> list[SystemSpec]:
 
 
 def test_every_system_does_the_forced_lengths_and_every_refinement_step(random_specs, threads):
-    assert len(random_specs) == 5 * 3 + 2 * 8
+    assert len(random_specs) == 4 * 3 + 2 * 8
     sources = CODE.make_sources(LENGTHS, torch.Generator().manual_seed(1))
     assert [len(source) for source in sources] == [source for source, _ in LENGTHS]
     targets = [target for _, target in LENGTHS]
     for spec in random_specs:
-        if spec.engine == COMPILED_ENGINE and not has_cpp_compiler():
-            continue
         result = LocalRunner(spec).run(Workload([sources, sources[:1]], warm_up=sources[:2]))
         assert [len(row) for row in result.outputs[0]] == targets, spec.name
         assert [len(row) for row in result.outputs[1]] == targets[:1], spec.name
@@ -345,10 +342,11 @@ def test_what_fails_in_a_process_is_said_with_the_system(random_specs, tmp_path)
         process.close()
 
 
-def test_systems_that_are_compiled_share_a_process(random_specs):
-    processes = {spec.process for spec in random_specs}
-    assert len(processes) == len(random_specs) - 2
-    assert {spec.setting for spec in random_specs if spec.process == COMPILED_ENGINE} == {0, 1, 3}
+def test_systems_that_are_compiled_are_of_cuda_and_share_a_process():
+    specs = lvnar_specs("model", "exported", "cuda")
+    assert {spec.engine for spec in specs} == {"eager", COMPILED_ENGINE}
+    assert len({spec.process for spec in specs}) == len(specs) - 2
+    assert {spec.setting for spec in specs if spec.process == COMPILED_ENGINE} == {0, 1, 3}
 
 
 # the whole command
@@ -442,9 +440,8 @@ def test_one_command_runs_both_modes(monkeypatch, capsys, tmp_path, tiny_reposit
 
 
 def test_what_cannot_be_run_is_refused_with_what_to_do(monkeypatch, tmp_path, random_specs):
-    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: "g++")
     assert [spec.name for spec in select_systems(random_specs, ["0 steps", "12-1, ctranslate2 int8, beam 3"])] == [
-        *("lvnar, eager, 0 steps", "lvnar, compiled, 0 steps", "lvnar, onnx float32, 0 steps"),
+        *("lvnar, eager, 0 steps", "lvnar, onnx float32, 0 steps"),
         *("lvnar, onnx int8, 0 steps", "lvnar, onnx int8 shortlist, 0 steps"),
         "marian 12-1, ctranslate2 int8, beam 3",
     ]
@@ -474,7 +471,7 @@ def test_what_cannot_be_run_is_refused_with_what_to_do(monkeypatch, tmp_path, ra
     )
     with pytest.raises(ImportError, match=r"pip install 'lvnar-hf\[distil\]'. To go without it: --systems lvnar"):
         select_systems(random_specs, [])
-    assert len(select_systems(random_specs, ["lvnar", "transformers"])) == 15 + 4
+    assert len(select_systems(random_specs, ["lvnar", "transformers"])) == 12 + 4
     without = ("ctranslate2", "matplotlib", "onnxscript")
     monkeypatch.setattr(
         benchmark.importlib.util, "find_spec", lambda name, *rest: None if name in without else found(name, *rest)
@@ -486,9 +483,3 @@ def test_what_cannot_be_run_is_refused_with_what_to_do(monkeypatch, tmp_path, ra
     assert len(select_systems(random_specs, ["eager", "transformers"])) == 3 + 4
     with pytest.raises(ImportError, match=r"pip install 'lvnar-hf\[eval\]'"):
         benchmark.main(folder)
-    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: 1 / 0)
-    with pytest.raises(
-        RuntimeError, match=r"needs a C\+\+ compiler .*To go without: --systems eager onnx transformers"
-    ):
-        select_systems(random_specs, ["compiled"])
-    assert len(select_systems(random_specs, ["eager", "transformers"])) == 3 + 4

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 import lvnar_hf  # noqa: F401  (registers the model)
-from lvnar_hf.engines.compiled import LvnarCompiledModel
 from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.engines.onnx_export import export_onnx
 from lvnar_hf.engines.shortlist import Shortlist
@@ -28,10 +27,7 @@ def load_engines(name: str) -> Iterator[tuple[str, Any]]:
             shortlist = Shortlist.from_pretrained(name, model.config)
             engine = LvnarOnnxModel(model.config, model.generation_config, file, shortlist=shortlist)
             yield f"onnx {precision} shortlist", engine
-    yield "compiled, float32", LvnarCompiledModel(model)
     for dtype in (torch.bfloat16, torch.float16):
         type_name = str(dtype).removeprefix("torch.")
         # Loaded anew: one type would round what the other has rounded.
-        model = load_model(name, dtype=dtype).eval()
-        yield f"eager, {type_name}", model
-        yield f"compiled, {type_name}", LvnarCompiledModel(model)
+        yield f"eager, {type_name}", load_model(name, dtype=dtype).eval()

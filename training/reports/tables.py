@@ -269,8 +269,8 @@ def distillation_table(results: Path) -> str:
     (engine,), counts = result["engines"], result["counts"]
     degenerate = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in counts["degenerate"].items() if count)
     return (
-        f"{counts['translated']:,} sentences by {engine['engine']} {engine['version']} ({engine['compute_type']}), beam "
-        f"{result['num_beams']}, length penalty {result['length_penalty']}: {result['seconds'] / 60:.0f} minutes, "
+        f"{counts['translated']:,} sentences by {engine['engine']} {engine['version']} ({engine['compute_type']}), "
+        f"beam {result['num_beams']}, length penalty {result['length_penalty']}: {result['seconds'] / 60:.0f} minutes, "
         f"{result['sentences_per_second']:.0f} sentences/s. Degenerate: {degenerate or 'none'}; on_degenerate: "
         f"{result['on_degenerate']}."
     )

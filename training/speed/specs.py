@@ -8,7 +8,6 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from lvnar_hf.engines.compiled import find_cpp_compiler
 from lvnar_hf.engines.graph import FILES as ONNX_FILES
 from training.distillation.teacher import end_ids
 
@@ -71,11 +70,13 @@ def lvnar_specs(
     Args:
         folder: the model.
         exported: a folder with its configuration and ONNX graphs, or where they will be.
-        device: ONNX Runtime is for the CPU alone.
+        device: ONNX Runtime is for the CPU alone, what is compiled for CUDA.
         has_shortlist: whether there is, or will be, a shortlist in that folder.
     """
-    folders = {"eager": folder, COMPILED_ENGINE: folder}
-    if device == "cpu":
+    folders = {"eager": folder}
+    if device != "cpu":
+        folders[COMPILED_ENGINE] = folder
+    else:
         folders |= {f"onnx {precision}": exported for precision in ONNX_FILES}
         folders |= {SHORTLIST_ENGINE: exported} if has_shortlist else {}
     return [
@@ -170,7 +171,6 @@ def select_systems(specs: Sequence[SystemSpec], parts: Sequence[str]) -> list[Sy
     Raises:
         ValueError: no system has any of them, or two systems have one name.
         ImportError: CTranslate2 or a package of ONNX is missing, and a system needs it.
-        RuntimeError: the same of a C++ compiler.
     """
     names = [spec.name for spec in specs]
     if duplicates := sorted({name for name in names if names.count(name) > 1}):
@@ -184,11 +184,6 @@ def select_systems(specs: Sequence[SystemSpec], parts: Sequence[str]) -> list[Sy
             f"{', '.join(missing)} is not installed: pip install 'lvnar-hf[export]'. To go without: --systems eager "
             "transformers ctranslate2"
         )
-    if any(spec.engine == COMPILED_ENGINE and spec.device == "cpu" for spec in chosen):
-        try:
-            find_cpp_compiler()
-        except RuntimeError as error:
-            raise RuntimeError(f"{error} To go without: --systems eager onnx transformers ctranslate2") from error
     needs_ctranslate2 = any(spec.engine.startswith("ctranslate2") for spec in chosen)
     if needs_ctranslate2 and importlib.util.find_spec("ctranslate2") is None:
         raise ImportError(

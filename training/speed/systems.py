@@ -136,10 +136,9 @@ class CompiledLvnar(LvnarEngineSystem):
         self.description["compilation_s"] = seconds
 
     def prepare(self, batches: list[list[list[int]]]) -> None:
-        if self.model.device.type == "cuda":  # graphs of these shapes
-            for batch in batches:
-                for _ in range(CAPTURE_CALLS):
-                    self.translate(batch)
+        for batch in batches:  # graphs of these shapes
+            for _ in range(CAPTURE_CALLS):
+                self.translate(batch)
 
 
 class OnnxLvnar(LvnarEngineSystem):
