@@ -8,7 +8,8 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 # The pins are for Python 3.11 and newer.
 CONSTRAINTS = $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")')
 
-# Other versions of transformers, each in a virtual environment of its own; the rest is the main one's.
+# Other versions of transformers, each in a virtual environment of its own; the rest is the main one's. The first, the
+# oldest, is for `make test`.
 VERSIONS = $(sort $(patsubst tests/environments/%.txt,%,$(wildcard tests/environments/transformers-*.txt)))
 ENVIRONMENTS = $(VERSIONS:%=.environments/%/.installed)
 PACKAGES_OF = $$($(1)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
@@ -25,7 +26,7 @@ QUICK_TESTS = tests/model/test_config.py tests/model/test_losses.py tests/model/
 	tests/model/test_repetitions.py tests/model/test_text.py tests/data/test_batching.py tests/loop/test_schedules.py \
 	tests/loop/test_recipe.py tests/quality/test_spans.py tests/reports tests/test_rooms.py
 
-.PHONY: help demo test quick matrix lint train-tools clean
+.PHONY: help demo test thorough quick matrix lint train-tools clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -35,9 +36,12 @@ demo: $(VENV)/.demo  ## translate with the model that ships: 0 and 1 refinement 
 
 # A file's tests stay in one process, which makes its graphs and models once; tests/conftest.py has the files' order.
 test:  ## run the tests, on the oldest supported transformers too
-	$(MAKE) --no-print-directory -j 2 $(VENV)/.dev $(ENVIRONMENTS) $(APP)/.installed
+	$(MAKE) --no-print-directory -j 2 $(VENV)/.dev $(firstword $(ENVIRONMENTS)) $(APP)/.installed
 	LVNAR_ENVIRONMENTS=$(CURDIR)/.environments OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(APP)/bin/python -m pytest tests/app
+
+thorough: $(VENV)/.dev $(ENVIRONMENTS)  ## run every case, on every supported transformers: half an hour
+	LVNAR_ENVIRONMENTS=$(CURDIR)/.environments OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not fuzz"
 
 quick: $(VENV)/.dev  ## run the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(QUICK_TESTS)

@@ -39,7 +39,13 @@ SCRIPTS = sorted(path.name for path in (ROOT / "training").glob("*.py") if "__ma
 SCRIPTS.remove("report.py")  # takes no arguments
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+OFTEN_ASKED = {"train.py", "distil.py", "score.py", "benchmark.py"}
+
+
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param(script, marks=[] if script in OFTEN_ASKED else pytest.mark.thorough) for script in SCRIPTS],
+)
 def test_help_is_shown_soon(script):
     """In at most 3 s of the processor's time: what is heavy is imported after parsing."""
     process = subprocess.Popen(

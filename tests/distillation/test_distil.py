@@ -570,6 +570,7 @@ def run_two(folder: Path, *command: object) -> str:
     return output
 
 
+@pytest.mark.thorough  # tests/commands/test_translate.py has the same of the same writers
 def test_killed_before_and_after_every_rename(workplace, tmp_path, unbroken):
     argv = flags(workplace, tmp_path / "out")
     for moment in MOMENTS:

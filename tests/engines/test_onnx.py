@@ -82,11 +82,13 @@ of_the_model_that_ships = pytest.mark.parametrize("folder", ["repository"], indi
 of_ctc = pytest.mark.parametrize("folder", ["ctc_repository"], indirect=True)
 
 
-@pytest.mark.parametrize("num_steps", [0, 1, 3, 8])
-@pytest.mark.parametrize("options", [{}, {"max_length": 5}, {"remove_repetitions": False}])
+@pytest.mark.parametrize(
+    ("num_steps", "options"),
+    [(0, {}), (1, {"max_length": 5}), (3, {"remove_repetitions": False}), (8, {}), (0, {"max_length": 5})],
+)
 def test_float32_is_pytorch_token_by_token(model, engine, num_steps, options):
     """Every length there is, in one batch; the steps that each sentence takes too."""
-    for seed in range(3):
+    for seed in range(3 if model.config.vocab_size < 1000 else 1):
         batch = make_batch(model.config, LENGTHS, seed)
         options = {**options, "num_refinement_steps": num_steps, "return_dict_in_generate": True}
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], **options}

@@ -152,7 +152,7 @@ def test_with_ctc_blank_is_always_tried_once():
     assert is_missed.tolist() == [False, False, True] and size == (4 + 1) + (2 + 1)
 
 
-@pytest.fixture(scope="module", params=["length", "ctc"])
+@pytest.fixture(scope="module", params=[pytest.param("length", marks=pytest.mark.thorough), "ctc"])
 def model(request):
     if request.param == "ctc":
         return make_ctc_model(

@@ -105,7 +105,7 @@ def log_lines(folder: Path) -> list[dict]:
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
-@pytest.mark.parametrize("script", ["train.py", "teacher.py"])
+@pytest.mark.parametrize("script", ["train.py", pytest.param("teacher.py", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("is_sharded", [False, True])
 def test_two_processes_learn_as_one_with_the_same_batches(run, two, tmp_path, script, is_sharded):
     run(script, 1, "--gradient_accumulation_steps", "2", "--output_folder", "one")
