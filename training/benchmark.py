@@ -5,9 +5,10 @@
         --model model_cards/lvnar-tatoeba-en-de --teacher runs/tatoeba_en_de/teacher/best \
         --source_file data/tatoeba_en-de/test.en --target_file data/tatoeba_en-de/test.de
 
-With random weights at the paper's sizes (mode "random") and, if a model is named, with trained models on real sentences
-(mode "trained"). Writes `benchmark.json`, from which everything else is made: the tables `benchmark.md`, and the plots
-`throughput.*.png` and `quality.*.png`. The last line printed is JSON: milliseconds per sentence.
+With random weights (mode "random": the paper's sizes, or others, as `--alignment ctc --num_decoder_layers 3` asks for)
+and, if a model is named, with trained models on real sentences (mode "trained"). Writes `benchmark.json`, from which
+everything else is made: the tables `benchmark.md`, and the plots `throughput.*.png` and `quality.*.png`. The last line
+printed is JSON: milliseconds per sentence.
 """
 
 import importlib.util
@@ -24,6 +25,7 @@ import training.command  # noqa: F401  (ends the script with one line where that
 from lvnar_hf.files.atomic import write_json
 from lvnar_hf.files.outputs import refuse_existing
 from training.data.evaluation_sets import TestSetArguments, load_test_set
+from training.sections import ModelArguments
 from training.speed.arguments import TimingArguments
 
 MODES = ("random", "trained")
@@ -54,8 +56,8 @@ class BenchmarkArguments:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the modes, write all files, print one JSON line last; return what is in benchmark.json."""
     begin = time.monotonic()
-    parser = HfArgumentParser((BenchmarkArguments, TimingArguments, TestSetArguments))
-    arguments, timing, named_test_set = parser.parse_args_into_dataclasses(argv)
+    parser = HfArgumentParser((BenchmarkArguments, TimingArguments, TestSetArguments, ModelArguments))
+    arguments, timing, named_test_set, sizes = parser.parse_args_into_dataclasses(argv)
 
     import torch
 
@@ -76,7 +78,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     }
     with tempfile.TemporaryDirectory(prefix="benchmark-") as models:
         if "random" in arguments.modes:
-            benchmark["modes"]["random"] = run_random(timing, LvnarConfig(), read_lengths(), Path(models, "random"))
+            config = sizes.to_config(LvnarConfig().vocab_size, None)
+            benchmark["modes"]["random"] = run_random(timing, config, read_lengths(), Path(models, "random"))
         if test_set is not None:
             benchmark["modes"]["trained"] = run_trained(
                 timing, arguments.model, arguments.teacher, test_set, Path(models, "trained")

@@ -184,6 +184,18 @@ def test_ctranslate2_gets_the_faster_of_two_ways(random_specs, threads, monkeypa
     assert [len(row) for row in system.translate(sources)] == [target for _, target in LENGTHS[:4]]
 
 
+def test_with_ctc_alignment_each_step_changes_all_and_lengths_are_near_the_sources():
+    model = make_lvnar(small_config(alignment="ctc", carries_source_states=True), CODE)
+    sources = CODE.make_sources(LENGTHS, torch.Generator().manual_seed(1), with_offsets=False)
+    input_ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(source) for source in sources], batch_first=True)
+    output = model.generate(input_ids, num_refinement_steps=3, return_dict_in_generate=True)
+    assert output.num_steps_taken.tolist() == [3] * len(sources)
+    for step in output.sequences_per_step:  # a token beside an equal one is one with it
+        assert 0.4 < (step != 0).sum() / sum(map(len, sources)) < 1.2
+    signs = [CODE.signs()[step[step > 2] - 3].unique().tolist() for step in output.sequences_per_step]
+    assert signs == [[1], [-1], [1], [-1]]
+
+
 def test_a_code_that_does_not_fit_is_refused():
     codes = shift_codes(64, torch.Generator().manual_seed(0))
     torch.testing.assert_close(codes @ codes.T, torch.eye(64), atol=0.02, rtol=0)

@@ -42,6 +42,7 @@ class SystemReport(TypedDict, total=False):
     memory_mib: dict[str, Any]
     quality: dict[str, Any]
     mean_steps_taken: float
+    mean_target_tokens: dict[str, float]  # by batch size; of random weights with alignment "ctc"
 
 
 class RunReport(TypedDict):

@@ -8,7 +8,9 @@ hold a code, and a few of the weights carry the code through. Any engine that ru
 - An autoregressive model counts down. Every token has a level; the sources of a sentence with L target tokens have
   level L; after a token of level l the likeliest are the many of level l - 1, and level 0 is `</s>` alone.
 - This model reads l_y - |x| from the source tokens, and its translation is made of tokens of the sign +1 and -1 in
-  turn, so that no refinement step leaves a translation as it was, and every step asked for is taken.
+  turn, so that no refinement step leaves a translation as it was, and every step asked for is taken. With alignment
+  "ctc" its translation has as many tokens as the cells spell, about one for each source token: neighbouring cells of
+  one token are alike, and merge.
 
 Checked at run time: the benchmark counts tokens and steps, and stops where they differ.
 """
@@ -76,12 +78,19 @@ class TokenCode:
         """Of the tokens from id 3 on: +1 or -1."""
         return 1 - 2 * (self._ordinary() // (self.max_target_length * self.num_offsets) % 2)
 
-    def make_sources(self, lengths: Sequence[tuple[int, int]], generator: torch.Generator) -> list[list[int]]:
-        """Random sources of these (source, target) lengths that say their target's length."""
+    def make_sources(
+        self, lengths: Sequence[tuple[int, int]], generator: torch.Generator, with_offsets: bool = True
+    ) -> list[list[int]]:
+        """Random sources of these (source, target) lengths that say their target's length.
+
+        Without the offsets, which alignment "ctc" does not read, a sentence has more different tokens.
+        """
         levels, offsets = self.levels(), self.offsets()
         sources = []
         for source_length, target_length in lengths:
-            matches = (levels == target_length) & (offsets == target_length - source_length)
+            matches = levels == target_length
+            if with_offsets:
+                matches &= offsets == target_length - source_length
             ids = NUM_SPECIAL_TOKENS + matches.nonzero()[:, 0]
             sources.append(ids[torch.randint(len(ids), (source_length,), generator=generator)].tolist())
         return sources
@@ -174,7 +183,7 @@ def make_marian(config: LvnarConfig, num_layers: tuple[int, int], code: TokenCod
 
 @torch.no_grad()
 def make_lvnar(config: LvnarConfig, code: TokenCode, seed: int = 0) -> LvnarForConditionalGeneration:
-    """This model, with lengths as its sources say and a translation that every refinement step changes.
+    """This model, with lengths as its sources say (but with alignment "ctc"), and every refinement step changes all.
 
     Raises:
         ValueError: if the width is too small for the code.
@@ -192,10 +201,11 @@ def make_lvnar(config: LvnarConfig, code: TokenCode, seed: int = 0) -> LvnarForC
     embeddings[:NUM_SPECIAL_TOKENS] *= BRANCH_SCALE
     embeddings[NUM_SPECIAL_TOKENS:] = _noisy(tokens, generator)
 
-    length_proj = model.length_predictor.proj
-    length_proj.weight.mul_(BRANCH_SCALE)
-    first = code.min_offset + config.max_length_offset
-    length_proj.weight[first : first + code.num_offsets, latent_dim:] = offset_codes
+    if config.alignment == "length":
+        length_proj = model.length_predictor.proj
+        length_proj.weight.mul_(BRANCH_SCALE)
+        first = code.min_offset + config.max_length_offset
+        length_proj.weight[first : first + code.num_offsets, latent_dim:] = offset_codes
 
     prior_head, posterior_head = model.prior.gaussian_head, model.posterior.gaussian_head
     prior_head.weight.mul_(BRANCH_SCALE)
@@ -207,6 +217,8 @@ def make_lvnar(config: LvnarConfig, code: TokenCode, seed: int = 0) -> LvnarForC
     posterior_head.weight[:latent_dim] = -sign_code / size**0.5
     # The decoder's states have the sign of the latents, and so have the likeliest tokens.
     model.decoder.latent_proj.weight.copy_(5 * size**0.5 * sign_code[:, None].expand(-1, latent_dim) / latent_dim)
+    if config.carries_source_states:  # of the tokens of that sign, the likeliest is that nearest to the source's
+        model.decoder.state_proj.weight.copy_(torch.eye(size) - torch.outer(sign_code, sign_code))
     return model
 
 

@@ -5,6 +5,7 @@ exactly these, and every refinement step asked for. With trained models the leng
 stands beside speed.
 """
 
+import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -100,27 +101,49 @@ def run_random(
         for sample in samples
     }
     expected = {sample.batch_size: [lengths[index][1] for index in sample.indices] for sample in samples}
+    of_cells: dict[str, dict[int, float]] = {}  # with alignment "ctc": tokens a sentence, as they came
 
     def check(runner: Runner, key: WorkloadKey, result: Measurement) -> None:
         done = [len(row) for batch in result.outputs for row in batch]
-        check_lengths(runner.spec, done, expected[key[1]], result.num_refinements)
+        wanted = expected[key[1]]
+        if runner.spec.family == "lvnar" and config.alignment == "ctc":
+            of_cells.setdefault(runner.spec.name, {})[key[1]] = statistics.mean(done)
+            wanted = done
+        check_lengths(runner.spec, done, wanted, result.num_refinements)
 
     with working(specs) as workers:
         measured = measure_rounds(
             workers, workloads, arguments.num_repeats, arguments.max_minutes * 60, check, "random weights"
         )
         systems = describe_systems(workers, measured, samples)
+    for name, means in of_cells.items():
+        systems[name]["mean_target_tokens"] = {str(size): mean for size, mean in means.items()}
+    every, but = ("every system", "")
+    if of_cells:
+        most = max(mean for means in of_cells.values() for mean in means.values())
+        every = "every autoregressive system"
+        but = f" This model's have what its cells spell, up to {most:.1f} tokens on the mean of a batch size."
     return {
         "what": (
-            "Random weights at the paper's sizes; from token ids to token ids, without tokenizer and loading. Lengths "
-            "are those of newstest2014, English to German: every system translates each sentence into exactly as many "
-            "tokens as its reference has, and takes every refinement step. The weights are random but for a code that "
-            "makes them do so; the products are those of any weights."
+            f"Random weights, {_sizes(config)}; from token ids to token ids, without tokenizer and loading. Lengths "
+            f"are those of newstest2014, English to German: {every} translates each sentence into exactly as many "
+            f"tokens as its reference has, and every refinement step is taken.{but} The weights are random but for a "
+            "code that makes them do so; the products are those of any weights."
         ),
         "models": models,
         "num_left_out": len(lengths) - len(order),
         **describe_run(arguments, systems, measured, samples, lengths),
     }
+
+
+def _sizes(config: LvnarConfig) -> str:
+    """The layers of this model, for a caption."""
+    posterior = f"{config.num_posterior_encoder_layers} + {config.num_posterior_decoder_layers}"
+    cells = f", {config.upsampling_ratio:g} cells a source token" if config.alignment == "ctc" else ""
+    return (
+        f"hidden size {config.hidden_size}, prior {config.num_prior_layers} layers, posterior {posterior}, decoder "
+        f"{config.num_decoder_layers}, alignment {config.alignment}{cells}"
+    )
 
 
 def _prepare_random(
@@ -148,7 +171,8 @@ def _prepare_random(
     specs = select_systems(specs, arguments.systems)
 
     generator = torch.Generator().manual_seed(seed)
-    sources = dict(zip(timed, code.make_sources(list(timed.values()), generator), strict=True))
+    has_lengths = config.alignment == "length"
+    sources = dict(zip(timed, code.make_sources(list(timed.values()), generator, has_lengths), strict=True))
     shortlist: Shortlist | None = None
     if any(spec.engine in (SHORTLIST_ENGINE, VOCABULARY_MAP_ENGINE) for spec in specs):
         chosen = evenly_spaced(len(timed), CALIBRATION_SENTENCES)
