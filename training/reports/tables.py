@@ -4,6 +4,7 @@ A table is a function of a folder, `model_cards/<model id>/results`; no number s
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -389,9 +390,9 @@ def speed_brief_table(results: Path) -> str:
     return render_brief(read_result(results, "benchmark"), "random")
 
 
-def speed_table(results: Path) -> str:
-    """Random weights at the paper's sizes beside the autoregressive baselines, with crossovers."""
-    return render_summary(read_result(results, "benchmark"), "random")
+def speed_table(results: Path, name: str = "benchmark") -> str:
+    """Random weights at the paper's sizes, or others, beside the autoregressive baselines, with crossovers."""
+    return render_summary(read_result(results, name), "random")
 
 
 def speed_trained_table(results: Path) -> str:
@@ -417,6 +418,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "shortlist": shortlist_table,
     "speed_brief": speed_brief_table,
     "speed": speed_table,
+    "speed_ctc": partial(speed_table, name="benchmark_ctc"),
+    "speed_ctc_shallow": partial(speed_table, name="benchmark_ctc_shallow"),
     "speed_trained": speed_trained_table,
     **TRAINING_TABLES,
     "training_step": training_step_table,
