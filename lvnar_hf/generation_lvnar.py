@@ -220,7 +220,9 @@ class LvnarGenerationMixin:
         if output.token_confidences is not None:
             self._finish_confidences(output, keep)
         if plan is not None:
-            output.time_plan = {**plan, "taken_ms": 1000 * (time.perf_counter() - start)}
+            taken_ms = 1000 * (time.perf_counter() - start)
+            self._cost_table.correct(options, batch_size, source_length, taken_ms)
+            output.time_plan = {**plan, "taken_ms": taken_ms}
         return output if options.return_dict_in_generate else output.sequences
 
     def _finish_confidences(self, output: LvnarGenerateOutput, keep: torch.Tensor | None) -> None:

@@ -601,8 +601,9 @@ def test_without_the_tokenizer_nothing_is_written(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-# Of at most six digits, not eight: learnt in half of the recipe's steps.
-SHORTER = ["--max_steps", "400", "--warmup_steps", "50", "--cooldown_steps", "150"]
+# Of at most four digits, not eight: learnt in fewer steps than the recipe's.
+SHORTER = ["--max_steps", "300", "--warmup_steps", "50", "--cooldown_steps", "120"]
+SHORTER_TEACHER = ["--max_steps", "1000", "--warmup_steps", "250", "--cooldown_steps", "300"]
 
 
 def test_the_digits_are_learnt_with_ctc_alignment(tmp_path, monkeypatch):
@@ -610,7 +611,7 @@ def test_the_digits_are_learnt_with_ctc_alignment(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.chdir(tmp_path)
-    write_digits(Path("data/digits"), max_digits=6)
+    write_digits(Path("data/digits"), max_digits=4)
     recipe = ["--config", str(ROOT / "training" / "configs" / "digits.yaml")]
     tokenizer_command.main(recipe)
     best = train.main([*recipe, *SHORTER, "--train_on", "raw", "--alignment", "ctc", "--valid_bleu_sentences", "0"])
@@ -631,7 +632,7 @@ def test_the_digits_are_learnt_with_ctc_alignment(tmp_path, monkeypatch):
 
 def test_the_digits_are_learnt_from_a_teacher(tmp_path):
     """The commands of training/README.md, from text to the scores of a student that has read its teacher alone."""
-    write_digits(tmp_path / "data" / "digits", max_digits=6)
+    write_digits(tmp_path / "data" / "digits", max_digits=4)
     runs = tmp_path / "runs" / "digits"
     recipe = ["--config", str(ROOT / "training" / "configs" / "digits.yaml")]
 
@@ -643,7 +644,7 @@ def test_the_digits_are_learnt_from_a_teacher(tmp_path):
         assert not launch or ("processes: 1" in result.stdout and "Writing model shards" not in result.stderr)
 
     run("tokenizer.py", *recipe)
-    run("teacher.py", *recipe, launch=True)
+    run("teacher.py", *recipe, *SHORTER_TEACHER, launch=True)
     run("distil.py", *recipe)
     # Nobody reads the text's own targets from here on.
     (tmp_path / "data" / "digits" / "train.target").write_text("0\n" * 20_000)

@@ -453,3 +453,31 @@ def test_a_budget_changes_how_much_is_done_and_nothing_else():
     least = model.generate(**inputs, **options, max_ms=1e-6)
     assert tokens_of(least.sequences) == tokens_of(model.generate(**inputs, num_refinement_steps=0))
     assert least.time_plan["num_refinement_steps"] == 0 < least.time_plan["taken_ms"]
+
+
+def test_real_calls_correct_the_costs(monkeypatch):
+    """Nearly all calls keep to the time, whatever was measured; and what was too dear once is tried again."""
+    generator, clock, speed = torch.Generator().manual_seed(0), [0.0], [1.0]
+
+    class Uneven(_Timed):
+        def _refine(self, input_ids, attention_mask, options):
+            before = clock[0]
+            output = super()._refine(input_ids, attention_mask, options)
+            noise = float(torch.rand(1, generator=generator))
+            clock[0] = before + (clock[0] - before) * (1 + noise**4) * speed[0]
+            return output
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    engine = Uneven(clock)
+
+    def call() -> dict:
+        ids = torch.tensor([[5, 6, 1]])
+        return engine.generate(ids, num_refinement_steps=3, max_ms=60, return_dict_in_generate=True).time_plan
+
+    engine.measure_costs([3], num_refinement_steps=3)
+    speed[0] = 1.3  # than when it was measured
+    taken = [call()["taken_ms"] for _ in range(1000)]
+    assert sum(ms > 60 for ms in taken[200:]) < 0.06 * 800
+    assert sum(taken) / 1000 > 25  # of the rung that keeps to it, not of a lower one
+    speed[0] = 0.5
+    assert max(call()["num_refinement_steps"] for _ in range(2000)) == 3

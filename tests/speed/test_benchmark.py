@@ -20,6 +20,7 @@ from training.quality.decoding import translate_texts
 from training.reports.speed_tables import (
     render_document,
 )
+from training.sections import ModelArguments
 from training.speed import systems as benchmark_systems
 from training.speed import timing as benchmark_timing
 from training.speed.arguments import TimingArguments
@@ -384,6 +385,8 @@ def test_one_command_runs_both_modes(monkeypatch, capsys, tmp_path, tiny_reposit
     folder = tmp_path / "out"
     argv = ["--output_folder", str(folder), "--batch_sizes", "4", "1", "--num_timed_sentences", "2"]
     argv += ["--num_repeats", "2", "--num_threads", "1", "--device", "cpu"]
+    sizes = {name: value for name, value in small_config().to_dict().items() if name in ModelArguments.__annotations__}
+    argv += [f"--{name}={value}" for name, value in sizes.items() if type(value) is int]
     argv += [
         "--systems",
         "eager, 3 steps",

@@ -116,6 +116,7 @@ def main() -> None:
         first_translation = since(start)
 
         from lvnar_hf.hub import assemble
+        from lvnar_hf.jobs.environment import describe_machine
 
         repository = assemble(arguments.model, os.path.join(home, "repository"))
         # By its class: where both are there, transformers may take the package's even with trust_remote_code=True.
@@ -136,6 +137,7 @@ def main() -> None:
         "remote_time_over_package": ratio,
         "num_pairs": arguments.num_pairs,
         **of_command,
+        "machine": describe_machine("cpu"),
     }
     print(json.dumps(result))
 

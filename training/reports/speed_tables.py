@@ -282,5 +282,49 @@ def pages_table(results: Path) -> str:
     return f"{table(('page', 's to load', 'ms, median', 'ms, p95'), rows)}\n\n{note}"
 
 
+def loading_table(results: Path) -> str:
+    """What loading costs, by `tests/support/measure_loading.py`."""
+    result = read_result(results, "loading")
+    rows = [
+        (what, f"{result[name]['wall']:.2f}", f"{result[name]['processor']:.2f}")
+        for what, name in (
+            ("`import transformers`", "import_transformers_seconds"),
+            ("what `import lvnar_hf` adds", "import_package_adds_seconds"),
+            ("PyTorch: from the folder to the first translation", "first_translation_seconds"),
+            ("`lvnar translate` of a sentence, int8: the whole command", "command_seconds"),
+            ("of it, from the folder to the translation", "from_folder_seconds"),
+        )
+    ]
+    ratio = result["remote_time_over_package"]["wall"]
+    note = (
+        f"{result['threads']} threads of {result['machine']['processor']}, files in the system's cache. The code that "
+        f"travels with a model takes {ratio:.2f} times as long as the package's."
+    )
+    return f"{table(('', 's', 's of the processor'), rows)}\n\n{note}"
+
+
+def time_budget_table(results: Path) -> str:
+    """What `generate` with `max_ms` takes and gives, by `tests/support/measure_budget.py`."""
+    result = read_result(results, "time_budget")
+    rows = [
+        (
+            f"{budget['max_ms']:g}",
+            *(f"{budget['taken_ms'][name]:.1f}" for name in ("p50", "p95")),
+            f"{budget['taken_ms']['p95'] / budget['max_ms'] - 1:+.0%}",
+            f"{budget['bleu']['score']:.1f}",
+            ", ".join(f"{count:,} times {done}" for done, count in budget["done"].items()),
+        )
+        for budget in result["budgets"]
+    ]
+    machine = result["machine"]
+    note = (
+        f"{result['num_sentences']:,} sentences of Tatoeba-test, one a call, PyTorch, {machine['threads']} threads of "
+        f"{machine['processor']}; asked for were {result['asked']['num_refinement_steps']} step and a beam of "
+        f"{result['asked']['beam_size']}. Their costs took {result['seconds_to_measure_costs']:.0f} s before. "
+        f"BLEU: `{result['budgets'][0]['bleu']['signature']}`."
+    )
+    return f"{table(('max_ms', 'ms, median', 'p95', 'p95 over it', 'BLEU', 'done'), rows)}\n\n{note}"
+
+
 def _medians(milliseconds: dict[str, float]) -> tuple[str, str]:
     return f"{milliseconds['p50']:.0f}", f"{milliseconds['p95']:.0f}"

@@ -18,7 +18,15 @@ from training.reports.results import (
     show_score,
     table,
 )
-from training.reports.speed_tables import format_number, pages_table, render_brief, render_summary, server_table
+from training.reports.speed_tables import (
+    format_number,
+    loading_table,
+    pages_table,
+    render_brief,
+    render_summary,
+    server_table,
+    time_budget_table,
+)
 from training.reports.training_tables import TRAINING_TABLES
 
 
@@ -414,6 +422,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "confidence": confidence_table,
     "server": server_table,
     "pages": pages_table,
+    "loading": loading_table,
+    "time_budget": time_budget_table,
     "engine_quality": engine_quality_table,
     "shortlist": shortlist_table,
     "speed_brief": speed_brief_table,
