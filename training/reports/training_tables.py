@@ -117,6 +117,21 @@ def teacher_training_table(results: Path) -> str:
     )
 
 
+def training_speed_up_table(results: Path) -> str:
+    """A training step's speed before plain attention and cheap dropout, and with them."""
+    result = read_result(results, "training_speed_up")
+    rows = []
+    for precision, speeds in result["target_tokens_per_second"].items():
+        before, now = (statistics.mean(speeds[name]) for name in ("before", "now"))
+        rows.append(
+            ({"no": "float32"}.get(precision, precision), f"{before:,.0f}", f"{now:,.0f}", f"{now / before:.2f}")
+        )
+    return table(("precision", "target tokens/s before", "now", "times"), rows) + (
+        f"\n\nBefore: commit {result['before']}. {result['recipe'][0].upper()}{result['recipe'][1:]}. "
+        f"{result['machine']['threads']} threads of {result['machine']['processor']}, means of two runs in turns."
+    )
+
+
 TRAINING_TABLES: dict[str, Callable[[Path], str]] = {
     "training": training_table,
     "finetuning": partial(further_training_table, run="finetuning"),
@@ -124,5 +139,6 @@ TRAINING_TABLES: dict[str, Callable[[Path], str]] = {
     "training_ctc": training_ctc_table,
     "training_raw": training_raw_table,
     "initial_weights": initial_weights_table,
+    "training_speed_up": training_speed_up_table,
     "teacher_training": teacher_training_table,
 }
