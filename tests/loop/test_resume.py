@@ -97,7 +97,7 @@ def test_a_killed_run_ends_as_one_that_was_never_stopped(
 
 
 # Validated at 2, 4, 6 and at the end, 7; in the middle of epochs and, at 6, at the end of one.
-@pytest.mark.parametrize("killed_after", [2, 3, 5, 6])
+@pytest.mark.parametrize("killed_after", [2, 3, *(pytest.param(step, marks=pytest.mark.thorough) for step in (5, 6))])
 def test_a_run_that_validates_within_epochs_resumes_too(make_trainer, tmp_path, killed_after):  # noqa: F811
     changes = {"dropout": 0.2, "max_steps": 7, "validate_every_steps": 2, "save_every_steps": 3}
     changes |= {"keep_last_checkpoints": 0, "keep_best_checkpoints": 2}

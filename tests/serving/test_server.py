@@ -372,6 +372,7 @@ def test_an_answer_of_several_processes_does_not_wait_for_a_receipt(model, monke
     opened[0].close()
 
 
+@pytest.mark.thorough
 def test_processes_that_cannot_start_say_why_and_end(start, tiny_ctc_repository, tmp_path):
     with pytest.raises(RuntimeError, match="There is no folder"):
         start("--model", str(tmp_path / "none"))
