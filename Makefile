@@ -40,7 +40,7 @@ test:  ## run the tests, on the oldest supported transformers too
 	LVNAR_ENVIRONMENTS=$(CURDIR)/.environments OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(APP)/bin/python -m pytest tests/app
 
-thorough: $(VENV)/.dev $(ENVIRONMENTS)  ## run every case, on every supported transformers: half an hour
+thorough: $(VENV)/.dev $(ENVIRONMENTS)  ## run every case, on every supported transformers
 	LVNAR_ENVIRONMENTS=$(CURDIR)/.environments OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not fuzz"
 
 quick: $(VENV)/.dev  ## run the fast tests

@@ -54,16 +54,14 @@ class CostTable:
 
     def cost(self, options: DecodingOptions, batch_size: int, source_length: int) -> float:
         """What a call takes at most, in milliseconds: that of the next power of 2 of sentences and of tokens."""
-        shape = self._shape(batch_size, source_length)
-        key = self._key(options, *shape)
+        key = self._key(options, batch_size, source_length)
         if key not in self._costs:
-            self._costs[key] = self._measure(options, *shape)
+            self._costs[key] = self._measure(options, *self._shape(batch_size, source_length))
         return self._costs[key]
 
     def correct(self, options: DecodingOptions, batch_size: int, source_length: int, taken_ms: float) -> None:
-        """Note what a call has taken (Robbins and Monro, 1951: an estimate of a quantile, step by step)."""
-        self.cost(options, batch_size, source_length)
-        key = self._key(options, *self._shape(batch_size, source_length))
+        """Note what a call that was chosen has taken (Robbins and Monro, 1951: a quantile, estimated step by step)."""
+        key = self._key(options, batch_size, source_length)
         change = QUANTILE if taken_ms > self._costs[key] else QUANTILE - 1
         self._costs[key] *= 1 + CORRECTION * change
 
@@ -75,7 +73,7 @@ class CostTable:
         numbers = [getattr(search, name) for name in (*CANDIDATE_NUMBERS, "num_elbo_samples", "score")]
         # The models themselves: an object that is gone may have left its id to another.
         others = (search.rescorer, search.language_model, options.with_bounds, options.with_confidences)
-        return (options.num_refinement_steps, *numbers, *others, batch_size, source_length)
+        return (options.num_refinement_steps, *numbers, *others, *self._shape(batch_size, source_length))
 
     def _measure(self, options: DecodingOptions, batch_size: int, source_length: int) -> float:
         generator = torch.Generator().manual_seed(0)
@@ -98,7 +96,7 @@ class CostTable:
         for rung in rungs[1:]:
             cost = self.cost(rung, batch_size, source_length)
             if cost > max_ms:
-                self._costs[self._key(rung, *self._shape(batch_size, source_length))] *= 1 - FORGOTTEN
+                self._costs[self._key(rung, batch_size, source_length)] *= 1 - FORGOTTEN
                 break
             chosen, expected = rung, cost
         return chosen, expected

@@ -79,11 +79,7 @@ class LvnarCompiledModel(LvnarEngine):
     compiler_options: Mapping[str, Any] = {"mode": "reduce-overhead"}
 
     def __init__(self, model: LvnarForConditionalGeneration, buckets: Buckets = CUDA_BUCKETS):
-        if model.device.type not in self.device_types:
-            raise ValueError(
-                f"{type(self).__name__} is for {' and '.join(self.device_types)}; the model is on {model.device}. On "
-                "the CPU ONNX Runtime is faster: LvnarOnnxModel, the engines onnx and onnx-int8."
-            )
+        self.check_device(model.device)
         self.model, self.config, self.generation_config = model.eval(), model.config, model.generation_config
         self.calibration, self.device, self.dtype = model.calibration, model.device, model.dtype
         self.buckets = buckets
@@ -91,6 +87,16 @@ class LvnarCompiledModel(LvnarEngine):
         self._compiled_infer_posterior = self._compile(self._infer_posterior)
         self._compiled_predict_length = self._compile(model.predict_length)
         self._compiled_decode = self._compile(model.decode)
+
+    @classmethod
+    def check_device(cls, device: str | torch.device) -> None:
+        """Raise ValueError for a device that nothing is compiled for, or that is not there."""
+        kind = torch.device(device).type
+        if kind not in cls.device_types or (kind == "cuda" and not torch.cuda.is_available()):
+            raise ValueError(
+                f"{cls.__name__} needs a GPU with CUDA; {device} is none here. On the CPU ONNX Runtime is faster: "
+                "LvnarOnnxModel, the engines onnx and onnx-int8."
+            )
 
     def _compile(self, method: Callable) -> Callable:
         return torch.compile(_with_own_code(method), dynamic=True, fullgraph=True, **self.compiler_options)
@@ -111,6 +117,7 @@ class LvnarCompiledModel(LvnarEngine):
             device: where it runs.
             arguments: as in the `from_pretrained` of transformers.
         """
+        cls.check_device(device)
         return cls(LvnarForConditionalGeneration.from_pretrained(name, dtype=dtype, **arguments).eval().to(device))
 
     @torch.no_grad()

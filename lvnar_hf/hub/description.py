@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 
 from lvnar_hf.decoding_options_lvnar import GENERATION_DEFAULTS
 from lvnar_hf.engines import ENGINES, ONNX_ENGINES
+from lvnar_hf.engines.compiled import LvnarCompiledModel
 from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.outputs import refuse_missing_folder
@@ -80,8 +80,8 @@ def _load(engine: str, folder: Path) -> None:
         LvnarOnnxModel.from_pretrained(folder, **ONNX_ENGINES[engine])
     else:
         weight_files(folder)
-    if engine == "compiled" and not torch.cuda.is_available():
-        raise RuntimeError("for CUDA, and there is none")
+    if engine == "compiled":
+        LvnarCompiledModel.check_device("cuda")
 
 
 def _state(load: Callable[[], Any]) -> str:

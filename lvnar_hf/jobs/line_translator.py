@@ -180,8 +180,6 @@ def load_translator(
     is_cpu = torch.device(device).type == "cpu"
     if engine in ONNX_ENGINES and not is_cpu:
         raise ValueError(f"The engine {engine} runs on the CPU, not on {device}: choose torch or auto.")
-    if engine == "compiled" and is_cpu:
-        raise ValueError("The engine compiled is for CUDA: on the CPU choose auto, onnx-int8, onnx or torch.")
     arguments = load_search(search, device)
     if arguments and engine not in ("auto", "torch"):
         raise ValueError(f"The engine {engine} gives one translation: a search needs torch or auto.")

@@ -95,13 +95,21 @@ def test_in_the_pipeline_and_for_files(tiny_repository, sample_tokenizer, sample
     texts = [text for text in sample_texts[0] if len(text) < 40][:8]
     expected = pipeline("translation", model=engine.model, tokenizer=sample_tokenizer)(texts, batch_size=16)
     assert pipeline("translation", model=engine, tokenizer=sample_tokenizer)(texts, batch_size=16) == expected
-    with pytest.raises(ValueError, match="The engine compiled is for CUDA: on the CPU choose auto, onnx-int8"):
+    with pytest.raises(ValueError, match="needs a GPU with CUDA; cpu is none here"):
         line_translator.load_translator(str(tiny_repository), "compiled")
 
 
 def test_the_cpu_is_for_other_engines(model):
-    with pytest.raises(ValueError, match=r"is for cuda; the model is on cpu\. On the CPU ONNX"):
+    with pytest.raises(
+        ValueError, match=r"needs a GPU with CUDA; cpu is none here\. On the CPU ONNX"
+    ):
         LvnarCompiledModel(model)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_nothing_is_loaded(tmp_path):
+    with pytest.raises(ValueError, match="needs a GPU with CUDA; cuda is none here"):
+        LvnarCompiledModel.from_pretrained(tmp_path / "nothing")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -183,7 +183,9 @@ def make_marian(config: LvnarConfig, num_layers: tuple[int, int], code: TokenCod
 
 @torch.no_grad()
 def make_lvnar(config: LvnarConfig, code: TokenCode, seed: int = 0) -> LvnarForConditionalGeneration:
-    """This model, with lengths as its sources say (but with alignment "ctc"), and every refinement step changes all.
+    """This model, with a translation that every refinement step changes; its lengths are those its sources say.
+
+    With alignment "ctc", which predicts none, they are near the sources' own.
 
     Raises:
         ValueError: if the width is too small for the code.
