@@ -4,7 +4,7 @@
         --output_folder runs/analysis
 
 Writes `elbo_and_bleu.png`, `stopping.png`, `examples.md`, `examples.html`, and `analysis.json`, from which all of them
-are drawn.
+are drawn. Of a model with a calibration also `reliability.png`: how often words of each confidence are right.
 """
 
 from dataclasses import dataclass, field
@@ -50,10 +50,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     from lvnar_hf.jobs.environment import describe_machine, describe_versions
     from lvnar_hf.words_lvnar import is_unspaced
+    from training.quality.confidence import generate_refined, measure_calibration, score_words
     from training.quality.oracles import oracle_scores
     from training.quality.refinement import analyse_refinement, load_lvnar
     from training.reports.examples import choose_examples, describe_example, render_html, render_markdown
-    from training.reports.figures import plot_elbo_and_bleu, plot_stopping, save_figure
+    from training.reports.figures import plot_elbo_and_bleu, plot_reliability, plot_stopping, save_figure
 
     folder = refuse_existing(arguments.output_folder, arguments.overwrite, "--output_folder")
     test_set = load_test_set(test_set_arguments)
@@ -87,9 +88,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "versions": describe_versions(),
         "machine": describe_machine(model.device),
     }
+    if model.calibration is not None:
+        limit = model.config.max_position_embeddings
+        generate = generate_refined(model, tokenizer)
+        scored = score_words(generate, tokenizer, sources, references, arguments.batch_size, limit)
+        data["confidence"] = measure_calibration(scored, model.calibration)
     write_json(folder / "analysis.json", data)
     save_figure(plot_elbo_and_bleu(data), folder / "elbo_and_bleu.png")
     save_figure(plot_stopping(data), folder / "stopping.png")
+    if "confidence" in data:
+        save_figure(plot_reliability({**data, **data["confidence"]}), folder / "reliability.png")
+        print(f"confidence of words: expected calibration error {data['confidence']['error']:.3f}")
     (folder / "examples.md").write_text(render_markdown(data), "utf-8")
     (folder / "examples.html").write_text(render_html(data), "utf-8")
     for row in data["steps"]:

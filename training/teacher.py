@@ -32,6 +32,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "dry_run": DryRunArguments,
     }
     data, augmentation, sizes, arguments, dry = parse_recipe(sections, argv)
+    if arguments.initial_embeddings is not None:
+        raise ValueError("initial_embeddings is for the student: they are those of its teacher.")
 
     from transformers import MarianMTModel
 
@@ -43,8 +45,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     def make_model(vocab_size: int, target_vocab_size: int | None) -> "PreTrainedModel":
         if arguments.initial_model is not None:
             return load_model(arguments.initial_model, dtype="float32")
-        if arguments.initial_embeddings is not None:
-            raise ValueError("initial_embeddings is for the student: those of its teacher.")
         model = MarianMTModel(sizes.to_config(vocab_size, target_vocab_size))
         if arguments.initial_layers is not None:
             copy_layers(model, arguments.initial_layers)

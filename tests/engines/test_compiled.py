@@ -100,9 +100,7 @@ def test_in_the_pipeline_and_for_files(tiny_repository, sample_tokenizer, sample
 
 
 def test_the_cpu_is_for_other_engines(model):
-    with pytest.raises(
-        ValueError, match=r"needs a GPU with CUDA; cpu is none here\. On the CPU ONNX"
-    ):
+    with pytest.raises(ValueError, match=r"needs a GPU with CUDA; cpu is none here\. On the CPU ONNX"):
         LvnarCompiledModel(model)
 
 

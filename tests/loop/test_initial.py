@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from conftest import make_model, tiny_config
+from conftest import TINY_SIZES, make_model, tiny_config
 from transformers import MarianMTModel
 
+from training import teacher as teacher_command
+from training import train
 from training.loop.initial import copy_embeddings, copy_layers
 from training.sections import OptimizationArguments, TeacherArguments
 
@@ -97,3 +99,22 @@ def test_the_recipe_takes_a_whole_model_or_parts_of_others():
     arguments = OptimizationArguments(initial_layers="b", initial_embeddings="c")
     arguments.forget_initial_weights()
     assert arguments == OptimizationArguments()
+
+
+def test_the_commands_begin_with_what_the_recipe_names(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("training.loop.run.run_training", lambda *a: made.append(a[-1](*VOCABULARIES)) or {})
+    other, teacher = make_model(tiny_config(), seed=3), make_teacher()
+    layers, embeddings = save(other, tmp_path / "layers"), save(teacher, tmp_path / "teacher")
+    sizes = [f"--{name}={value}" for name, value in TINY_SIZES.items()]
+    train.main([*sizes, "--initial_layers", layers, "--initial_embeddings", embeddings])
+    begun, expected = made.pop(), make_model(tiny_config(vocab_size=50, target_vocab_size=40), seed=5)
+    copy_embeddings(expected, embeddings, copy_layers(expected, layers))
+    assert all(torch.equal(weight, expected.state_dict()[name]) for name, weight in begun.state_dict().items())
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_encoder_layers": 2}
+    sizes = [f"--{name}={value}" for name, value in {**sizes, "num_decoder_layers": 1}.items()]
+    teacher_command.main([*sizes, "--initial_layers", embeddings])
+    ours, theirs = (one.get_decoder().layers[0].state_dict() for one in (made.pop(), teacher))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    with pytest.raises(ValueError, match="initial_embeddings is for the student"):
+        teacher_command.main(["--initial_embeddings", embeddings])

@@ -5,6 +5,7 @@ import html
 import importlib
 import json
 import re
+import shutil
 import sys
 
 import pytest
@@ -14,7 +15,10 @@ from matplotlib.image import imread
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from lvnar_hf import train_tokenizer
+from lvnar_hf.confidence_lvnar import FILE, Calibration, Curve
 from lvnar_hf.ctc_lvnar import ctc_cell_mask
+from lvnar_hf.files.atomic import write_json
+from lvnar_hf.files.fingerprints import folder_weights_fingerprint
 from lvnar_hf.steps import align
 from lvnar_hf.words_lvnar import is_unspaced, split_subwords, split_words
 from training import analyse
@@ -75,7 +79,27 @@ def test_the_command_writes_what_it_returns(analysed, either_repository):
         assert width == 5.6 * 200 and height >= 4 * 200
     assert (data["model"], data["test_set"], data["seed"]) == (str(either_repository), "a$b$ & c", SEED)
     assert (data["num_sentences"], data["num_blank_sources"], data["num_elbo_sentences"]) == (20, 1, 19)
+    assert "confidence" not in data and not (folder / "reliability.png").exists()  # of a model without a calibration
     assert "tok:13a" in data["bleu_signature"] and data["versions"]["torch"] == torch.__version__ and data["machine"]
+
+
+def test_a_calibrated_model_has_its_reliability_drawn(tiny_ctc_repository, tmp_path, sample_texts):
+    model = shutil.copytree(tiny_ctc_repository, tmp_path / "model")
+    curve = Curve((0.0, 1.0), (0.2, 0.4))
+    fingerprint = folder_weights_fingerprint(model)
+    write_json(model / FILE, Calibration(curve, curve, 0.3, fingerprint).to_dict())
+    sources, references = (texts[:12] for texts in sample_texts)
+    for name, lines in (("en", sources), ("de", references)):
+        (tmp_path / name).write_text("".join(line + "\n" for line in lines), "utf-8")
+    numbers = ["--max_steps", "1", "--num_elbo_samples", "1", "--num_examples", "1"]
+    files = ["--source_file", str(tmp_path / "en"), "--target_file", str(tmp_path / "de")]
+    data = analyse.main(["--model", str(model), *files, *numbers, "--output_folder", str(tmp_path / "out")])
+    measured = data["confidence"]
+    # Untrained, hardly a word is right, while the curve says that a fifth is, or more.
+    assert measured["num_words"] > 12 and 0.1 < measured["error"] < 0.4
+    assert all(0.2 <= one["confidence"] <= 0.4 for one in measured["bins"])
+    assert json.loads((tmp_path / "out" / "analysis.json").read_text("utf-8"))["confidence"] == measured
+    assert imread(tmp_path / "out" / "reliability.png").shape[1] == 5.6 * 200
 
 
 def test_bleu_by_step_is_that_of_translations_with_this_many_steps(analysed, loaded):

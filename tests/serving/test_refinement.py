@@ -1,6 +1,7 @@
 """A text's translation after each step, for the page; and the Space with it."""
 
 import dataclasses
+import time
 import unittest.mock
 
 import pytest
@@ -40,7 +41,10 @@ def test_the_steps_are_what_lvnar_translate_gives_until_none_changes():
     assert uncertain_spans(dataclasses.replace(translator, engine="onnx-int8"), TEXT, 0) == []
     assert not steps[0].is_changed and steps[1].is_changed and not steps[-1].is_changed
     assert all(step.bound < 0 and step.seconds > 0 for step in steps)
-    assert len(refine_text(translator, TEXT, 1)) == 2
+    slow = translator.model.posterior.register_forward_hook(lambda *_: time.sleep(0.5))  # which a step begins with
+    none, one = refine_text(translator, TEXT, 1)
+    slow.remove()
+    assert one.seconds - none.seconds > 0.5 and none.seconds < one.seconds
     (blank,) = refine_text(translator, " \n", 4)
     assert blank.text == " \n" and blank.bound is None
     (other,) = refine_text(dataclasses.replace(translator, engine="onnx-int8"), "!", 0)

@@ -7,7 +7,6 @@ measured before the first sentence, as a user would who loads a model.
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections import Counter
@@ -51,29 +50,16 @@ def main() -> None:
     parser.add_argument("--num_sentences", type=int, default=1000, help="of the test set of Tatoeba, the first")
     arguments = parser.parse_args()
 
-    from lvnar_hf.files.atomic import write_json
-    from lvnar_hf.jobs.environment import describe_machine, describe_versions
+    from measured import read_sample, write_measured
+
     from lvnar_hf.loading import load_model, load_tokenizer
 
     model, tokenizer = load_model(arguments.model, dtype=torch.float32).eval(), load_tokenizer(arguments.model)
-    sources, references = (
-        (ROOT / "tests" / "fixtures" / "tatoeba_en-de" / f"test.{side}").read_text("utf-8").splitlines()
-        for side in ("en", "de")
-    )
-    number = arguments.num_sentences
+    sources, references = (read_sample(language, arguments.num_sentences) for language in ("en", "de"))
     seconds = model.measure_costs(SOURCE_LENGTHS, tokenizer=tokenizer, **ASKED)
-    result = {
-        "asked": ASKED,
-        "num_sentences": len(sources[:number]),
-        "seconds_to_measure_costs": seconds,
-        "budgets": [
-            measure(model, tokenizer, sources[:number], references[:number], max_ms) for max_ms in arguments.max_ms
-        ],
-        "machine": describe_machine("cpu"),
-        "versions": describe_versions(),
-    }
-    write_json(Path(arguments.output_file), result)
-    print(json.dumps(result))
+    budgets = [measure(model, tokenizer, sources, references, max_ms) for max_ms in arguments.max_ms]
+    result = {"asked": ASKED, "num_sentences": len(sources), "seconds_to_measure_costs": seconds, "budgets": budgets}
+    write_measured(arguments.output_file, result)
 
 
 if __name__ == "__main__":

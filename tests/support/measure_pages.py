@@ -9,7 +9,6 @@ translations are compared with its own.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -89,22 +88,12 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from chromium import running_chromium
+    from measured import read_sample, write_measured
 
-    from lvnar_hf.files.atomic import write_json
-    from lvnar_hf.jobs.environment import describe_machine, describe_versions
-
-    texts = (ROOT / "tests" / "fixtures" / "tatoeba_en-de" / "test.en").read_text("utf-8").splitlines()
-    texts = texts[: arguments.num_sentences]
+    texts = read_sample("en", arguments.num_sentences)
     with running_chromium() as browser:
-        result = {
-            "num_sentences": len(texts),
-            "steps": measure_steps(browser, arguments.model, texts),
-            "static": measure_static(browser, arguments.model, texts),
-            "machine": describe_machine("cpu"),
-            "versions": describe_versions(),
-        }
-    write_json(Path(arguments.output_file), result)
-    print(json.dumps(result))
+        steps, static = (measure(browser, arguments.model, texts) for measure in (measure_steps, measure_static))
+    write_measured(arguments.output_file, {"num_sentences": len(texts), "steps": steps, "static": static})
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def plot_reliability(data: dict[str, Any]) -> Figure:
         ("calibrated", data, "bins", BLUE, "o", "-"),
         ("as computed", data, "bins_uncalibrated", SKY_BLUE, "^", "--"),
     ]
-    if data["teacher"]:
+    if data.get("teacher"):
         lines.append(("teacher, calibrated", data["teacher"], "bins", VERMILLION, "s", "-."))
     for name, measured, bins, color, marker, style in lines:
         error = measured["error_uncalibrated" if bins.endswith("uncalibrated") else "error"]
@@ -95,7 +95,9 @@ def plot_reliability(data: dict[str, Any]) -> Figure:
     axes.set_ylim(0, 1)
     axes.legend(loc="best")
     _draw_grid(axes)
-    notes = f"Calibrated on {data['calibrated_on']['num_sentences']:,} other sentences; {data['num_words']:,} words"
+    notes = f"{data['num_words']:,} words"
+    if "calibrated_on" in data:
+        notes += f"; calibrated on {data['calibrated_on']['num_sentences']:,} other sentences"
     _write_around(figure, data, notes)
     return figure
 
