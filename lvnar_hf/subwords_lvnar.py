@@ -197,6 +197,22 @@ def check_special_tokens(backend: Tokenizer, side: str) -> None:
         )
 
 
+def check_joint(stored: bool | None, is_joint: bool) -> None:
+    """Refuse one vocabulary where the tokenizer was stored with two, and two where it was stored with one.
+
+    Args:
+        stored: `joint` of tokenizer_config.json, None if it is not there.
+
+    Raises:
+        ValueError: they differ, or the field is of another type.
+    """
+    if stored not in (None, True, False):
+        raise ValueError(f"joint is {stored!r}; it must be true or false.")
+    if stored is not None and stored != is_joint:
+        found = "no target_tokenizer.json beside it" if is_joint else "a target_tokenizer.json beside it"
+        raise ValueError(f"joint is {str(stored).lower()} in tokenizer_config.json, and there is {found}.")
+
+
 def has_added_tokens(backend: Tokenizer) -> bool:
     """Whether there are tokens beside those of the vocabulary."""
     return backend.get_vocab_size(with_added_tokens=True) > backend.get_vocab_size(with_added_tokens=False)

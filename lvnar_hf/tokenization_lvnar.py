@@ -23,6 +23,7 @@ from .subwords_lvnar import (
     SPECIAL_TOKENS,
     Lock,
     SubwordsMixin,
+    check_joint,
     check_special_tokens,
     has_added_tokens,
     refuse_surrogates,
@@ -62,12 +63,14 @@ class LvnarTokenizer(SubwordsMixin, PreTrainedTokenizerFast):
             The package for it is imported at the first text, and ImportError then says what to install.
         source_language, target_language: codes, for `moses`; None: English.
         kytea_model: for `kytea`: path of its model file; a file of that name in the tokenizer's folder serves too.
+        joint: whether both sides have one vocabulary; false is stored with two, so that a folder that has lost the
+            target's file does not pass for a joint one. None: as it is.
         kwargs: those of `PreTrainedTokenizerFast`: `tokenizer_file` or `tokenizer_object` for the source (or joint)
             vocabulary, `model_max_length` in tokens.
 
     Raises:
         ValueError: a vocabulary that has not `<pad>`, `</s>` and `<unk>` at ids 0, 1 and 2; an unknown segmenter; a
-            `model_max_length` that is not a number.
+            `model_max_length` that is not a number; a target vocabulary that is missing, or one too many.
     """
 
     vocab_files_names = {"tokenizer_file": "tokenizer.json", "target_tokenizer_file": "target_tokenizer.json"}
@@ -85,6 +88,7 @@ class LvnarTokenizer(SubwordsMixin, PreTrainedTokenizerFast):
         source_language: str | None = None,
         target_language: str | None = None,
         kytea_model: str | None = None,
+        joint: bool | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("pad_token", SPECIAL_TOKENS[0])
@@ -104,6 +108,10 @@ class LvnarTokenizer(SubwordsMixin, PreTrainedTokenizerFast):
         kwargs.update({name: value for name, value in segmenters.items() if value != "none"})
         options = {"source_language": source_language, "target_language": target_language, "kytea_model": kytea_model}
         kwargs.update({name: value for name, value in options.items() if value is not None})
+        is_joint = target_tokenizer_file is None and target_tokenizer_object is None
+        check_joint(joint, is_joint)
+        if not is_joint:
+            kwargs["joint"] = False
         for vocabulary_file in (kwargs.get("tokenizer_file"), target_tokenizer_file):
             if vocabulary_file is not None:
                 check_vocabulary_file(vocabulary_file)

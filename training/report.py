@@ -33,7 +33,7 @@ DOCUMENTS = (
     ROOT / "training" / "README.md",
 )
 # What the README shows: several steps change it, and the last of them finds the words.
-PICTURED_SENTENCE = "I was never very nice to you, was I?"
+PICTURED_SENTENCE = "What do you want me to get?"
 
 
 def render(document: str) -> str:

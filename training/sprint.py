@@ -76,9 +76,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     from lvnar_hf.jobs.environment import describe_machine, describe_versions
     from training.loop.averaging import write_average
+    from training.translation_quality.bleu import corpus_scores
 
     folder = refuse_existing(arguments.output_folder, arguments.overwrite, "--output_folder")
     text_flags, test_flags, tokenizer_folder = _read_text_folder(arguments)
+    # A package that scoring lacks is missed before the minutes are spent.
+    corpus_scores(["a"], ["a"], arguments.source_language, arguments.target_language)
     result, run = folder / "result", folder / "run"
     shutil.rmtree(result, ignore_errors=True)
     result.mkdir(parents=True)

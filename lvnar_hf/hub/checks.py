@@ -109,6 +109,7 @@ _TOKENIZER_FIELDS = {
     *("bos_token", "cls_token", "eos_token", "mask_token", "pad_token", "sep_token", "unk_token"),
     *("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"),
     *("source_segmenter", "target_segmenter", "source_language", "target_language", "kytea_model"),
+    "joint",
 }
 _ALLOWED_FIELDS = {
     "config.json": _CONFIG_FIELDS,

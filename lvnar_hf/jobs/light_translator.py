@@ -25,7 +25,14 @@ from lvnar_hf.jobs.line_translator import LineTranslator, folder_state, text_for
 from lvnar_hf.segmentation_lvnar import make_segmenter
 from lvnar_hf.sizes_lvnar import check_sizes
 from lvnar_hf.soundness_lvnar import read_json_object
-from lvnar_hf.subwords_lvnar import SPECIAL_TOKENS, Lock, SubwordsMixin, check_special_tokens, has_added_tokens
+from lvnar_hf.subwords_lvnar import (
+    SPECIAL_TOKENS,
+    Lock,
+    SubwordsMixin,
+    check_joint,
+    check_special_tokens,
+    has_added_tokens,
+)
 from lvnar_hf.vocabulary_lvnar import check_vocabulary_file
 
 # Fields of the JSON files that say nothing to a translator, and their values as this package writes them.
@@ -82,6 +89,7 @@ _TOKENIZER_VALUES: dict[str, tuple[Any, ...]] = {
 }
 _TOKENIZER_FIELDS = {
     *("model_max_length", "source_segmenter", "target_segmenter", "source_language", "target_language", "kytea_model"),
+    "joint",
 }
 # What transformers would read too.
 _OTHER_TOKENIZER_FILES = ("added_tokens.json", "special_tokens_map.json", "tokenizer.model")
@@ -136,6 +144,7 @@ class LightTokenizer(SubwordsMixin):
         )
         self._source_tokenizer = self._target_tokenizer = _load_vocabulary(folder / "tokenizer.json", "source")
         target_file = folder / "target_tokenizer.json"
+        check_joint(fields.get("joint"), not target_file.exists())
         if target_file.exists():
             self._target_tokenizer = _load_vocabulary(target_file, "target")
 

@@ -91,6 +91,8 @@ def test_embeddings_are_the_teachers_at_the_scale_that_the_layers_know(student, 
 def test_embeddings_of_another_vocabulary_are_refused(student, tmp_path):
     with pytest.raises(ValueError, match=r"target in .* are \(45, 32\), and the model's \(40, 32\)"):
         copy_embeddings(student, save(make_teacher(target=45), tmp_path))
+    with pytest.raises(ValueError, match="has two vocabularies, and the model one"):
+        copy_embeddings(make_model(tiny_config(vocab_size=50)), save(make_teacher(50, 50), tmp_path / "two"))
 
 
 def test_the_recipe_takes_a_whole_model_or_parts_of_others():

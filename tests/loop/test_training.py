@@ -398,7 +398,7 @@ def test_validation_bleu_is_that_of_sentences_evenly_spaced(make_trainer, monkey
     assert metrics["bleu_1_steps"] == pytest.approx(100) and metrics["bleu_0_steps"] < 50
 
 
-def test_the_best_model_is_the_one_of_the_highest_elbo(make_trainer):
+def test_without_translations_the_highest_elbo_chooses(make_trainer):
     trainer = make_trainer(max_steps=100, keep_last_checkpoints=9)
     trainer.max_steps = 4 * len(trainer.sampler)
     elbos = iter([-3.0, -1.0, -2.0, -1.0])
@@ -411,6 +411,15 @@ def test_the_best_model_is_the_one_of_the_highest_elbo(make_trainer):
     last = weights(trainer.output_folder / "checkpoints" / names[3])
     assert_equal(last, weights(trainer.model))
     assert any(not torch.equal(best[name], last[name]) for name in best)
+
+
+def test_where_sentences_are_translated_bleu_chooses(make_trainer):
+    # The ELBO of the references falls with the KL budget while the translations gain.
+    trainer = make_trainer(max_steps=3, validate_every_steps=1, keep_last_checkpoints=0, keep_best_checkpoints=2)
+    figures = iter([(-1.0, 10.0), (-2.0, 30.0), (-3.0, 20.0)])
+    trainer.validate = lambda: dict(zip(("elbo", "bleu_1_steps"), next(figures), strict=True))
+    assert trainer.train() == {"elbo": -2.0, "bleu_1_steps": 30.0}
+    assert checkpoints(trainer) == ["step-0000002", "step-0000003"]
 
 
 @pytest.mark.parametrize(("keep", "expected"), [(2, [2, 3]), (0, []), (9, [1, 2, 3])])

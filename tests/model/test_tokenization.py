@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 import lvnar_hf  # noqa: F401  # registers LvnarTokenizer
 from lvnar_hf import LvnarTokenizer, tokenizer_training, train_tokenizer
 from lvnar_hf.files.text import read_lines
+from lvnar_hf.jobs.light_translator import LightTokenizer
 from lvnar_hf.tokenizer_training import convert_sentencepiece, train_sentencepiece
 from tests.model.test_segmentation import JAPANESE_TEXTS, make_segmented_tokenizer
 
@@ -240,6 +241,19 @@ def test_a_joint_save_removes_the_target_file_of_an_earlier_one(joint, separate,
     separate.save_pretrained(tmp_path)
     joint.save_pretrained(tmp_path)
     assert LvnarTokenizer.from_pretrained(tmp_path).is_joint
+
+
+def test_a_lost_target_vocabulary_is_noticed(joint, separate, tmp_path):
+    # Else the source's would serve for both sides: a student was once trained on that.
+    separate.save_pretrained(tmp_path)
+    (tmp_path / "target_tokenizer.json").unlink()
+    for load in (LvnarTokenizer.from_pretrained, AutoTokenizer.from_pretrained, LightTokenizer):
+        with pytest.raises(ValueError, match=r"joint is false in tokenizer_config\.json, and there is no target_tok"):
+            load(tmp_path)
+    joint.save_pretrained(tmp_path)
+    assert "joint" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
+    with pytest.raises(ValueError, match="joint is 'no'; it must be true or false"):
+        LvnarTokenizer(tokenizer_object=joint.backend_tokenizer, joint="no")
 
 
 def test_a_vocabulary_with_other_special_ids_is_refused(joint, separate):

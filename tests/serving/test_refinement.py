@@ -16,7 +16,7 @@ from lvnar_hf.hub.space import assemble_space, push_space
 from lvnar_hf.jobs.line_translator import load_translator
 from lvnar_hf.serving.refinement import TextStep, compare_words, refine_text, uncertain_spans
 
-TEXT = "I was never very nice to you, was I?\n\n- Where is the station?"
+TEXT = "What do you want me to get?\n\n- Where is the station?"
 
 
 def test_the_steps_are_what_lvnar_translate_gives_until_none_changes():
@@ -30,6 +30,7 @@ def test_the_steps_are_what_lvnar_translate_gives_until_none_changes():
     def scores(step: int) -> dict:
         return scored(TEXT, num_refinement_steps=step, return_confidence=True)[0]
 
+    uncertain = []
     for step in steps:
         (text,) = dataclasses.replace(translator, num_refinement_steps=step.step).translate([TEXT]).texts
         assert step.text == text and step.text.count("\n\n- ") == 1
@@ -37,7 +38,8 @@ def test_the_steps_are_what_lvnar_translate_gives_until_none_changes():
         spans = uncertain_spans(translator, TEXT, step.step)
         words = [step.text[start:end] for start, end in spans]
         assert words == [word["text"] for word in scores(step.step)["words"] if word["is_uncertain"]]
-        assert words and all(word and not word.isspace() for word in words)
+        uncertain += words
+    assert uncertain and all(word and not word.isspace() for word in uncertain)
     assert uncertain_spans(dataclasses.replace(translator, engine="onnx-int8"), TEXT, 0) == []
     assert not steps[0].is_changed and steps[1].is_changed and not steps[-1].is_changed
     assert all(step.bound < 0 and step.seconds > 0 for step in steps)

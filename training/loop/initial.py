@@ -61,15 +61,17 @@ def copy_embeddings(
             and their mean distance from it; those of padding, end of sentence and the unknown word are taken from it.
 
     Raises:
-        ValueError: the teacher's embeddings have other shapes.
+        ValueError: the teacher's embeddings have other shapes, or it has two vocabularies and the model one.
     """
     known = model if known is None else known
     teacher = load_model(folder, dtype="float32")
     for side, part in (("source", teacher.get_encoder()), ("target", teacher.get_decoder())):
         ours = getattr(model, f"{side}_embedding", None)
-        if ours is None:  # one vocabulary for both
-            continue
         weight = part.get_input_embeddings().weight
+        if ours is None:  # one vocabulary for both
+            if not torch.equal(weight, teacher.get_encoder().get_input_embeddings().weight):
+                raise ValueError(f"initial_embeddings: {folder} has two vocabularies, and the model one.")
+            continue
         if weight.shape != ours.weight.shape:
             raise ValueError(
                 f"initial_embeddings: those of the {side} in {folder} are {tuple(weight.shape)}, and the model's "

@@ -22,12 +22,13 @@ class Objective(ABC):
 
     Attributes:
         token_means: sums that are given a target token, in nats.
-        selection_metric: of the validation figures, the one whose highest value marks the best model.
+        selection_metrics: the first of these that is among the validation figures marks the best model, by its highest
+            value.
         decodings: how validation sentences are translated for BLEU: name of the figure to arguments of `generate`.
     """
 
     token_means: tuple[str, ...]
-    selection_metric: str
+    selection_metrics: tuple[str, ...]
     decodings: dict[str, dict[str, Any]]
 
     @abstractmethod
@@ -72,7 +73,9 @@ class LvnarObjective(Objective):
     """The negative ELBO with its KL budget (Shu et al., 2020, Eq. 5, 9); without length terms, with alignment ctc."""
 
     token_means = ("token_nll", "kl", "budgeted_kl", "length_nll", "elbo")
-    selection_metric = "elbo"
+    # The bound of the references falls with the KL budget while translations gain: in a run whose BLEU rose from 37 to
+    # 43 it chose early validations.
+    selection_metrics = ("bleu_1_steps", "elbo")
     decodings = {
         "bleu_0_steps": {"num_refinement_steps": 0},
         "bleu_1_steps": {"num_refinement_steps": 1},
@@ -112,7 +115,7 @@ class AutoregressiveObjective(Objective):
     """Negative log-likelihood of the target tokens, each given those before it (the teacher)."""
 
     token_means = ("token_nll", "log_likelihood")
-    selection_metric = "log_likelihood"
+    selection_metrics = ("log_likelihood",)
     decodings = {"bleu_beam_1": {"num_beams": 1}}
 
     def training_loss(

@@ -278,9 +278,12 @@ class TranslationTrainer:
     def _validate_and_keep(self, bar: tqdm) -> None:
         """Validate, and keep the model as a checkpoint, and as the best if it is."""
         run = self.progress
-        metrics, selected_by = self.validate(), self.objective.selection_metric
-        if not math.isfinite(metrics[selected_by]):
-            self._stop(f"{selected_by} of the validation set is {metrics[selected_by]}.")
+        metrics = self.validate()
+        selecting = [name for name in self.objective.selection_metrics if name in metrics]
+        for name in selecting:
+            if not math.isfinite(metrics[name]):
+                self._stop(f"{name} of the validation set is {metrics[name]}.")
+        selected_by = selecting[0]
         self._write_log("valid", metrics)
         if self.accelerator.is_main_process:
             values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())

@@ -132,10 +132,11 @@ def training_speed_up_table(results: Path) -> str:
     )
 
 
+RUNS = ("sprint", "own", "own_2", "gpu", "bigrams", "cooled")
 TRAINING_TABLES: dict[str, Callable[[Path], str]] = {
     "training": training_table,
     "finetuning": partial(further_training_table, run="finetuning"),
-    **{f"training_{run}": partial(further_training_table, run=run) for run in ("sprint", "own", "own_2")},
+    **{f"training_{run}": partial(further_training_table, run=run) for run in RUNS},
     "training_ctc": training_ctc_table,
     "training_raw": training_raw_table,
     "initial_weights": initial_weights_table,
