@@ -343,9 +343,9 @@ def check_tokenizer(folder: Path, config: LvnarConfig) -> None:
     target_file = folder / LvnarTokenizer.vocab_files_names["target_tokenizer_file"]
     if target_file.is_file():
         read_json_object(target_file)
-    tokenizer = LvnarTokenizer.from_pretrained(folder)
-    if config.target_vocab_size is not None and tokenizer.is_joint:
+    elif config.target_vocab_size is not None:
         raise FileNotFoundError(f"{folder} has no {target_file.name}, and config.json has a target_vocab_size.")
+    tokenizer = LvnarTokenizer.from_pretrained(folder)
     sides = (
         ("source", "vocab_size", config.vocab_size, tokenizer.backend_tokenizer),
         ("target", "target_vocab_size", config.target_vocab_size, tokenizer.target_backend_tokenizer),

@@ -94,7 +94,7 @@ def test_demo_translates_with_the_model_that_ships():
     output = run_script("model_cards/demo.py")
     assert output.count("0 steps") == output.count("1 step ") == 7
     bleu = [float(score) for score in re.findall(r"BLEU ([\d.]+) \(nrefs:1\|case:mixed\|eff:no\|tok:13a", output)]
-    assert len(bleu) == 2 and bleu[1] > bleu[0]
+    assert len(bleu) == 2 and min(bleu) > 40
     assert "Bahnhof" in output
 
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from conftest import ROOT, other_versions, run_with_transformers
 from safetensors import safe_open
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
 from training.quality.decoding import translate_texts
 from training.quality.refinement import analyse_refinement
 
 FOLDER = ROOT / "model_cards" / "lvnar-tatoeba-en-de"
+JAPANESE = ROOT / "model_cards" / "lvnar-tatoeba-ja-en"
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,20 @@ def test_the_repository_is_small_whole_and_finite(shipped):
     assert model.generation_config.num_refinement_steps == 1
     card = (FOLDER / "README.md").read_text("utf-8")
     assert "Tatoeba" in card and "CC BY 2.0" in card and "pipeline_tag: translation" in card
+
+
+def test_raw_japanese_goes_in_and_english_comes_out():
+    weights = JAPANESE / "model.safetensors"
+    assert weights.stat().st_size <= 30e6
+    with safe_open(weights, "pt") as stored:
+        assert all(torch.isfinite(stored.get_tensor(name)).all() for name in stored.keys())  # noqa: SIM118
+    translator = pipeline("translation", model=str(JAPANESE))
+    texts = ["彼は医者です。", "今日は暑いです。", "私は水を飲みたい。", "トムはボストンに住んでいます。"]
+    translations = [result["translation_text"] for result in translator(texts, batch_size=4)]
+    assert translations == [translator(text)[0]["translation_text"] for text in texts]
+    assert translations == ["He is a doctor.", "It's hot today.", "I want to drink water.", "Tom lives in Boston."]
+    results = json.loads((JAPANESE / "results" / "test.json").read_text("utf-8"))["results"]
+    assert results[1]["bleu"]["score"] > results[0]["bleu"]["score"] + 1  # a step is worth more than that here
 
 
 def test_the_same_translations_whatever_the_batch(shipped, sample_texts):

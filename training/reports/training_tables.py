@@ -17,14 +17,14 @@ from training.reports.results import (
 )
 from training.sections import OptimizationArguments
 
-NUM_SENTENCES = OptimizationArguments.valid_bleu_sentences  # which no recipe of these runs changes
+NUM_SENTENCES = OptimizationArguments.valid_bleu_sentences  # of all runs but one
 
 
-def training_table(results: Path) -> str:
-    """Validation of the student after each epoch."""
+def training_table(results: Path, num_sentences: int = NUM_SENTENCES) -> str:
+    """Validation of the student after each epoch, or as often as was asked for."""
     return (
         _training_table(results / "log.jsonl")
-        + f" BLEU (13a, cased) on {NUM_SENTENCES} of its sentences at even distances."
+        + f" BLEU (13a, cased) on {num_sentences} of its sentences at even distances."
     )
 
 
@@ -41,7 +41,7 @@ def initial_weights_table(results: Path) -> str:
             for line in map(json.loads, (results / log).read_text("utf-8").splitlines())
             if line["kind"] == "train"
         }
-        for log in ("log_random.jsonl", "log.jsonl")
+        for log in ("log_random.jsonl", "log_begun.jsonl")
     )
     rows = [(step, *(f"{run[step]['token_nll']:.2f}" for run in (random, begun))) for step in random if step in begun]
     return table(("step", "token NLL from random weights", "from other models'"), rows) + (
@@ -135,6 +135,7 @@ def training_speed_up_table(results: Path) -> str:
 RUNS = ("sprint", "own", "own_2", "gpu", "bigrams", "cooled")
 TRAINING_TABLES: dict[str, Callable[[Path], str]] = {
     "training": training_table,
+    "training_250": partial(training_table, num_sentences=250),
     "finetuning": partial(further_training_table, run="finetuning"),
     **{f"training_{run}": partial(further_training_table, run=run) for run in RUNS},
     "training_ctc": training_ctc_table,
