@@ -85,6 +85,16 @@ def test_a_sprint_leaves_a_scored_model_and_the_same_in_pieces(text_folder, tmp_
     assert steps == sorted(steps) and steps[-1] > summary["steps"]
 
 
+def test_what_scoring_lacks_is_said_before_the_minutes_are_spent(text_folder, monkeypatch):
+    for file in text_folder.iterdir():
+        file.rename(str(file).replace(".xx", ".ja").replace(".yy", ".en"))
+    monkeypatch.setattr("training.translation_quality.bleu.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sprint.STAGES, "student", lambda flags: pytest.fail("it was trained"))
+    languages = ["--source_language", "ja", "--target_language", "en", "--output_folder", "out"]
+    with pytest.raises(ImportError, match="pip install sacremoses"):
+        sprint.main([*CONFIG, "--text_folder", str(text_folder), *languages, "--stage", "student", "--minutes", "0.1"])
+
+
 def test_a_teacher_is_trained_with_the_tokenizer_of_the_folder(text_folder, tmp_path):
     first = run(text_folder, "--stage", "teacher", "--minutes", "0.02")
     assert first["checkpoints"] == ["best"] and len(first["bleu"]) == 2  # beams of 1 and 3

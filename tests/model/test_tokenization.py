@@ -254,6 +254,12 @@ def test_a_lost_target_vocabulary_is_noticed(joint, separate, tmp_path):
     assert "joint" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
     with pytest.raises(ValueError, match="joint is 'no'; it must be true or false"):
         LvnarTokenizer(tokenizer_object=joint.backend_tokenizer, joint="no")
+    both = {
+        "tokenizer_object": separate.backend_tokenizer,
+        "target_tokenizer_object": separate.target_backend_tokenizer,
+    }
+    with pytest.raises(ValueError, match=r"joint is true .* a target_tokenizer\.json beside it"):
+        LvnarTokenizer(**both, joint=True)
 
 
 def test_a_vocabulary_with_other_special_ids_is_refused(joint, separate):

@@ -51,7 +51,7 @@ def main() -> None:
         hypotheses = [translation for _, translation in translations("spans", preserve_format=preserves)]
         spans[str(preserves)] = copied_spans(hypotheses, expectations)
     write_json(results / "spans.json", spans)
-    print(spans)
+    print({key: part["share"] for key, part in spans.items()})
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from measured import write_measured
@@ -21,17 +22,16 @@ from lvnar_hf.decoding import make_batches
 from lvnar_hf.files.text import read_lines
 from lvnar_hf.jobs.light_translator import load_light_translator
 
-SHARD, MAX_BATCH_TOKENS = 2000, 512  # the command's defaults
 ENGINE = "onnx-int8"
 
 
-def engine_speed(model: str, lines: list[str]) -> float:
+def engine_speed(model: str, shard_size: int, max_batch_tokens: int, lines: list[str]) -> float:
     """Sentences a second of the graph alone, on one thread."""
-    translator = load_light_translator(model, ENGINE, None, MAX_BATCH_TOKENS, "cpu", False, None, num_threads=1)
+    translator = load_light_translator(model, ENGINE, None, max_batch_tokens, "cpu", False, None, num_threads=1)
     seconds = 0.0
-    for start in range(0, len(lines), SHARD):
-        ids = sorted(translator._encode(lines[start : start + SHARD])[0], key=len, reverse=True)
-        for batch in make_batches([len(one) for one in ids], MAX_BATCH_TOKENS):
+    for start in range(0, len(lines), shard_size):
+        ids = sorted(translator._encode(lines[start : start + shard_size])[0], key=len, reverse=True)
+        for batch in make_batches([len(one) for one in ids], max_batch_tokens):
             rows = ids[batch.start : batch.stop]
             begun = time.perf_counter()
             translator._generate(rows)
@@ -50,10 +50,11 @@ def main() -> None:
         command += ["--no-preserve-format", arguments.lines_file, str(Path(folder) / "lines.out")]
         done = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
     lines, num_processes = list(read_lines(arguments.lines_file)), done["num_processes"]
+    shard_size, max_batch_tokens = (done["settings"][name] for name in ("shard_size", "max_batch_tokens"))
     share = -(-len(lines) // num_processes)
     parts = [lines[start : start + share] for start in range(0, len(lines), share)]
     with ProcessPoolExecutor(num_processes) as pool:
-        alone = sum(pool.map(engine_speed, [arguments.model] * len(parts), parts))
+        alone = sum(pool.map(partial(engine_speed, arguments.model, shard_size, max_batch_tokens), parts))
     result = {"lines": len(lines), "engine": ENGINE, "num_refinement_steps": done["num_refinement_steps"]}
     result |= {"num_processes": num_processes, "command": done["sentences_per_second"], "engine_alone": alone}
     write_measured(arguments.output_file, {**result, "share": done["sentences_per_second"] / alone})

@@ -303,6 +303,17 @@ def loading_table(results: Path) -> str:
     return f"{table(('', 's', 's of the processor'), rows)}\n\n{note}"
 
 
+def translate_table(results: Path) -> str:
+    """`lvnar translate` on a large file beside its engine; one sentence, by `tests/support/measure_translate.py`."""
+    result = read_result(results, "translate")
+    engine = f"{result['engine']}, {name_steps(result['num_refinement_steps'])}"
+    return (
+        f"`lvnar translate` takes {result['lines']:,} lines at {result['command']:,.0f} a second, "
+        f"{result['share']:.2f} of what its engine alone does on the same batches ({engine}, {result['num_processes']} processes on "
+        f"{result['machine']['processor']})."
+    )
+
+
 def time_budget_table(results: Path) -> str:
     """What `generate` with `max_ms` takes and gives, by `tests/support/measure_budget.py`."""
     result = read_result(results, "time_budget")

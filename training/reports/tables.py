@@ -26,6 +26,7 @@ from training.reports.speed_tables import (
     render_summary,
     server_table,
     time_budget_table,
+    translate_table,
 )
 from training.reports.training_tables import TRAINING_TABLES
 
@@ -277,10 +278,12 @@ def distillation_table(results: Path) -> str:
     result = read_result(results, "distillation")
     (engine,), counts = result["engines"], result["counts"]
     degenerate = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in counts["degenerate"].items() if count)
+    seconds = result["seconds"]
+    duration = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
     return (
         f"{counts['translated']:,} sentences by {engine['engine']} {engine['version']} ({engine['compute_type']}), "
-        f"beam {result['num_beams']}, length penalty {result['length_penalty']}: {result['seconds'] / 60:.0f} minutes, "
-        f"{result['sentences_per_second']:.0f} sentences/s. Degenerate: {degenerate or 'none'}; on_degenerate: "
+        f"beam {result['num_beams']}, length penalty {result['length_penalty']}: {duration}, "
+        f"{result['sentences_per_second']:,.0f} sentences/s. Degenerate: {degenerate or 'none'}; on_degenerate: "
         f"{result['on_degenerate']}."
     )
 
@@ -423,6 +426,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "server": server_table,
     "pages": pages_table,
     "loading": loading_table,
+    "translate": translate_table,
     "time_budget": time_budget_table,
     "engine_quality": engine_quality_table,
     "shortlist": shortlist_table,
