@@ -306,11 +306,11 @@ def loading_table(results: Path) -> str:
 def translate_table(results: Path) -> str:
     """`lvnar translate` on a large file beside its engine; one sentence, by `tests/support/measure_translate.py`."""
     result = read_result(results, "translate")
-    engine = f"{result['engine']}, {name_steps(result['num_refinement_steps'])}"
+    machine = f"{result['num_processes']} processes on {result['machine']['processor']}"
     return (
         f"`lvnar translate` takes {result['lines']:,} lines at {result['command']:,.0f} a second, "
-        f"{result['share']:.2f} of what its engine alone does on the same batches ({engine}, {result['num_processes']} processes on "
-        f"{result['machine']['processor']})."
+        f"{result['share']:.2f} of what its engine alone does on the same batches ({result['engine']}, "
+        f"{name_steps(result['num_refinement_steps'])}, {machine})."
     )
 
 
