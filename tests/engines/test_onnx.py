@@ -107,6 +107,25 @@ def test_any_batch_gives_the_same(model, engine):
         assert [[i for i in row if i] for row in rows] == tokens_of(whole)
 
 
+def test_a_large_batch_has_a_thread_for_each_part(folder, model):
+    """The same tokens by any number of threads, in their order; each thread has about as much to do, small batches all."""
+    of_one, of_three = (LvnarOnnxModel.from_pretrained(folder, num_threads=number) for number in (1, 3))
+    batch = make_batch(model.config, LENGTHS)
+    expected = of_one.generate(**batch, num_refinement_steps=2, return_dict_in_generate=True)
+    output = of_three.generate(**batch, num_refinement_steps=2, return_dict_in_generate=True)
+    assert torch.equal(output.sequences, expected.sequences)
+    assert torch.equal(output.num_steps_taken, expected.num_steps_taken)
+    assert torch.equal(output.num_positions, expected.num_positions)
+    lengths = [length for length, _ in LENGTHS]
+    order, sizes = of_three.graph._parts(lengths)
+    assert len(sizes) % 3 == 0
+    assert sum(sizes) == len(order) == 40
+    rows = iter(order)
+    loads = [sum(lengths[next(rows)] for _ in range(size)) for size in sizes]
+    assert max(loads) < 1.5 * sum(loads) / len(loads)
+    assert of_three.graph._parts([9] * 8)[1] == [8]
+
+
 def test_any_number_of_steps_and_any_whole_numbers(model, engine):
     """Of sentences that stop by themselves, and of those whose translations alternate."""
     input_ids = make_batch(model.config, LENGTHS)["input_ids"]
