@@ -132,6 +132,13 @@ def without_repetitions(
     return sequences if keep is None else pack_left(sequences, keep, pad_token_id)
 
 
+@functools.cache
+def _default_options() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of GenerationConfig; and what a Trainer fills in, on versions that leave these empty."""
+    filled_in: dict[str, Any] = getattr(GenerationConfig, "_get_default_generation_params", dict)()
+    return GenerationConfig().to_dict(), filled_in
+
+
 class LvnarGenerationMixin:
     """`generate`, for a model or an engine that refines a batch."""
 
@@ -243,11 +250,24 @@ class LvnarGenerationMixin:
         if not wanted.is_asked:
             return
         if not self.can_search:
-            raise ValueError(f"{type(self).__name__} gives one translation: candidates need the PyTorch model.")
+            raise ValueError(
+                f"This {type(self).__name__} gives one translation: candidates need the PyTorch model, or an "
+                "LvnarOnnxModel of alignment 'ctc' loaded with search=True."
+            )
+        if wanted.rescorer is not None:
+            self._check_rescorer(wanted.rescorer)
         if options.output_scores or options.output_confidences:
             raise ValueError("output_scores and output_confidences are of one translation: leave the candidates out.")
         if wanted.num_return_candidates > 1 and not options.return_dict_in_generate:
             raise ValueError("num_return_candidates needs return_dict_in_generate=True: they are in `candidates`.")
+
+    def _check_rescorer(self, rescorer: Any) -> None:
+        """Refuse one that is for another engine."""
+        if not hasattr(rescorer, "get_encoder"):
+            raise ValueError(
+                f"rescorer is a {type(rescorer).__name__}; beside PyTorch it is a sequence-to-sequence model of "
+                "transformers."
+            )
 
     def _decoding_options(
         self, generation_config: GenerationConfig | None, arguments: dict[str, Any], tokenizer: Any = None
@@ -261,13 +281,11 @@ class LvnarGenerationMixin:
                 f"generation_config is a {type(generation_config).__name__}; it must be a GenerationConfig. Pass "
                 "attention_mask by its name."
             )
-        own = self.generation_config.to_dict()
+        own = vars(self.generation_config)
         if "num_refinement_steps" not in arguments:
             stored_refinement_steps(self.config, self.generation_config)
         changes = {} if generation_config is None else generation_config.to_diff_dict()
-        defaults = GenerationConfig().to_dict()
-        # What a Trainer fills in, on versions that leave the defaults of GenerationConfig empty.
-        filled_in: dict[str, Any] = getattr(GenerationConfig, "_get_default_generation_params", dict)()
+        defaults, filled_in = _default_options()
         for name, value in {**own, **changes, **arguments}.items():
             if name in _CALL_OPTIONS and (name in arguments or name in changes):
                 continue

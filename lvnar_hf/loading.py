@@ -40,18 +40,23 @@ def load_config(name: str | os.PathLike, **options: Any) -> Any:
     return _load(AutoConfig.from_pretrained, name, options)
 
 
-def load_search(options: Mapping[str, Any] | None, device: Any = "cpu") -> dict[str, Any]:
+def load_search(options: Mapping[str, Any] | None, device: Any = "cpu", precision: str | None = None) -> dict[str, Any]:
     """Arguments of `generate` for a search, from those of a command.
 
     Args:
         options: names of `SearchOptions` to their values; what is None is left out; the rescorer as a folder or Hub id.
         device: of the rescorer.
+        precision: the rescorer is a graph of this one, as `LvnarOnnxModel` takes it.
 
     Raises:
-        OSError, ValueError: as `load_model`.
+        OSError, ValueError: as `load_model`, or as `OnnxRescorer.from_pretrained`.
     """
     given = {name: value for name, value in (options or {}).items() if value is not None}
-    if "rescorer" in given:
+    if "rescorer" in given and precision is not None:
+        from lvnar_hf.engines.search import OnnxRescorer
+
+        given["rescorer"] = OnnxRescorer.from_pretrained(given["rescorer"], precision)
+    elif "rescorer" in given:
         given["rescorer"] = load_model(given["rescorer"]).float().eval().to(device)
     return given
 

@@ -20,7 +20,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from .configuration_lvnar import LvnarConfig
-from .ctc_beam_lvnar import BeamOptions, beam_search
+from .ctc_beam_lvnar import BeamOptions, Cells, prefix_beam_search
 from .ctc_lvnar import IMPOSSIBLE, ctc_cell_mask, ctc_nll
 from .decoding_options_lvnar import NOT_FINITE, DecodingOptions
 from .generation_lvnar import LvnarGenerateOutput
@@ -54,6 +54,10 @@ def search(
         of_rows, lengths = source.select(rows), None if lengths is None else lengths[kept]
         latents, _ = model.infer_posterior(of_rows, targets, _mask(model.config, targets))
     rows, targets, beam_scores = _last_translations(model, of_rows, rows, latents, lengths, options)
+    if wanted.score == "rescorer":
+        likeliest = beam_scores.new_full((len(input_ids),), -torch.inf).scatter_reduce(0, rows, beam_scores, "amax")
+        is_likely = beam_scores >= likeliest[rows] - wanted.rescoring_margin
+        rows, targets, beam_scores = rows[is_likely], targets[is_likely], beam_scores[is_likely]
     kept = _firsts(rows, targets)
     rows, targets, beam_scores = rows[kept], targets[kept], beam_scores[kept]
     scores = _scores(model, source, input_ids, rows, targets, beam_scores, options)
@@ -129,6 +133,53 @@ def _last_translations(
     targets[:, 0] = targets[:, 0].masked_fill(targets[:, 0] == padding, model.config.eos_token_id)
     is_there = scores > IMPOSSIBLE / 2
     return rows.repeat_interleave(wanted.beam_size)[is_there], targets[is_there], scores[is_there]
+
+
+def cell_choices(
+    logits: torch.Tensor, blank_id: int, tokens_per_cell: int = BeamOptions().tokens_per_cell
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a beam search chooses from: (batch, T, vocab_size) to `Cells` of k = `tokens_per_cell` tokens.
+
+    Returns:
+        (batch, T, k) ids; and (batch, T, 2 k + 1) probabilities, repeats, and blank's probability.
+    """
+    is_blank = torch.arange(logits.shape[-1], device=logits.device) == blank_id
+    words = logits.masked_fill(is_blank, IMPOSSIBLE)
+    best, tokens = words.topk(min(tokens_per_cell, logits.shape[-1] - 1), dim=-1)
+    repeats = logits.gather(-1, torch.cat([tokens[:, :1], tokens[:, :-1]], dim=1))
+    chosen = torch.cat([best, repeats, logits[..., blank_id, None]], dim=-1)
+    # Not logsumexp, which is several times slower than this in ONNX Runtime.
+    most = torch.maximum(best[..., :1], chosen[..., -1:])
+    return tokens, (chosen - most).exp() / (logits - most).exp().sum(-1, keepdim=True)
+
+
+def beam_search(
+    logits: torch.Tensor, cell_mask: torch.Tensor, blank_id: int, options: BeamOptions
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`prefix_beam_search` for the sentences of a batch.
+
+    Args:
+        logits: (batch, T, vocab_size); unnormalised ones are normalised.
+        cell_mask: (batch, T), 1 at the cells of a sentence, on the left.
+        blank_id: of blank, and of padding in the result.
+
+    Returns:
+        (batch, beam_size, longest) ids, the best first, padded on the right; what is not there is blank throughout.
+        (batch, beam_size) log-probabilities in nats; IMPOSSIBLE for what is not there.
+    """
+    tokens, scores = cell_choices(logits.float(), blank_id, options.tokens_per_cell)
+    rows_of_cells = zip(tokens.tolist(), scores.tolist(), cell_mask.sum(-1).tolist(), strict=True)
+    found = [
+        prefix_beam_search(Cells.from_choices(ids[:num_cells], of_cells[:num_cells]), options)
+        for ids, of_cells, num_cells in rows_of_cells
+    ]
+    device = logits.device
+    longest = max(len(ids) for of_sentence in found for ids, _ in of_sentence)
+    padding: list[tuple[list[int], float]] = [([], IMPOSSIBLE)] * options.beam_size
+    rows = [(of_sentence + padding)[: options.beam_size] for of_sentence in found]
+    sequences = [[ids + [blank_id] * (longest - len(ids)) for ids, _ in row] for row in rows]
+    log_probs = torch.tensor([[score for _, score in row] for row in rows], device=device)
+    return torch.tensor(sequences, device=device).view(len(rows), options.beam_size, longest), log_probs
 
 
 def _firsts(rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

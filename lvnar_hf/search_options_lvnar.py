@@ -31,6 +31,8 @@ class SearchOptions:
             `num_elbo_samples` estimates of the ELBO; "consensus": chrF to the other candidates; "rescorer": that
             model's log p(y | x), a token. By default "rescorer" if there is one, "beam" for one latent, else "bound".
         rescorer: a sequence-to-sequence model of transformers with this model's vocabulary.
+        rescoring_margin: of a beam search, what is rescored: translations whose log-probability is at most so many nats
+            below that of the sentence's likeliest. Of unlikely ones a rescorer takes short ones for good.
         search_seed: of all noise.
         num_return_candidates: how many of the best are returned, with their scores.
         tokenizer: for "consensus".
@@ -46,6 +48,7 @@ class SearchOptions:
     candidate_score: str | None = None
     num_elbo_samples: int = 4
     rescorer: Any = None
+    rescoring_margin: float = 3.0
     search_seed: int = 0
     num_return_candidates: int = 1
     tokenizer: Any = None
@@ -54,7 +57,7 @@ class SearchOptions:
         for name in (*CANDIDATE_NUMBERS, "num_elbo_samples", "num_return_candidates"):
             self._check_number(name, Integral, 1)
         self._check_number("search_seed", Integral, 0)
-        for name in ("latent_noise_scale", "token_bonus", "language_model_weight"):
+        for name in ("latent_noise_scale", "token_bonus", "language_model_weight", "rescoring_margin"):
             self._check_number(name, Real, 0)
         if self.candidate_score not in (None, *SCORES):
             raise ValueError(f"candidate_score is {self.candidate_score!r}; it must be one of {', '.join(SCORES)}.")

@@ -189,7 +189,7 @@ def shipped_with_graphs(tmp_path_factory) -> Path:
         if not folder.exists():
             shutil.copytree(ROOT / "model_cards" / "lvnar-tatoeba-en-de", folder)
             with contextlib.redirect_stdout(io.StringIO()) as printed:
-                result = export(str(folder))
+                result = export(str(folder), search=True)
             assert json.loads(printed.getvalue()) == result and result["float32"]["different_sentences"] == 0
             assert result["int8"]["bytes"] < result["float32"]["bytes"]
     return folder

@@ -3,30 +3,19 @@
 `onnx_graph` says what goes in and comes out.
 """
 
-import functools
-import math
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lvnar_hf.decoding_options_lvnar import MAX_STEPS, NOT_FINITE
+from lvnar_hf.engines.sessions import Parts, Sessions
 from lvnar_hf.engines.tried_tokens import TriedTokens
-from lvnar_hf.files.fingerprints import KEY as FINGERPRINT
-from lvnar_hf.files.fingerprints import StaleError
-from lvnar_hf.sizes_lvnar import num_cells_of, parts_by_length
 
 FILES = {"float32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}  # in a model repository, by precision
-# In the metadata, what a graph takes, gives and checks: raise it where that changes, since older ones are then refused.
-VERSION_KEY, GRAPH_VERSION = "graph_version", "1"
-# Positions, padding included, of the parts that a batch is translated in: source tokens, or the cells of alignment
-# "ctc". In larger parts nothing is faster, and what passes between the operations no longer fits the processor's
-# cache: the logits alone are 4 bytes for each token of the vocabulary and each position.
-MAX_PART_POSITIONS = 512
-# From so many positions on, each thread has parts of its own: about 12 sentences of 11 tokens in cells. Eight sentences
-# are as quick in one part with all threads.
-MIN_PARALLEL_POSITIONS = 256
+# From so many positions on, a batch has two parts: about 12 sentences of 11 tokens in cells. Eight are as quick
+# in one part with both threads.
+MIN_DIVIDED_POSITIONS = 256
 
 _INPUTS = ("input_ids", "attention_mask", "num_refinement_steps", "max_length", "candidates", "min_confidence")
 _OUTPUTS = ("sequences", "num_steps_taken", "num_positions")
@@ -46,31 +35,11 @@ class GraphOutput(NamedTuple):
     num_positions: np.ndarray
 
 
-def open_session(file: Path, num_threads: int) -> Any:
-    """ONNX Runtime's session of a graph, on the CPU.
-
-    Raises:
-        ImportError: onnxruntime is missing.
-        ValueError: the file is no graph that this version of ONNX Runtime takes.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError("This engine is ONNX Runtime: pip install onnxruntime") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.log_severity_level = 3  # errors; it would warn of weights that its own optimiser has made superfluous
-    try:
-        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # of classes that onnxruntime does not name in public
-        raise ValueError(f"ONNX Runtime {onnxruntime.__version__} cannot load {file}: {error}") from error
-
-
 class Graph:
     """A graph in ONNX Runtime, on the CPU.
 
-    A small batch has all threads on each operation. A larger one is translated in parts, a thread each: threads that
-    need not wait for each other do more. For those the graph is opened a second time, at the first large batch.
+    A small batch has all threads on each operation; a larger one is translated in parts, a thread each. For those the
+    graph is opened a second time, at the first large batch.
 
     Args:
         config: of the model: `LvnarConfig`, or what has its fields.
@@ -85,23 +54,10 @@ class Graph:
     """
 
     def __init__(self, config: Any, file: Path, num_threads: int, tried: TriedTokens | None = None):
-        self.config, self.file, self.num_threads, self.tried = config, file, num_threads, tried
-        self.session = open_session(file, num_threads)
-        metadata = self.session.get_modelmeta().custom_metadata_map
-        if (version := metadata.get(VERSION_KEY)) != GRAPH_VERSION:
-            raise StaleError(
-                f"{file} is a graph of version {version}, and this package has the checks of version {GRAPH_VERSION}. "
-                "Make it again: lvnar export --model FOLDER --overwrite"
-            )
-        self.made_from: str | None = metadata.get(FINGERPRINT)
-        sides = (("inputs", self.session.get_inputs(), _INPUTS), ("outputs", self.session.get_outputs(), _OUTPUTS))
-        for side, values, expected in sides:
-            names = [value.name for value in values]
-            if sorted(names) != sorted(expected):
-                raise ValueError(
-                    f"{file} has the {side} {', '.join(names)}; a graph of this version has {', '.join(expected)}. "
-                    "Make it again: lvnar export --model FOLDER --overwrite"
-                )
+        self.config, self.file, self.tried = config, file, tried
+        self.sessions = Sessions(file, num_threads, _INPUTS, _OUTPUTS)
+        self.made_from = self.sessions.made_from
+        self.parts = Parts(config, num_threads, MIN_DIVIDED_POSITIONS)
 
     def translate(
         self, input_ids: np.ndarray, attention_mask: np.ndarray, num_refinement_steps: int, max_length: int | None
@@ -115,18 +71,14 @@ class Graph:
         Raises:
             ValueError: numbers were not finite, or the graph cannot be computed.
         """
-        order, sizes = self._parts(attention_mask.sum(-1).tolist())
-        ends = np.cumsum(sizes).tolist()
-        parts = [order[end - size : end] for size, end in zip(sizes, ends, strict=True)]
-        is_parallel = len(parts) > 1 and self.num_threads > 1
-        session = self._single_threaded if is_parallel else self.session
 
-        def run(rows: list[int]) -> tuple[np.ndarray, ...]:
-            return self._run(session, input_ids[rows], attention_mask[rows], num_refinement_steps, max_length)
+        def run(rows: list[int], is_alone: bool) -> tuple[np.ndarray, ...]:
+            return self._run(is_alone, input_ids[rows], attention_mask[rows], num_refinement_steps, max_length)
 
-        outputs = list(self._threads.map(run, reversed(parts)))[::-1] if is_parallel else list(map(run, parts))
+        parts = self.parts(attention_mask.sum(-1).tolist())
+        outputs = self.parts.map(run, parts)
         sequences, num_steps_taken, num_positions = zip(*outputs, strict=True)
-        place = np.argsort(order)
+        place = np.argsort(np.concatenate(parts))
         rows_in_order = [row for part in sequences for row in part]
         return GraphOutput(
             [rows_in_order[number] for number in place],
@@ -134,33 +86,9 @@ class Graph:
             np.stack(num_positions).sum(0),
         )
 
-    @functools.cached_property
-    def _single_threaded(self) -> Any:
-        return open_session(self.file, 1)
-
-    @functools.cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.num_threads)
-
-    def _parts(self, lengths: list[int]) -> tuple[list[int], list[int]]:
-        """The order of the sentences and the sizes of the parts; of a large batch, as much to each thread.
-
-        Args:
-            lengths: of the sources.
-        """
-        order, sizes = parts_by_length(self.config, lengths, MAX_PART_POSITIONS)
-        ratio = self.config.upsampling_ratio if self.config.alignment == "ctc" else 1.0
-        done = np.cumsum([num_cells_of(lengths[row], ratio) for row in order])  # positions up to each sentence
-        if self.num_threads == 1 or done[-1] < MIN_PARALLEL_POSITIONS:
-            return order, sizes
-        num_parts = self.num_threads * math.ceil(len(sizes) / self.num_threads)
-        ends = np.searchsorted(done, done[-1] * np.arange(1, num_parts) / num_parts).tolist()
-        sizes = np.diff([0, *ends, len(order)])
-        return order, sizes[sizes > 0].tolist()
-
     def _run(
         self,
-        session: Any,
+        is_alone: bool,
         input_ids: np.ndarray,
         attention_mask: np.ndarray,
         num_refinement_steps: int,
@@ -183,10 +111,7 @@ class Graph:
             "candidates": candidates,
             "min_confidence": min_confidence,
         }
-        try:
-            sequences, num_steps_taken, num_positions = session.run(list(_OUTPUTS), inputs)
-        except Exception as error:  # of classes that onnxruntime does not name in public
-            raise ValueError(f"ONNX Runtime cannot compute {self.file}: {error}") from error
+        sequences, num_steps_taken, num_positions = self.sessions.run(inputs, is_alone)
         if len(num_positions) == 2 and int(num_positions.min()) < 0:  # as the graph says that a number was not finite
             raise ValueError(NOT_FINITE)
         is_sound = sequences.ndim == 2 and len(sequences) == len(num_steps_taken) == len(input_ids)

@@ -5,15 +5,17 @@ The pieces are the encoding of the source, the posterior, and what makes a trans
 
 import copy
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
 from lvnar_hf.ctc_lvnar import is_kept, move_left, num_ctc_cells
-from lvnar_hf.engines.graph import FILES, GRAPH_VERSION, VERSION_KEY
+from lvnar_hf.engines.graph import FILES
 from lvnar_hf.engines.onnx_graph import DOMAIN, OPSET, assemble, lay_out_for_products, move_weights_into_loop
+from lvnar_hf.engines.sessions import GRAPH_VERSION, VERSION_KEY
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.atomic import atomic_file
 from lvnar_hf.files.fingerprints import KEY as FINGERPRINT
@@ -30,11 +32,34 @@ _MAX_FLOAT = 3e38
 _NOT_FINITE = -(2**40)  # what is added to `num_positions` where a number is not finite
 
 
-class _ExportedAttention(LvnarAttention):
-    """In the graph, attention is one operation of ONNX Runtime's, which transposes nothing and has a cheap mask.
+def attend(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    num_heads: int,
+    is_causal: bool = False,
+) -> torch.Tensor:
+    """Attention by ONNX Runtime's own operation, which transposes nothing; outside an export, zeros.
 
-    Keys and values are (batch, key_length, hidden_size). Outside an export the values are zeros.
+    Args:
+        queries, keys, values: (batch, length, hidden_size).
+        mask: (batch, key_length), 1 at valid positions.
+        is_causal: each position sees itself and those before it.
     """
+    context: torch.Tensor = torch.onnx.ops.symbolic(
+        "com.microsoft::MultiHeadAttention",
+        (queries, keys, values, None, None if mask is None else mask.to(torch.int32)),
+        {"num_heads": num_heads, "unidirectional": int(is_causal)},
+        dtype=queries.dtype,
+        shape=queries.shape,
+        version=1,
+    )
+    return context
+
+
+class _ExportedAttention(LvnarAttention):
+    """In the graph, attention is `attend`; keys and values are (batch, key_length, hidden_size)."""
 
     def project_keys_values(self, states: torch.Tensor) -> KeysValues:
         keys, values = self.key_value_proj(states).chunk(2, dim=-1)
@@ -45,20 +70,12 @@ class _ExportedAttention(LvnarAttention):
     ) -> torch.Tensor:
         keys, values = self.project_keys_values(hidden_states) if keys_values is None else keys_values
         queries = self.query_proj(hidden_states)
-        mask = None if attention_mask is None else attention_mask[:, 0, 0].to(torch.int32)
-        context = torch.onnx.ops.symbolic(
-            "com.microsoft::MultiHeadAttention",
-            (queries, keys, values, None, mask),
-            {"num_heads": self.num_heads},
-            dtype=queries.dtype,
-            shape=queries.shape,
-            version=1,
-        )
-        return self.output_proj(context)
+        mask = None if attention_mask is None else attention_mask[:, 0, 0]
+        return self.output_proj(attend(queries, keys, values, mask, self.num_heads))
 
 
 class _Source(nn.Module):
-    """The source, encoded: the prior's means, and the tensors of `_encoded_source`."""
+    """The source, encoded: the prior's means, and the tensors of `encoded_source`."""
 
     def __init__(self, model: LvnarForConditionalGeneration):
         super().__init__()
@@ -83,7 +100,7 @@ class _Posterior(nn.Module):
         embeddings: torch.Tensor,
         hidden_states: torch.Tensor,
     ) -> torch.Tensor:
-        source = _encoded_source(attention_mask, embeddings, hidden_states, [])
+        source = encoded_source(attention_mask, embeddings, hidden_states, [])
         target_mask = (targets != self.model.config.pad_token_id).long()
         return self.model.infer_posterior(source, targets, target_mask)[0]
 
@@ -115,7 +132,7 @@ class _Translation(nn.Module):
         """(batch, longest translation) ids, and what is added to `num_positions`."""
         config = self.model.config
         is_ctc = config.alignment == "ctc"
-        source = _encoded_source(attention_mask, embeddings, hidden_states, of_decoder)
+        source = encoded_source(attention_mask, embeddings, hidden_states, of_decoder)
         if is_ctc:
             lengths = num_ctc_cells(attention_mask.sum(-1), config.upsampling_ratio)
         else:
@@ -169,7 +186,7 @@ def _of_decoder(source: EncodedSource) -> list[torch.Tensor]:
     return [tensor for pair in source.decoder_keys_values for tensor in pair] + carried
 
 
-def _encoded_source(
+def encoded_source(
     attention_mask: torch.Tensor,
     embeddings: torch.Tensor,
     hidden_states: torch.Tensor,
@@ -200,20 +217,36 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
         OSError: the disk is full; what was there before stays.
         ImportError: onnx, onnxscript or onnxruntime is missing; says how to install them.
     """
+    config = model.config
+
+    def graph() -> "ModelProto":
+        return assemble(*_export_pieces(model), config.pad_token_id, config.decoder_vocab_size)
+
+    return write_graphs(graph, folder, FILES, weights_fingerprint(model.state_dict()))
+
+
+def write_graphs(
+    make_graph: "Callable[[], ModelProto]",
+    folder: str | Path,
+    names: Mapping[str, str],
+    made_from: str | None,
+) -> dict[str, Path]:
+    """A graph in float32 and in int8; result and errors as of `export_onnx`.
+
+    Args:
+        make_graph: in float32; is called when the packages are there.
+        names: of the files in the folder, by precision.
+        made_from: the fingerprint of the weights.
+    """
     try:
         import onnx
         import onnxscript  # noqa: F401  (torch's exporter needs it)
         from onnxruntime.quantization import quantize_dynamic
     except ImportError as error:
         raise ImportError(f"The ONNX export needs {error.name}: pip install 'lvnar-hf[export]'") from error
-    files = {precision: Path(folder) / name for precision, name in FILES.items()}
-    exported = copy.deepcopy(model).float().eval()
-    for module in exported.modules():
-        if isinstance(module, LvnarAttention):
-            module.__class__ = _ExportedAttention
-    config = model.config
-    graph = assemble(*_export_pieces(exported), config.pad_token_id, config.decoder_vocab_size)
-    metadata = {FINGERPRINT: weights_fingerprint(model.state_dict()), VERSION_KEY: GRAPH_VERSION}
+    files = {precision: Path(folder) / name for precision, name in names.items()}
+    graph = make_graph()
+    metadata = {VERSION_KEY: GRAPH_VERSION} | ({} if made_from is None else {FINGERPRINT: made_from})
     onnx.helper.set_model_props(graph, metadata)
     onnx.checker.check_model(graph)
     files["float32"].parent.mkdir(parents=True, exist_ok=True)
@@ -235,63 +268,107 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
     return files
 
 
-def _export_pieces(model: LvnarForConditionalGeneration) -> "tuple[ModelProto, ModelProto, ModelProto]":
-    """The three pieces as onnx.ModelProto; their inputs and outputs have the names that `assemble` joins them by."""
+def export_piece(
+    module: nn.Module, arguments: tuple, shapes: tuple, inputs: list[str], outputs: list[str]
+) -> "ModelProto":
+    """A module by torch's exporter.
+
+    Args:
+        arguments: an example of what it is called with.
+        shapes: which of their dimensions are dynamic, as `torch.onnx.export` has it.
+        inputs, outputs: names.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program: Any = torch.onnx.export(
+            module.eval(),
+            arguments,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            input_names=inputs,
+            output_names=outputs,
+            opset_version=OPSET,
+            verbose=False,
+        )
+    return program.model_proto
+
+
+class SourcePieces(NamedTuple):
+    """What all graphs of a model begin with, and an example for the rest of them.
+
+    Args:
+        model: as it is exported.
+        source, posterior: their inputs and outputs have the names that the pieces are joined by.
+        latents, states: (batch, source_length, …): latents; attention mask, embeddings and states of the source.
+        of_decoder, names: what the decoder needs of the source, see `_of_decoder`.
+        dimensions: the dynamic ones of what has a source length.
+    """
+
+    model: LvnarForConditionalGeneration
+    source: "ModelProto"
+    posterior: "ModelProto"
+    latents: torch.Tensor
+    states: tuple[torch.Tensor, ...]
+    of_decoder: list[torch.Tensor]
+    names: list[str]
+    dimensions: dict[int, Any]
+
+
+SOURCE_NAMES = ["attention_mask", "embeddings", "hidden_states"]
+
+
+def source_pieces(model: LvnarForConditionalGeneration) -> SourcePieces:
+    """The pieces of a model, in any precision, that encode the source and give the posterior."""
+    model = copy.deepcopy(model).float().eval()
+    for module in model.modules():
+        if isinstance(module, LvnarAttention):
+            module.__class__ = _ExportedAttention
     config = model.config
-    batch, num_candidates, source_length, target_length = (
+    batch, source_length, target_length = (
         torch.export.Dim("batch", max=4096),
-        torch.export.Dim("num_candidates", max=2**20),
         torch.export.Dim("source_length", max=config.max_position_embeddings),
         torch.export.Dim("target_length", max=config.max_position_embeddings),
     )
     ids = torch.full((2, 5), config.vocab_size - 1)
     mask = torch.ones_like(ids)
-    max_length = torch.tensor(config.max_position_embeddings)
-    candidates, min_confidence = torch.full((2, 3), 3), torch.tensor(0.0)
     source = model.encode(ids, mask)
-    of_decoder = _of_decoder(source)
     names = [f"decoder_{kind}_{layer}" for layer in range(config.num_decoder_layers) for kind in ("keys", "values")]
     names += ["carried_states"] if config.carries_source_states else []
     of_source = {0: batch, 1: source_length}
-
-    def export(
-        module: nn.Module, arguments: tuple, shapes: tuple, inputs: list[str], outputs: list[str]
-    ) -> "ModelProto":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program: Any = torch.onnx.export(
-                module.eval(),
-                arguments,
-                dynamo=True,
-                dynamic_shapes=shapes,
-                input_names=inputs,
-                output_names=outputs,
-                opset_version=OPSET,
-                verbose=False,
-            )
-        return program.model_proto
-
-    source_names = ["attention_mask", "embeddings", "hidden_states"]
     states = (mask, source.embeddings, source.hidden_states)
-    source_piece = export(
+    source_piece = export_piece(
         _Source(model),
         (ids, mask),
         (of_source, of_source),
         ["input_ids", "attention_mask"],
         ["prior_means", "embeddings", "hidden_states", *names],
     )
-    posterior_piece = export(
+    posterior_piece = export_piece(
         _Posterior(model),
         (torch.full((2, 7), 3), *states),
         ({0: batch, 1: target_length}, *[of_source] * 3),
-        ["targets", *source_names],
+        ["targets", *SOURCE_NAMES],
         ["posterior_means"],
     )
-    translation_piece = export(
-        _Translation(model),
-        (source.prior_means, *states, of_decoder, max_length, candidates, min_confidence),
-        (*[of_source] * 4, [of_source] * len(of_decoder), {}, {0: batch, 1: num_candidates}, {}),
-        ["latents", *source_names, *names, "max_length", "candidates", "min_confidence"],
+    of_decoder = _of_decoder(source)
+    return SourcePieces(model, source_piece, posterior_piece, source.prior_means, states, of_decoder, names, of_source)
+
+
+def _export_pieces(model: LvnarForConditionalGeneration) -> "tuple[ModelProto, ModelProto, ModelProto]":
+    """The pieces of the graph that translates."""
+    pieces = source_pieces(model)
+    max_length = torch.tensor(model.config.max_position_embeddings)
+    candidates, min_confidence = torch.full((2, 3), 3), torch.tensor(0.0)
+    num_candidates = torch.export.Dim("num_candidates", max=2**20)
+    translation_piece = export_piece(
+        _Translation(pieces.model),
+        (pieces.latents, *pieces.states, pieces.of_decoder, max_length, candidates, min_confidence),
+        (
+            *[pieces.dimensions] * 4,
+            [pieces.dimensions] * len(pieces.of_decoder),
+            *({}, {0: pieces.dimensions[0], 1: num_candidates}, {}),
+        ),
+        ["latents", *SOURCE_NAMES, *pieces.names, "max_length", "candidates", "min_confidence"],
         ["new_targets", "pass_positions"],
     )
-    return source_piece, posterior_piece, translation_piece
+    return pieces.source, pieces.posterior, translation_piece

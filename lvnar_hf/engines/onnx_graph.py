@@ -19,11 +19,11 @@ are dynamic:
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # onnx is needed for the export alone
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+    from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 OPSET = 20
 DOMAIN = "lvnar_hf"  # of an operation that `assemble` puts in; no graph has it in the end
@@ -182,7 +182,6 @@ def assemble(
 ) -> "ModelProto":
     """The pieces and what is around them as one onnx.ModelProto; the vocabulary is that of the targets."""
     import onnx
-    import onnx.inliner
 
     make_node, make_value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
     main, body = (
@@ -219,12 +218,60 @@ def assemble(
     del main.node[:]
     main.node.extend(main_nodes)
     main.initializer.extend(weights.values())
-    main.name = "lvnar"
+    function = onnx.parser.parse_function(_likeliest_where_unsure(vocab_size))
+    return _model(main, "lvnar", source.ir_version, [function])
+
+
+_AROUND_CELLS = """
+main (int64[b, s] input_ids, int64[b, s] attention_mask, int64[b, t] targets, bool is_refined)
+  => (int64[b, c, k] tokens, float[b, c, n] scores) {
+}
+"""
+
+
+def assemble_cells(source: "ModelProto", posterior: "ModelProto", cells: "ModelProto") -> "ModelProto":
+    """The pieces of a beam search's last step: cells of the posterior's means; of the prior's, if it is the first."""
+    import onnx
+
+    weights: dict[bytes, TensorProto] = {}
+    main = onnx.parser.parse_graph(_AROUND_CELLS)
+    nodes = _take_over(source.graph, "source/", weights)
+    branches = {
+        "then_branch": (_take_over(posterior.graph, "posterior/", weights), "posterior_means"),
+        "else_branch": ([onnx.helper.make_node("Identity", ["prior_means"], ["first_means"])], "first_means"),
+    }
+    graphs = {
+        name: onnx.helper.make_graph(
+            of_branch, name, [], [onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None)]
+        )
+        for name, (of_branch, output) in branches.items()
+    }
+    nodes.append(onnx.helper.make_node("If", ["is_refined"], ["latents"], **graphs))
+    main.node.extend([*nodes, *_take_over(cells.graph, "cells/", weights)])
+    main.initializer.extend(weights.values())
+    return _model(main, "lvnar_cells", source.ir_version)
+
+
+def assemble_one(piece: "ModelProto", name: str) -> "ModelProto":
+    """A piece that is a whole graph."""
+    import onnx
+
+    weights: dict[bytes, TensorProto] = {}
+    nodes = _take_over(piece.graph, "", weights)
+    graph = onnx.helper.make_graph(nodes, name, piece.graph.input, piece.graph.output, [*weights.values()])
+    return _model(graph, name, piece.ir_version)
+
+
+def _model(graph: "GraphProto", name: str, ir_version: int, functions: "Sequence[FunctionProto]" = ()) -> "ModelProto":
+    """A graph in the versions of the operations that are used here; its functions are put in their places."""
+    import onnx
+    import onnx.inliner
+
+    graph.name = name
     versions = {"": OPSET, "com.microsoft": 1, DOMAIN: 1}
     opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in versions.items()]
-    function = onnx.parser.parse_function(_likeliest_where_unsure(vocab_size))
-    model = onnx.helper.make_model(main, opset_imports=opsets, functions=[function], producer_name="lvnar_hf")
-    model.ir_version = source.ir_version
+    model = onnx.helper.make_model(graph, opset_imports=opsets, functions=functions, producer_name="lvnar_hf")
+    model.ir_version = ir_version
     model = onnx.inliner.inline_local_functions(model)
     del model.opset_import[2:]
     return model
@@ -257,13 +304,15 @@ def lay_out_for_products(graph: "GraphProto") -> None:
 
 
 def move_weights_into_loop(graph: "GraphProto") -> None:
-    """Give the loop's body the weights that are used there alone.
+    """Give the loop's body, if there is a loop, the weights that are used there alone.
 
     ONNX Runtime lays weights out for its products when it loads them, if they are not more than one graph further out.
     It then has them twice: for the float32 graph, whose products gain less, that is too much.
     """
-    (loop,) = (node for node in graph.node if node.op_type == "Loop")
-    body = loop.attribute[0].g
+    loops = [node for node in graph.node if node.op_type == "Loop"]
+    if not loops:
+        return
+    body = loops[0].attribute[0].g
     used_inside = {name for part in with_subgraphs(body) for node in part.node for name in node.input}
     used_outside = {name for node in graph.node for name in node.input}
     moved = [tensor for tensor in graph.initializer if tensor.name in used_inside - used_outside]

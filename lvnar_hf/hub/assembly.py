@@ -9,6 +9,7 @@ from pathlib import Path
 from lvnar_hf.confidence_lvnar import FILE as CALIBRATION_FILE
 from lvnar_hf.configuration_lvnar import CUSTOM_PIPELINES
 from lvnar_hf.engines.graph import FILES as ONNX_FILES
+from lvnar_hf.engines.search import CELL_FILES
 from lvnar_hf.engines.shortlist import FILE as SHORTLIST_FILE
 from lvnar_hf.hub.checks import (
     CONFIG_AUTO_MAP,
@@ -96,7 +97,7 @@ def _copy_files(source: Path, output: Path) -> None:
     json_names = ("config.json", "generation_config.json", "tokenizer_config.json")
     refuse_links(source, ["README.md", *json_names, SHARDS_INDEX])  # before they are read
     names = ["README.md", "tokenizer.json", *weight_files(source)]
-    optional = [LvnarTokenizer.vocab_files_names["target_tokenizer_file"], *ONNX_FILES.values()]
+    optional = [LvnarTokenizer.vocab_files_names["target_tokenizer_file"], *ONNX_FILES.values(), *CELL_FILES.values()]
     optional += [CALIBRATION_FILE, SHORTLIST_FILE]
     if SHARDS_INDEX not in names and WEIGHTS not in names:
         names.append(SHARDS_INDEX)

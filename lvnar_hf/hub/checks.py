@@ -21,6 +21,7 @@ from lvnar_hf.confidence_lvnar import Calibration
 from lvnar_hf.configuration_lvnar import CUSTOM_PIPELINES, LvnarConfig
 from lvnar_hf.decoding_options_lvnar import GENERATION_DEFAULTS, OWN_OPTIONS, DecodingOptions
 from lvnar_hf.engines.graph import FILES as ONNX_FILES
+from lvnar_hf.engines.search import CELL_FILES
 from lvnar_hf.engines.shortlist import FILE as SHORTLIST_FILE
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.fingerprints import refuse_stale
@@ -83,9 +84,8 @@ REQUIRED_FILES = (
 )
 # Those that may be there too, as full names or as patterns; and the KyTea model that tokenizer_config.json names.
 _OPTIONAL_FILES = (
-    *map(
-        re.escape, (".gitattributes", "LICENSE", SHARDS_INDEX, CALIBRATION_FILE, SHORTLIST_FILE, *ONNX_FILES.values())
-    ),
+    *map(re.escape, (".gitattributes", "LICENSE", SHARDS_INDEX, CALIBRATION_FILE, SHORTLIST_FILE)),
+    *map(re.escape, (*ONNX_FILES.values(), *CELL_FILES.values())),
     re.escape(LvnarTokenizer.vocab_files_names["target_tokenizer_file"]),
     r"model(-\d{5}-of-\d{5})?\.safetensors",
     r"results/([\w-][\w.-]*/)*[\w-][\w.-]*\.(csv|json|jsonl|md|png|svg|tsv|txt)",

@@ -9,22 +9,29 @@ from transformers import PreTrainedModel
 import lvnar_hf  # noqa: F401  (registers the model)
 from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.engines.onnx_export import export_onnx
+from lvnar_hf.engines.onnx_search import export_cells, export_rescorer
+from lvnar_hf.files.fingerprints import folder_weights_fingerprint
 from lvnar_hf.files.outputs import refuse_existing, refuse_missing_folder
 from lvnar_hf.loading import load_model
 
 NUM_CHECKED = 256  # sentences, of random tokens
 
 
-def export_and_compare(name: str, output_folder: str | None = None, overwrite: bool = False) -> dict[str, Any]:
+def export_and_compare(
+    name: str, output_folder: str | None = None, overwrite: bool = False, search: bool = False
+) -> dict[str, Any]:
     """Write the graphs to a folder's onnx/; their sizes, and how many sentences each translates otherwise than PyTorch.
+
+    Of an autoregressive model, the graphs of a rescorer are written, and their sizes given.
 
     Args:
         name: model folder or Hub id.
         output_folder: by default the model's own.
+        search: the graphs of the cells too.
 
     Raises:
         FileExistsError: there are graphs, and `overwrite` is not given.
-        ValueError: the model is no folder, and no output folder is given.
+        ValueError: the model is no folder, and no output folder is given; or it is of a type that is not exported.
     """
     refuse_missing_folder(name)
     folder = output_folder or name
@@ -32,12 +39,21 @@ def export_and_compare(name: str, output_folder: str | None = None, overwrite: b
         raise ValueError(f"{folder} is no folder: give --output-folder.")
     refuse_existing(Path(folder) / "onnx", overwrite, "--output-folder")
     model: Any = load_model(name, dtype=torch.float32).eval()
-    result: dict[str, Any] = {"model": name, "num_sentences": NUM_CHECKED}
+    result: dict[str, Any] = {"model": name}
+    if model.config.model_type != "lvnar":
+        return result | {"rescorer": _sizes(export_rescorer(model, folder, folder_weights_fingerprint(name)))}
+    if search:
+        result["cells"] = _sizes(export_cells(model, folder))
+    result["num_sentences"] = NUM_CHECKED
     for precision, file in export_onnx(model, folder).items():
         engine = LvnarOnnxModel(model.config, model.generation_config, file)
         num_different = count_different(model, engine)
         result[precision] = {"file": str(file), "bytes": file.stat().st_size, "different_sentences": num_different}
     return result
+
+
+def _sizes(files: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    return {precision: {"file": str(file), "bytes": file.stat().st_size} for precision, file in files.items()}
 
 
 def count_different(model: PreTrainedModel, engine: LvnarOnnxModel, batch_size: int = 32) -> int:

@@ -7,7 +7,7 @@ has the messages. What it does itself is what the engine and the tokenizer for t
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +18,13 @@ from tokenizers import Tokenizer
 from lvnar_hf.decoding_options_lvnar import GENERATION_DEFAULTS, OWN_OPTIONS, DecodingOptions, stored_refinement_steps
 from lvnar_hf.engines import ONNX_ENGINES
 from lvnar_hf.engines.graph import FILES, Graph
+from lvnar_hf.engines.search import CELL_FILES, GraphSearch, is_for_graphs
 from lvnar_hf.engines.tried_tokens import FILE as SHORTLIST_FILE
 from lvnar_hf.engines.tried_tokens import load_tried_tokens, refuse_stale_shortlist
 from lvnar_hf.files.fingerprints import refuse_stale
 from lvnar_hf.jobs.line_translator import LineTranslator, folder_state, text_format_for
+from lvnar_hf.loading import load_search
+from lvnar_hf.search_options_lvnar import SearchOptions
 from lvnar_hf.segmentation_lvnar import make_segmenter
 from lvnar_hf.sizes_lvnar import check_sizes
 from lvnar_hf.soundness_lvnar import read_json_object
@@ -190,12 +193,14 @@ class LightModel:
 
     Attributes:
         config: has the fields of `LvnarConfig`.
-        options: as the model's own generation_config.json has them.
+        options: as the model's own generation_config.json has them, with what a search is asked for.
+        search: for that.
     """
 
     config: Any
     options: DecodingOptions
     graph: Graph
+    search: GraphSearch | None = None
 
 
 class LightTranslator(LineTranslator):
@@ -207,14 +212,20 @@ class LightTranslator(LineTranslator):
         attention_mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
         input_ids = np.full(attention_mask.shape, model.config.pad_token_id, dtype=np.int64)
         input_ids[attention_mask == 1] = np.concatenate(source_ids)
-        output = model.graph.translate(input_ids, attention_mask, num_steps, model.options.max_length)
-        rows = [row[row != model.config.pad_token_id].tolist() for row in output.rows]
+        if model.search is not None:
+            options = replace(model.options, num_refinement_steps=num_steps)
+            found, steps_taken = model.search.translate(input_ids, attention_mask, options)
+            rows = [of_sentence.rows[0] for of_sentence in found]
+        else:
+            output = model.graph.translate(input_ids, attention_mask, num_steps, model.options.max_length)
+            rows = [row[row != model.config.pad_token_id].tolist() for row in output.rows]
+            steps_taken = output.num_steps_taken
         if model.options.remove_repetitions:
             found = map(self.tokenizer.find_repetitions, rows, source_ids)
             rows = [
                 [i for i, is_one in zip(*pair, strict=True) if not is_one] for pair in zip(rows, found, strict=True)
             ]
-        return rows, num_steps * len(rows) if num_steps < 2 else int(output.num_steps_taken.sum())
+        return rows, num_steps * len(rows) if num_steps < 2 else int(steps_taken.sum())
 
 
 def load_light_translator(
@@ -238,11 +249,13 @@ def load_light_translator(
     """
     engine = "onnx-int8" if engine == "auto" else engine
     folder = Path(name)
-    is_searching = any(value is not None for value in (search or {}).values())
-    if engine not in ONNX_ENGINES or device != "cpu" or is_searching or not folder.is_dir() or max_batch_tokens < 1:
+    asked = {option: value for option, value in (search or {}).items() if value is not None}
+    if engine not in ONNX_ENGINES or device != "cpu" or not folder.is_dir() or max_batch_tokens < 1:
+        return None
+    if asked and not is_for_graphs(asked):
         return None
     try:
-        model = _load_model(folder, num_threads, **ONNX_ENGINES[engine])
+        model = _load_model(folder, num_threads, **ONNX_ENGINES[engine], search=asked)
         if num_refinement_steps is None:
             num_refinement_steps = stored_refinement_steps(model.config, model.options)
         DecodingOptions(num_refinement_steps=num_refinement_steps, remove_repetitions=False)
@@ -251,21 +264,24 @@ def load_light_translator(
         if sizes[0] > model.config.vocab_size or sizes[1] > model.config.decoder_vocab_size:
             return None
         text_format = text_format_for(model.config, tokenizer) if preserve_format else None
-        fingerprint = folder_state(folder, with_graphs=True) if with_fingerprint else ""
+        folders = [folder, *([Path(asked["rescorer"])] if "rescorer" in asked else [])]
+        states = [folder_state(one, with_graphs=True) for one in folders if with_fingerprint]
     except (ImportError, OSError, RecursionError, TypeError, ValueError, AttributeError):
         return None  # transformers' way has the message, or can do it
     return LightTranslator(
         engine,
         model,
         tokenizer,
-        fingerprint,
+        "".join(states),
         num_refinement_steps,
         max_batch_tokens,
         text_format,
     )
 
 
-def _load_model(folder: Path, num_threads: int, precision: str, shortlist: bool = False) -> LightModel:
+def _load_model(
+    folder: Path, num_threads: int, precision: str, shortlist: bool = False, search: Mapping[str, Any] | None = None
+) -> LightModel:
     fields = _read_plain(folder / "config.json", _CONFIG_VALUES, _CONFIG_FIELDS)
     config = SimpleNamespace(**fields)
     check_sizes(config)
@@ -288,4 +304,13 @@ def _load_model(folder: Path, num_threads: int, precision: str, shortlist: bool 
         refuse_stale_shortlist(folder / SHORTLIST_FILE, folder)
     graph = Graph(config, file, num_threads, tried)
     refuse_stale(file, graph.made_from, folder, f"lvnar export --model {folder} --overwrite")
-    return LightModel(config, options, graph)
+    if not search:
+        return LightModel(config, options, graph)
+    cells_file = folder / CELL_FILES[precision]
+    if not cells_file.is_file():
+        raise FileNotFoundError(cells_file)
+    graph_search = GraphSearch(graph, cells_file, num_threads)
+    refuse_stale(cells_file, graph_search.sessions.made_from, folder, f"lvnar export --model {folder} --search")
+    options.search = SearchOptions(**load_search(search, precision=precision))
+    options.search.check(config)
+    return LightModel(config, options, graph, graph_search)

@@ -11,6 +11,7 @@ import lvnar_hf  # noqa: F401  (registers the model)
 from lvnar_hf.decoding import make_batches
 from lvnar_hf.decoding_options_lvnar import stored_refinement_steps
 from lvnar_hf.engines import ENGINES, ONNX_ENGINES
+from lvnar_hf.engines.search import is_for_graphs
 from lvnar_hf.files.atomic import hash_file
 from lvnar_hf.files.fingerprints import StaleError, folder_fingerprint
 from lvnar_hf.files.outputs import refuse_missing_folder
@@ -160,7 +161,7 @@ def load_translator(
         num_refinement_steps: None: the model's own.
         preserve_format: translate the sentences of a line one by one, and keep what is around and between them; see
             `TextFormat`.
-        search: as of `load_search`; with it, "auto" is PyTorch.
+        search: as of `load_search`; with it, "auto" is PyTorch where there are no graphs for it.
 
     Raises:
         ValueError: for another engine, an engine that is not for this device or does not search, or a budget below 1.
@@ -180,35 +181,38 @@ def load_translator(
     is_cpu = torch.device(device).type == "cpu"
     if engine in ONNX_ENGINES and not is_cpu:
         raise ValueError(f"The engine {engine} runs on the CPU, not on {device}: choose torch or auto.")
-    arguments = load_search(search, device)
-    if arguments and engine not in ("auto", "torch"):
-        raise ValueError(f"The engine {engine} gives one translation: a search needs torch or auto.")
+    search = {name: value for name, value in (search or {}).items() if value is not None}
+    if search and engine == "compiled":
+        raise ValueError(f"The engine {engine} gives one translation: a search needs another one.")
     model: Any = None
-    if engine == "auto" and arguments:
+    arguments: dict[str, Any] = {}
+    if engine == "auto":
         engine = "torch"
-    elif engine == "auto":
-        engine = "torch"
-        if is_cpu:
+        if is_cpu and (not search or is_for_graphs(search)):
             try:
-                model, engine = LvnarOnnxModel.from_pretrained(name, precision="int8"), "onnx-int8"
+                model = LvnarOnnxModel.from_pretrained(name, precision="int8", search=bool(search))
+                arguments, engine = load_search(search, precision="int8"), "onnx-int8"
             except StaleError as error:
                 warnings.warn(f"{error} PyTorch translates instead.", stacklevel=2)
+                model = None
             except (ImportError, OSError):  # no onnxruntime, or no graph
-                pass
+                model = None
     elif engine in ONNX_ENGINES:
-        model = LvnarOnnxModel.from_pretrained(name, **ONNX_ENGINES[engine])
+        model = LvnarOnnxModel.from_pretrained(name, **ONNX_ENGINES[engine], search=bool(search))
+        arguments = load_search(search, precision=ONNX_ENGINES[engine]["precision"])
     elif engine == "compiled":
         model = LvnarCompiledModel.from_pretrained(name, device=device)
     if model is None:
         model = load_model(name, dtype=torch.float32).eval().to(device)
+        arguments = load_search(search, device)
     if model.config.model_type == "lvnar" and num_refinement_steps is None:
         num_refinement_steps = stored_refinement_steps(model.config, model.generation_config)
     tokenizer = load_tokenizer(name)
     if arguments and model.config.model_type != "lvnar":
         raise ValueError(f"A search among candidates is for models of type lvnar; {name} is {model.config.model_type}.")
     fingerprint = _fingerprint(name, model, with_graphs=engine in ONNX_ENGINES)
-    if "rescorer" in arguments:
-        fingerprint += _fingerprint(str((search or {})["rescorer"]), arguments["rescorer"], with_graphs=False)
+    if "rescorer" in search:
+        fingerprint += _fingerprint(search["rescorer"], arguments["rescorer"], with_graphs=engine in ONNX_ENGINES)
     text_format = text_format_for(model.config, tokenizer) if preserve_format else None
     return LineTranslator(
         engine, model, tokenizer, fingerprint, num_refinement_steps, max_batch_tokens, text_format, arguments

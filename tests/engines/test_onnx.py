@@ -14,9 +14,10 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 from lvnar_hf.commands.export import export
 from lvnar_hf.ctc_lvnar import ctc_cell_mask
 from lvnar_hf.engines import onnx_export
-from lvnar_hf.engines.graph import FILES, VERSION_KEY
+from lvnar_hf.engines.graph import FILES
 from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.engines.onnx_graph import with_subgraphs
+from lvnar_hf.engines.sessions import VERSION_KEY
 from training.quality.decoding import translate_texts
 from training.translation_quality.bleu import corpus_scores
 
@@ -108,22 +109,25 @@ def test_any_batch_gives_the_same(model, engine):
 
 
 def test_a_large_batch_has_a_thread_for_each_part(folder, model):
-    """The same tokens by any number of threads, in their order; each thread has about as much to do, small batches all."""
-    of_one, of_three = (LvnarOnnxModel.from_pretrained(folder, num_threads=number) for number in (1, 3))
+    """The same parts, and tokens, by any number of threads; about as much in each; a small batch is one part."""
+    of_one, of_two = (LvnarOnnxModel.from_pretrained(folder, num_threads=number) for number in (1, 2))
     batch = make_batch(model.config, LENGTHS)
     expected = of_one.generate(**batch, num_refinement_steps=2, return_dict_in_generate=True)
-    output = of_three.generate(**batch, num_refinement_steps=2, return_dict_in_generate=True)
+    output = of_two.generate(**batch, num_refinement_steps=2, return_dict_in_generate=True)
     assert torch.equal(output.sequences, expected.sequences)
     assert torch.equal(output.num_steps_taken, expected.num_steps_taken)
     assert torch.equal(output.num_positions, expected.num_positions)
     lengths = [length for length, _ in LENGTHS]
-    order, sizes = of_three.graph._parts(lengths)
-    assert len(sizes) % 3 == 0
-    assert sum(sizes) == len(order) == 40
-    rows = iter(order)
-    loads = [sum(lengths[next(rows)] for _ in range(size)) for size in sizes]
+    parts = of_two.graph.parts(lengths)
+    assert len(parts) == (2 if model.config.alignment == "length" else 4)
+    assert of_one.graph.parts(lengths) == parts
+    assert sorted(row for part in parts for row in part) == list(range(40))
+    loads = [sum(lengths[row] for row in part) for part in parts]
     assert max(loads) < 1.5 * sum(loads) / len(loads)
-    assert of_three.graph._parts([9] * 8)[1] == [8]
+    threads = []
+    of_two.graph.parts.map(lambda part, is_alone: threads.append(is_alone), parts)
+    assert threads == [False] * len(parts)
+    assert of_two.graph.parts([9] * 8) == [list(range(8))]
 
 
 def test_any_number_of_steps_and_any_whole_numbers(model, engine):

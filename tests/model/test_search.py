@@ -12,13 +12,13 @@ import torch
 from conftest import ROOT, make_batch, make_ctc_model, make_model, tiny_config, tokens_of
 from transformers import GenerationConfig, MarianConfig, MarianMTModel
 
-from lvnar_hf.ctc_beam_lvnar import BeamOptions, beam_search
+from lvnar_hf.ctc_beam_lvnar import BeamOptions
 from lvnar_hf.ctc_lvnar import IMPOSSIBLE, ctc_cell_mask
 from lvnar_hf.generation_lvnar import LvnarGenerateOutput, LvnarGenerationMixin
 from lvnar_hf.language_models import KenlmModel
 from lvnar_hf.loading import load_model, load_tokenizer
 from lvnar_hf.refinement_lvnar import translate_in_parts
-from lvnar_hf.search_lvnar import consensus, lower_bounds, rescorer_log_probs, search
+from lvnar_hf.search_lvnar import beam_search, consensus, lower_bounds, rescorer_log_probs, search
 from lvnar_hf.search_options_lvnar import SearchOptions
 
 LENGTHS = [(7, 5), (3, 4), (9, 6), (1, 2)]
@@ -53,7 +53,11 @@ def _spelt(logits: torch.Tensor, options: BeamOptions) -> dict[tuple[int, ...], 
 
 @pytest.mark.parametrize(
     "options",
-    [BeamOptions(400), BeamOptions(400, 0.7), BeamOptions(400, 0.2, _Bigrams(), 0.6)],
+    [
+        BeamOptions(400, min_probability=0.0),
+        BeamOptions(400, 0.7, min_probability=0.0),
+        BeamOptions(400, 0.2, _Bigrams(), 0.6, min_probability=0.0),
+    ],
     ids=["plain", "bonus", "language model"],
 )
 def test_a_beam_that_holds_all_gives_what_all_alignments_give(options):
