@@ -16,6 +16,7 @@ from lvnar_hf import LvnarConfig
 from lvnar_hf.engines.shortlist import FILE, Shortlist
 from tests.distillation.test_teacher_engines import make_teacher_model
 from training import benchmark
+from training.data.evaluation_sets import TestSet
 from training.quality.decoding import translate_texts
 from training.reports.speed_tables import (
     render_document,
@@ -35,7 +36,7 @@ from training.speed.forced_lengths import (
     sample_batches,
     shift_codes,
 )
-from training.speed.modes import RANDOM_LAYERS, check_lengths, translate_all
+from training.speed.modes import RANDOM_LAYERS, check_lengths, run_trained, translate_all
 from training.speed.specs import (
     COMPILED_ENGINE,
     SHORTLIST_ENGINE,
@@ -376,6 +377,21 @@ def small_teacher(tmp_path_factory, sample_tokenizer):
     make_teacher_model(len(sample_tokenizer)).save_pretrained(folder)
     sample_tokenizer.save_pretrained(folder)
     return folder
+
+
+def test_a_search_in_onnx_stands_beside_its_rescorer(tmp_path, tiny_ctc_repository, small_teacher, threads):
+    """Both are exported for it; what it gives is what its graphs give."""
+    texts = [(SAMPLE / f"test.{side}").read_text("utf-8").split("\n")[:6] for side in ("en", "de")]
+    arguments = TimingArguments(
+        ["0 steps, beam 4, rescored", "transformers, beam 1"], [2], num_repeats=2, num_timed_sentences=4, num_threads=1
+    )
+    test_set = TestSet("a test set", *texts, list(range(1, 7)), "en", "de")
+    result = run_trained(arguments, str(tiny_ctc_repository), [str(small_teacher)], test_set, tmp_path)
+    name = "lvnar, onnx int8, 0 steps, beam 4, rescored"
+    assert list(result["systems"]) == [name, "marian 2-2, transformers, beam 1"]
+    assert result["systems"][name]["quality"]["bleu"]["score"] >= 0
+    names = {path.name for path in (tmp_path / "lvnar-onnx").glob("**/*.onnx")}
+    assert names >= {"model_int8.onnx", "cells_int8.onnx", "rescorer_int8.onnx"}
 
 
 def test_one_command_runs_both_modes(monkeypatch, capsys, tmp_path, tiny_repository, small_teacher, threads):

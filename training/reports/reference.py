@@ -25,7 +25,7 @@ API: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("generation_lvnar", ("LvnarGenerateOutput",)),
         ("refinement_lvnar", ("refine", "TranslationParts", "EncodedSource")),
         ("search_options_lvnar", ("SearchOptions",)),
-        ("ctc_beam_lvnar", ("beam_search", "BeamOptions", "LanguageModel")),
+        ("ctc_beam_lvnar", ("prefix_beam_search", "Cells", "BeamOptions", "LanguageModel")),
         ("language_models", ("KenlmModel",)),
         ("tokenization_lvnar", ("LvnarTokenizer",)),
         ("tokenizer_training", ("train_tokenizer",)),
@@ -38,7 +38,9 @@ API: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "Engines": (
         ("engines.compiled", ("LvnarCompiledModel",)),
         ("engines.onnx", ("LvnarOnnxModel",)),
+        ("engines.search", ("OnnxRescorer",)),
         ("engines.onnx_export", ("export_onnx",)),
+        ("engines.onnx_search", ("export_cells", "export_rescorer")),
         ("engines.shortlist", ("Shortlist",)),
     ),
     "Losses": (

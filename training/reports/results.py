@@ -44,6 +44,11 @@ def name_signatures(result: dict[str, Any]) -> str:
     return "; ".join(f"{text}: `{result[name]['signature']}`" for name, text in names.items() if name in result)
 
 
+def machine_of(result: dict[str, Any]) -> str:
+    """For the end of a caption: threads and processor."""
+    return f"{result['machine']['threads']} threads of {result['machine']['processor']}"
+
+
 def name_test_set(result: dict[str, Any]) -> str:
     """Sentences, name and languages."""
     return (

@@ -11,6 +11,7 @@ from typing import Any
 from training.reports.results import (
     ELBO_PARTS_SHOWN,
     has_result,
+    machine_of,
     name_signatures,
     name_steps,
     name_test_set,
@@ -19,7 +20,6 @@ from training.reports.results import (
     table,
 )
 from training.reports.speed_tables import (
-    format_number,
     loading_table,
     pages_table,
     render_brief,
@@ -28,12 +28,8 @@ from training.reports.speed_tables import (
     time_budget_table,
     translate_table,
 )
+from training.reports.summary import summary_table
 from training.reports.training_tables import TRAINING_TABLES
-
-
-def machine_of(result: dict[str, Any]) -> str:
-    """For the end of a caption: threads and processor."""
-    return f"{result['machine']['threads']} threads of {result['machine']['processor']}"
 
 
 def _other_bleu(result: dict[str, Any]) -> tuple[str, str]:
@@ -127,70 +123,6 @@ def systems_table(results: Path) -> str:
         raise FileNotFoundError(f"There is neither teacher_test.json nor test.json in {results}.")
     return table(("model, parameters", "decoding", "BLEU", heading, "chrF"), rows) + (
         f"\n\n{name_test_set(shown)}. {name_signatures(shown['results'][0])}."
-    )
-
-
-def summary_table(results: Path) -> str:
-    """Quality beside speed in six rows: the teacher, three numbers of steps, int8, and the fastest baseline.
-
-    Of a model that has not been timed, quality alone.
-    """
-    if not has_result(results, "benchmark"):
-        return _quality_summary(results)
-    benchmark, test = read_result(results, "benchmark"), read_result(results, "test")
-    mode = "trained" if "trained" in benchmark["modes"] else "random"
-    timed = benchmark["modes"][mode]
-    systems = timed["systems"]
-    latencies = {name: system["model"]["latency_ms"]["mean"] for name, system in systems.items()}
-    baseline = timed["baseline"]
-    num_beams = int(baseline.rpartition(" ")[2])
-    (searched,) = (row for row in read_result(results, "teacher_test")["results"] if row["num_beams"] == num_beams)
-    rows = [(f"autoregressive teacher ({baseline})", f"{searched['bleu']['score']:.1f}", baseline)]
-    for row in test["results"]:
-        steps = name_steps(row["num_refinement_steps"])
-        rows.append((f"this model, {steps}", f"{row['bleu']['score']:.1f}", f"lvnar, eager, {steps}"))
-    quality = read_result(results, "engine_quality")["engines"]["onnx int8"]["results"]
-    (in_int8,) = (row for row in quality if row["num_refinement_steps"] == 1)
-    rows.append(
-        ("this model, 1 step, ONNX Runtime int8", f"{in_int8['bleu']['score']:.1f}", "lvnar, onnx int8, 1 step")
-    )
-    searched_names = [name for name in systems if name.endswith(", rescored") and "quality" in systems[name]]
-    for name in sorted(searched_names, key=lambda name: systems[name]["quality"]["bleu"]["score"])[-1:]:
-        what = f"this model, {name.removeprefix('lvnar, eager, ')} by its teacher"
-        rows.append((what, f"{systems[name]['quality']['bleu']['score']:.1f}", name))
-    fastest = min((name for name in systems if systems[name]["family"] != "lvnar"), key=latencies.__getitem__)
-    has_bleu = "quality" in systems[fastest]
-    bleu = f"{systems[fastest]['quality']['bleu']['score']:.1f}" if has_bleu else "not trained"
-    rows.append((f"strongest baseline ({fastest})", bleu, fastest))
-    shown = [(what, score, format_number(latencies[name])) for what, score, name in rows]
-    sizes, speeds = {
-        "trained": ("", "these models on its sentences"),
-        "random": (
-            ", at the paper's sizes",
-            "models of the paper's sizes with random weights, at newstest2014's lengths",
-        ),
-    }[mode]
-    return table(("system", "BLEU", f"ms a sentence{sizes}"), shown) + (
-        f"\n\nBLEU: {name_test_set(test)}, models of {test['num_parameters'] / 1e6:.1f} M parameters "
-        f"(`{searched['bleu']['signature']}`). Time: {speeds}, one sentence at a time, {machine_of(benchmark)}."
-    )
-
-
-def _quality_summary(results: Path) -> str:
-    """BLEU and chrF of the teacher, of three numbers of steps and of int8."""
-    test, teacher = read_result(results, "test"), read_result(results, "teacher_test")
-    searched = max(teacher["results"], key=lambda row: row["num_beams"])
-    rows = [(f"autoregressive teacher, beam {searched['num_beams']}", searched)]
-    rows += [(f"this model, {name_steps(row['num_refinement_steps'])}", row) for row in test["results"]]
-    quality = read_result(results, "engine_quality")["engines"]["onnx int8"]["results"]
-    rows += [("this model, 1 step, ONNX Runtime int8", row) for row in quality if row["num_refinement_steps"] == 1]
-    shown = [
-        (what, f"{row['bleu']['score']:.1f}", f"{row['chrf']['score']:.1f}" if "chrf" in row else "")
-        for what, row in rows
-    ]
-    return table(("system", "BLEU", "chrF"), shown) + (
-        f"\n\n{name_test_set(test)}; {test['num_parameters'] / 1e6:.1f} M parameters, the teacher "
-        f"{teacher['num_parameters'] / 1e6:.1f} M. {name_signatures(test['results'][0])}."
     )
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lvnar_hf.engines.onnx_export import export_onnx
+from lvnar_hf.engines.onnx_search import export_cells, export_rescorer
 from lvnar_hf.engines.shortlist import Shortlist
 from training.distillation.ctranslate2_model import convert_to_ctranslate2
-from training.speed.specs import SystemSpec
+from training.speed.specs import RESCORER_FOLDER, SystemSpec
 
 
 def convert(
@@ -37,9 +38,21 @@ def format_vocabulary_map(shortlist: Shortlist, config: PretrainedConfig) -> str
     return "".join(f"{source}\t{' '.join(map(str, sorted(tokens)))}\n" for source, tokens in lines.items())
 
 
-def export(model: PreTrainedModel, folder: Path, specs: Sequence[SystemSpec], shortlist: Shortlist | None) -> None:
-    """Write the model's ONNX graphs, if a system needs them, and what stands beside them."""
-    if any(spec.folder == str(folder) for spec in specs):
+def export(
+    model: PreTrainedModel,
+    folder: Path,
+    specs: Sequence[SystemSpec],
+    shortlist: Shortlist | None,
+    rescorer: PreTrainedModel | None = None,
+) -> None:
+    """Write the model's ONNX graphs, if a system needs them, and what stands beside them; and those of a rescorer."""
+    needed = [dict(spec.search) for spec in specs if spec.folder == str(folder)]
+    if any("rescorer" in search for search in needed) and rescorer is not None:
+        export_rescorer(rescorer, folder / RESCORER_FOLDER)
+        rescorer.config.save_pretrained(folder / RESCORER_FOLDER)
+    if any(needed):
+        export_cells(model, folder)
+    if needed:
         export_onnx(model, folder)
         if shortlist is not None:
             shortlist.save(folder)

@@ -266,10 +266,11 @@ def _prepare_trained(
     exported, common = folder / "lvnar-onnx", arguments.common()
     specs = lvnar_specs(model, str(exported), has_shortlist=shortlist is not None, tokenizer_folder=model, **common)
     models = {"lvnar": {"num_parameters": lvnar.num_parameters(), "from": model}}
-    rescorer = next((name for name in teachers if load_tokenizer(name).get_vocab() == tokenizer.get_vocab()), None)
-    is_ctc = lvnar.config.alignment == "ctc"
-    specs += search_specs(model, rescorer, is_ctc, tokenizer_folder=model, **common)
     loaded = [(load_teacher(name), folder / str(number)) for number, name in enumerate(teachers)]
+    same = (teacher for teacher, _ in loaded if teacher.tokenizer.get_vocab() == tokenizer.get_vocab())
+    rescorer, is_ctc = next(same, None), lvnar.config.alignment == "ctc"
+    name = None if rescorer is None else rescorer.name
+    specs += search_specs(model, name, is_ctc, exported, tokenizer_folder=model, **common)
     for teacher, converted in loaded:
         is_listed = shortlist is not None and teacher.tokenizer.get_vocab() == tokenizer.get_vocab()
         specs += marian_specs(
@@ -277,7 +278,7 @@ def _prepare_trained(
         )
         models[marian_name(teacher.model)] = {"num_parameters": teacher.model.num_parameters(), "from": teacher.name}
     specs = select_systems(specs, arguments.systems)
-    export(lvnar, exported, specs, shortlist)
+    export(lvnar, exported, specs, shortlist, None if rescorer is None else rescorer.model)
     for teacher, converted in loaded:
         if any(Path(spec.folder).parent == converted for spec in specs):
             if (reason := why_not_ctranslate2(teacher)) is not None:

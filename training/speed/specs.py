@@ -15,6 +15,8 @@ REFINEMENT_STEPS = (0, 1, 3)
 NUM_BEAMS = (1, 3)
 CTRANSLATE2_TYPES = ("float32", "int8")
 SHORTLIST_ENGINE = "onnx int8 shortlist"
+ONNX_SEARCH_ENGINE = "onnx int8 search"
+RESCORER_FOLDER = "rescorer"  # in the folder of the graphs
 VOCABULARY_MAP_ENGINE = "ctranslate2 int8 vmap"
 COMPILED_ENGINE = "compiled"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -96,13 +98,17 @@ def lvnar_specs(
     ]
 
 
-def search_specs(folder: str, rescorer: str | None, is_ctc: bool, **common: Any) -> list[SystemSpec]:
-    """This model in PyTorch with one refinement step and a search among candidates.
+def search_specs(
+    folder: str, rescorer: str | None, is_ctc: bool, exported: Path, device: str = "cpu", **common: Any
+) -> list[SystemSpec]:
+    """This model with a search among candidates: in PyTorch after one step, in ONNX Runtime without a step.
 
     Args:
         folder: the model.
         rescorer: an autoregressive model of the same vocabulary, or None.
         is_ctc: whether it has cells, for a beam search.
+        exported: a folder with its graphs, and with the rescorer's in `RESCORER_FOLDER`; or where they will be.
+        device: ONNX Runtime is for the CPU alone.
     """
     searches: dict[str, dict[str, Any]] = {
         "16 latents": {"num_latent_candidates": 16, "latent_noise_scale": 1.0},
@@ -111,20 +117,29 @@ def search_specs(folder: str, rescorer: str | None, is_ctc: bool, **common: Any)
         searches["beam 20"] = {"beam_size": 20}
     if rescorer is not None:
         searches["16 latents, rescored"] = {**searches["16 latents"], "rescorer": rescorer}
-        searches |= {f"beam {n}, rescored": {"beam_size": n, "rescorer": rescorer} for n in (8, 32) if is_ctc}
+        searches |= {"beam 8, rescored": {"beam_size": 8, "rescorer": rescorer}} if is_ctc else {}
+    ways = [("eager, 1 step", "eager search", folder, 1, searches)]
+    if is_ctc and device == "cpu":
+        beams: dict[str, dict[str, Any]] = {"beam 8": {"beam_size": 8}}
+        if rescorer is not None:
+            place = str(exported / RESCORER_FOLDER)
+            beams |= {f"beam {n}, rescored": {"beam_size": n, "rescorer": place} for n in (2, 4, 8, 16)}
+        ways.append(("onnx int8, 0 steps", ONNX_SEARCH_ENGINE, str(exported), 0, beams))
     return [
         SystemSpec(
-            name=f"lvnar, eager, 1 step, {name}",
+            name=f"lvnar, {way}, {name}",
             family="lvnar",
             model="lvnar",
-            engine="eager search",
-            folder=folder,
-            setting=1,
+            engine=engine,
+            folder=place,
+            setting=num_steps,
             max_target_length=0,
             search=tuple(search.items()),
+            device=device,
             **common,
         )
-        for name, search in searches.items()
+        for way, engine, place, num_steps, of_way in ways
+        for name, search in of_way.items()
     ]
 
 

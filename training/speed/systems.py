@@ -142,11 +142,13 @@ class CompiledLvnar(LvnarEngineSystem):
 
 
 class OnnxLvnar(LvnarEngineSystem):
-    """In ONNX Runtime, float32 or int8, with a shortlist or without."""
+    """In ONNX Runtime, float32 or int8, with a shortlist or without, or with a search."""
 
     def __init__(self, spec: SystemSpec):
         _, precision, *rest = spec.engine.split()
-        super().__init__(spec, LvnarOnnxModel.from_pretrained(spec.folder, precision, spec.num_threads, bool(rest)))
+        options = {"shortlist": "shortlist" in rest, "search": bool(spec.search)}
+        super().__init__(spec, LvnarOnnxModel.from_pretrained(spec.folder, precision, spec.num_threads, **options))
+        self.options |= load_search(dict(spec.search), precision=precision)
         self.num_positions = torch.zeros(2, dtype=torch.int64)
 
     def prepare(self, batches: list[list[list[int]]]) -> None:
