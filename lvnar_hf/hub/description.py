@@ -60,6 +60,9 @@ def describe_model(name: str) -> dict[str, str]:
         described["parameters"] = _describe_weights(folder)
     described |= {file: f"{(folder / file).stat().st_size:,} bytes" for file in list_files(folder)}
     described |= {f"engine {engine}": _state(partial(_load, engine, folder)) for engine in ENGINES[1:]}
+    if config.alignment == "ctc":
+        for engine in ("onnx", "onnx-int8"):
+            described[f"search {engine}"] = _state(partial(_load, engine, folder, search=True))
     return described | {"shortlist": _state(partial(Shortlist.from_pretrained, folder, config))}
 
 
@@ -74,10 +77,10 @@ def _describe_weights(folder: Path) -> str:
     return f"{count:,} in {', '.join(sorted(types))}"
 
 
-def _load(engine: str, folder: Path) -> None:
+def _load(engine: str, folder: Path, search: bool = False) -> None:
     """Fail as the engine would."""
     if engine in ONNX_ENGINES:
-        LvnarOnnxModel.from_pretrained(folder, **ONNX_ENGINES[engine])
+        LvnarOnnxModel.from_pretrained(folder, **ONNX_ENGINES[engine], search=search)
     else:
         weight_files(folder)
     if engine == "compiled":

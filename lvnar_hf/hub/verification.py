@@ -23,6 +23,7 @@ from huggingface_hub.utils import validate_repo_id
 from lvnar_hf.configuration_lvnar import LvnarConfig
 from lvnar_hf.engines.graph import FILES as ONNX_FILES
 from lvnar_hf.engines.onnx import LvnarOnnxModel
+from lvnar_hf.engines.search import CELL_FILES
 from lvnar_hf.files.atomic import hash_file
 from lvnar_hf.hub.checks import check_file_names, check_repository, list_files
 from lvnar_hf.modeling_lvnar import LvnarForConditionalGeneration
@@ -139,16 +140,19 @@ def _package_ids(folder: Path, texts: Sequence[str]) -> list[list[list[int]]]:
     """Token ids by the package's own classes, [steps][text]; refuse ONNX graphs that do not load, or give others."""
     encoded = LvnarTokenizer.from_pretrained(folder)(list(texts), return_tensors="pt", padding=True)
 
-    def generate(model: Any) -> list[list[list[int]]]:
-        return [model.generate(**encoded, num_refinement_steps=steps).tolist() for steps in GOLDEN_STEPS]
+    def generate(model: Any, **options: Any) -> list[list[list[int]]]:
+        return [model.generate(**encoded, num_refinement_steps=steps, **options).tolist() for steps in GOLDEN_STEPS]
 
-    ids = generate(LvnarForConditionalGeneration.from_pretrained(folder, use_safetensors=True))
+    model: Any = LvnarForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
+    ids = generate(model)
     if importlib.util.find_spec("onnxruntime") is not None:
-        for precision, name in ONNX_FILES.items():
-            if (folder / name).is_file():
-                found = generate(LvnarOnnxModel.from_pretrained(folder, precision))
-                if precision == "float32" and found != ids:
-                    raise ValueError(f"{folder / name} gives other tokens than the weights: export it anew.")
+        graphs: list[tuple[dict[str, str], dict[str, Any]]] = [(ONNX_FILES, {}), (CELL_FILES, {"beam_size": 4})]
+        for names, options in graphs:
+            for precision, name in names.items():
+                if (folder / name).is_file():
+                    found = generate(LvnarOnnxModel.from_pretrained(folder, precision, search=bool(options)), **options)
+                    if precision == "float32" and found != generate(model, **options):
+                        raise ValueError(f"{folder / name} gives other tokens than the weights: export it anew.")
     return ids
 
 
