@@ -17,6 +17,9 @@ from lvnar_hf.jobs.executors import run_tasks
 from lvnar_hf.jobs.file_translation import FileTranslation, translate_file
 from lvnar_hf.jobs.line_translator import TranslatedLines
 from lvnar_hf.jobs.processes import worker_devices
+from tests.distillation.test_distil import flags, read
+from tests.distillation.test_teacher_engines import make_teacher_model
+from training import distil
 
 
 class Marker:
@@ -159,6 +162,24 @@ def test_slurm_does_the_tasks_of_the_script_it_is_given(tiny_repository, tiny_gr
     assert (tmp_path / "out").read_bytes() == (tmp_path / "expected").read_bytes()
     assert result["sentences"] == 20 and result["processes_of_all_runs"] == 3
     assert not (tmp_path / "out.unfinished").exists() and len(list(scripts.iterdir())) == 2
+
+
+def test_slurm_distils(sample_tokenizer, sample_texts, scripts, tmp_path):
+    make_teacher_model(len(sample_tokenizer)).save_pretrained(tmp_path / "teacher")
+    sample_tokenizer.save_pretrained(tmp_path / "teacher")
+    for name, side in zip(("train.en", "train.de"), sample_texts, strict=True):
+        (tmp_path / name).write_text("\n".join(side[:20]) + "\n", "utf-8")
+    changes = {"train_source_files": tmp_path / "train.en", "train_target_files": tmp_path / "train.de"}
+    distil.main(flags(tmp_path, tmp_path / "expected", **changes, shard_size=20))
+    cluster = ["--executor", "slurm", "--executor_options", "time=1:00:00", "partition=gpu", "gpus_per_task=1"]
+    argv = [*flags(tmp_path, tmp_path / "out", **changes, shard_size=20), *cluster]
+    assert distil.main(argv) is None
+    (script,) = scripts.iterdir()
+    assert "#SBATCH --gpus=1" in script.read_text()
+    done = run_as_array_job(script, 0)
+    assert done.returncode == 0, done.stderr
+    assert distil.main(argv)["counts"]["translated"] == 19, "one is too long"
+    assert read(tmp_path / "out") == read(tmp_path / "expected")
 
 
 # Ray
