@@ -42,7 +42,7 @@ HOSTILE = [
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
@@ -68,7 +68,6 @@ def lines(file: Path) -> list[str]:
 def unbroken(tiny_repository, source, tmp_path_factory) -> Path:
     """The output of a run that was never stopped, one process."""
     output = tmp_path_factory.mktemp("unbroken") / "text.de"
-    os.environ["ACCELERATE_USE_CPU"] = "true"
     translate_file(**options(tiny_repository, source, output, num_workers=1))
     return output
 

@@ -441,7 +441,7 @@ def unbroken(workplace) -> Path:
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
@@ -529,7 +529,7 @@ def test_the_engines_are_compared_on_the_same_sentences(workplace, tmp_path):
 
 def run_until(given: list[str] | dict, renames: int, when: str) -> None:
     """Distil, or, with options, translate a file; die before or after so many files got their names."""
-    os.environ |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
     replace, seen = os.replace, 0
 
