@@ -80,7 +80,7 @@ def test_files_are_short():
         ("lvnar_hf/losses_lvnar.py", "Eq. 10"),
         ("lvnar_hf/refinement_lvnar.py", "Algorithm 1, Eq. 11"),
         ("lvnar_hf/sentences_lvnar.py", "class SentenceSplitter"),
-        ("lvnar_hf/jobs/shards.py", "with try_lock("),
+        ("lvnar_hf/jobs/executors.py", "def run_here(executor: LocalPipelineExecutor"),
         ("training/translation_quality/bleu.py", "BLEU("),
     ],
 )

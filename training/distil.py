@@ -1,15 +1,17 @@
 """Translate the training text, and text without a translation, with a teacher: sequence-level knowledge distillation.
 
     python training/distil.py --config training/configs/tatoeba_en_de.yaml
-    accelerate launch --num_processes 4 training/distil.py --config training/configs/wmt14_en_de.yaml
+    python training/distil.py --config training/configs/wmt14_en_de.yaml --executor slurm \\
+        --executor_options time=20:00:00 partition=gpu gpus_per_task=1
 
-Killed at any moment and started again, with any number of processes, it goes on where it was. With
-`--benchmark_sentences 512` it translates so many sentences with each engine instead, and says how fast they are.
+It starts a process a GPU, or sends the same tasks to a cluster. Killed at any moment and started again, with any number
+of processes, it goes on where it was. With `--benchmark_sentences 512` it translates so many sentences with each engine
+instead, and says how fast they are.
 """
 
 import json
 from dataclasses import dataclass, field
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +46,7 @@ def describe_tokenizer(teacher: "Teacher") -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any] | None:
-    """Distil, or time the engines; the result, in the first process.
+    """Distil, or time the engines; the result, or None if Slurm has taken the tasks.
 
     Raises:
         ValueError: for arguments that are missing or cannot be combined, an engine that cannot be used, or settings
@@ -58,12 +60,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     }
     data, arguments, benchmark = parse_recipe(sections, argv)
 
-    import transformers
-    from accelerate import Accelerator, InitProcessGroupKwargs
+    import torch
 
     from lvnar_hf.jobs.environment import describe_machine
+    from lvnar_hf.jobs.executors import run_tasks
+    from lvnar_hf.jobs.processes import worker_devices
     from training.data.corpora import load_distillation_text, load_pairs
-    from training.distillation.backends import SearchSettings, choose_engine, make_engine
+    from training.distillation.backends import SearchSettings, choose_engine, load_engine, make_engine
     from training.distillation.comparison import compare_engines
     from training.distillation.run import Distillation, settings_of
     from training.distillation.teacher import load_teacher
@@ -72,10 +75,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         raise ValueError("Give --teacher, or name it in section distillation of the recipe.")
     if data.distilled_folder is None and not benchmark.benchmark_sentences:
         raise ValueError("Give --distilled_folder, or name it in section data of the recipe.")
-    # The processes meet only when the first has made the plan, which takes minutes for a large corpus.
-    state = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))])
-    if not state.is_main_process:
-        transformers.utils.logging.disable_progress_bar()
     search = SearchSettings(
         arguments.num_beams, arguments.length_penalty, arguments.max_target_length, arguments.max_batch_tokens
     )
@@ -84,51 +83,47 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     engine_name = choose_engine(arguments.engine, teacher)
 
     if benchmark.benchmark_sentences:
-        if state.num_processes > 1:
-            raise ValueError(f"--benchmark_sentences is for one process; there are {state.num_processes}.")
+        device = torch.device(worker_devices(None, 1)[0])
         result = compare_engines(
             load_pairs(data, "train"),
             teacher,
             search,
             arguments.compute_type,
-            state.device,
+            device,
             benchmark.benchmark_sentences,
             benchmark.benchmark_rounds,
         )
-        result["machine"] = describe_machine(state.device)
+        result["machine"] = describe_machine(device)
         if benchmark.benchmark_file:
             write_json(Path(benchmark.benchmark_file), result)
         print(json.dumps(result))
         return result
 
+    is_local = arguments.executor == "local"
+    devices = worker_devices(None, arguments.num_processes, 1) if is_local else [""]
     pairs = load_distillation_text(data)
     # Before anything is written: it refuses a compute type that is not there.
-    engine = make_engine(engine_name, teacher, search, arguments.compute_type, state.device)
+    engine = make_engine(engine_name, teacher, search, arguments.compute_type, devices[0]) if is_local else None
     settings = {**settings_of(arguments), "engine": engine_name, "teacher_fingerprint": teacher.fingerprint}
     run = Distillation(data.distilled_folder, pairs, teacher.tokenizer, teacher.max_source_length, settings)
-    if state.is_main_process:
-        run.prepare(arguments.overwrite)
-    state.wait_for_everyone()
-    if not run.work.exists():
-        state.print(f"nothing to do: {run.folder} is finished")
+    if run.prepare(arguments.overwrite):
+        print(f"nothing to do: {run.folder} is finished")
         return None
-    run.translate(engine, state.process_index)
-    state.wait_for_everyone()
-    if not state.is_main_process:
+    named = (arguments.teacher, arguments.teacher_revision)
+    num_threads = max(1, torch.get_num_threads() // len(devices)) if is_local else None
+    run.load_engine = partial(load_engine, engine_name, named, search, arguments.compute_type, num_threads)
+    if len(devices) > 1:
+        engine = None  # each process has its own
+    if not run_tasks(run, engine, devices, arguments.executor, arguments.executor_options):
         return None
+    recorded = ("teacher", "teacher_revision", "num_beams", "length_penalty", "max_target_length", "max_batch_tokens")
     result = run.merge(
         {
-            "teacher": arguments.teacher,
-            "teacher_revision": arguments.teacher_revision,
+            **{name: getattr(arguments, name) for name in (*recorded, "on_degenerate")},
             "teacher_fingerprint": teacher.fingerprint,
             "tokenizer": describe_tokenizer(teacher),
-            "num_beams": arguments.num_beams,
-            "length_penalty": arguments.length_penalty,
-            "max_target_length": arguments.max_target_length,
-            "max_batch_tokens": arguments.max_batch_tokens,
-            "on_degenerate": arguments.on_degenerate,
-            "num_processes": state.num_processes,
-            "machine": describe_machine(state.device),
+            "num_processes": len(devices) if is_local else run.num_shards,
+            "machine": describe_machine(devices[0] or "cpu"),
         }
     )
     print(f"{run.folder}: {json.dumps(result['counts'])}, {result['sentences_per_second'] or 0:.1f} sentences/s")

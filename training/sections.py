@@ -203,6 +203,11 @@ class DistillationArguments:
         metadata={"help": "for an empty, looping or cut translation: reference (take the text's own), drop or keep"},
     )
     overwrite: bool = field(default=False, metadata={"help": "throw away what another distillation left there"})
+    num_processes: int | None = field(default=None, metadata={"help": "null: one a GPU, or one; on a cluster a shard"})
+    executor: str = field(default="local", metadata={"help": "local, or a cluster's that sees the files: slurm or ray"})
+    executor_options: list[str] = field(
+        default_factory=list, metadata={"help": "name=value each, of datatrove's executor of the cluster"}
+    )
 
     def __post_init__(self) -> None:
         _check_choice("engine", self.engine, ("auto", "ctranslate2", "transformers"))

@@ -10,6 +10,7 @@ EXTRAS = {
     **dict.fromkeys(["fastapi", "fastapi_offline", "prometheus_client", "uvicorn"], "serve"),
     "ctranslate2": "distil",
     "gradio": "app",
+    "ray": "ray",
     "Mykytea": "kytea",
 }
 

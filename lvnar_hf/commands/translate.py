@@ -50,7 +50,7 @@ def translate(
     shard_size: Annotated[int, Option(help="Lines that are sorted, translated and stored together.")] = 2000,
     num_workers: Annotated[
         int | None,
-        Option(help="Processes on this machine; by default one a core on the CPU, else one.", show_default=False),
+        Option(help="Processes; by default one a core or a GPU, on a cluster one a shard.", show_default=False),
     ] = None,
     preserve_format: Annotated[
         bool,
@@ -73,6 +73,10 @@ def translate(
     ] = None,
     device: Annotated[str | None, Option(help="By default a GPU where there is one.", show_default=False)] = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Throw away an output that is there.")] = False,
+    executor: Annotated[str, Option(help="Where a file is translated: local, slurm or ray.")] = "local",
+    executor_option: Annotated[
+        list[str] | None, Option(help="NAME=VALUE, of datatrove's executor; again for another.", show_default=False)
+    ] = None,
 ) -> dict[str, Any] | None:
     """Translate a text, a file, or standard input.
 
@@ -86,7 +90,8 @@ def translate(
     file (in.txt, ./in, data/in) and is none is refused: give such a text on standard input.
 
     A file is translated line by line, on all cores. Killed and started again with the same options, a translation to
-    a file goes on where it was. When it is done, OUTPUT.translation.json and a last line in JSON say what was done;
+    a file goes on where it was. A cluster must see the same files; Slurm translates later, and the same command then
+    puts the output together. When it is done, OUTPUT.translation.json and a last line in JSON say what was done;
     that line goes to standard error where the translations go to standard output.
     """
     if text_or_input is None and sys.stdin.isatty():
@@ -99,7 +104,7 @@ def translate(
         )
     if not Path(refuse_missing_folder(model)).exists():
         print(f"There is no folder {model}: asking the Hub for it.", file=sys.stderr, flush=True)
-    from lvnar_hf.jobs.file_translation import num_launched, translate_file, translate_text
+    from lvnar_hf.jobs.file_translation import translate_file, translate_text
 
     how: dict[str, Any] = {
         "engine": engine,
@@ -119,14 +124,15 @@ def translate(
         print(translate_text(str(text_or_input), model, **how))
         return None
     how |= {"model": model, "shard_size": shard_size, "num_workers": num_workers, "overwrite": overwrite}
+    how |= {"executor": executor, "executor_options": executor_option or ()}
     input_file = text_or_input or "-"
     if output not in (None, "-"):
         result = translate_file(input_file, str(output), **how)
         if result is not None:
             print(json.dumps(result))
         return result
-    if num_launched() > 1:
-        raise ValueError("Standard output is for one process: name an output file, which all processes can see.")
+    if executor != "local":
+        raise ValueError("Standard output is for the executor local: name an output file, which the cluster can see.")
     with tempfile.TemporaryDirectory(prefix="lvnar-translate-") as folder:
         file = Path(folder, "translations.txt")
         result = translate_file(input_file, file, **how)

@@ -1,9 +1,7 @@
-"""Work in shards that processes claim, killed and continued at will.
+"""Work in shards, killed and continued at will; a shard is a task of datatrove.
 
-What is unusual: the processes do not talk to each other. The work is cut into shards that do not depend on the number
-of processes. A process claims a shard by a lock on a file, which the system takes back when the process dies; a
-finished shard appears under its name by a rename. So a run may be killed at any moment and continued by any number of
-processes, and what is merged in the end is the same.
+The shards do not depend on the number of processes, and a finished one appears under its name by a rename. So a run may
+be killed at any moment and continued by any number of processes, and what is merged in the end is the same.
 """
 
 import abc
@@ -13,19 +11,17 @@ import os
 import shutil
 import socket
 import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from lvnar_hf.files.atomic import atomic_file, check_writable, hash_file, read_json, try_lock, write_json
+from lvnar_hf.files.atomic import atomic_file, check_writable, hash_file, read_json, write_json
 from lvnar_hf.files.outputs import different_settings
 
 
 class ShardedRun(abc.ABC):
-    """One run: `prepare` by the first process, then `translate` by each, then, after all, merging by the first.
+    """One run: `prepare`, then `run_tasks`, then merging.
 
     A subclass says what the shards are, translates one, and merges them. The description of the result, a JSON file
     with `settings` and the `sha256` of each of its `files`, appears last and makes it whole.
@@ -33,6 +29,8 @@ class ShardedRun(abc.ABC):
     Attributes:
         noun, flag: what this is and which option says where it goes, for messages.
         unit: what a shard's size is counted in, for the progress bar.
+        engine: of this process; if it is None, `load_engine` loads it, on `device`.
+        num_translated: by all processes of this machine, of unfinished shards.
 
     Args:
         place: where the result goes, as it is given.
@@ -44,11 +42,18 @@ class ShardedRun(abc.ABC):
     noun: str
     flag: str
     unit: str
+    engine: Any = None
+    load_engine: Callable[[str], Any] | None = None
+    device = "cpu"
+    num_translated: Any = None
+    of_process: tuple[str, ...] = ("engine", "num_translated", "_lock")  # no other process is sent these
+    _lock: int | None = None
 
     def __init__(self, place: Path, work: Path, result_file: Path, settings: dict[str, Any]):
-        self.place, self.work, self.result_file, self.settings = place, work, result_file, settings
-        self._name: str | None = None
-        self._lock: int | None = None
+        self.place, self.work, self.result_file, self.settings = place, work.absolute(), result_file, settings
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in self.of_process}
 
     @abc.abstractmethod
     def _fingerprint(self) -> dict[str, Any]:
@@ -76,8 +81,12 @@ class ShardedRun(abc.ABC):
         """The size of each shard."""
 
     @abc.abstractmethod
-    def _translate_shard(self, shard: int, engine: Any, on_progress: Callable[[int], None]) -> None:
-        """Translate a shard and write its file; `on_progress` is called with the size of what is done."""
+    def _read_shard(self, shard: int) -> Any:
+        """What is to be translated."""
+
+    @abc.abstractmethod
+    def _translate_shard(self, content: Any) -> tuple[dict[str, Any], Iterable[str]]:
+        """Translate what was read by `self.engine`; a header in JSON and lines, for the shard's file."""
 
     # Before
 
@@ -96,7 +105,8 @@ class ShardedRun(abc.ABC):
         if self._what_is_there(settings, overwrite) == "finished" and not self.work.exists():
             return True
         self.result_file.parent.mkdir(parents=True, exist_ok=True)
-        self._refuse_unwritable()
+        for file in {self.place, self.result_file} - {self.result_file.parent}:
+            check_writable(file)
         if self._wait_for_other_runs():
             settings |= self._fingerprint()  # the input may have changed
         found = self._what_is_there(settings, overwrite)
@@ -107,10 +117,6 @@ class ShardedRun(abc.ABC):
             self._remove_all()
             write_json(self.work / "run.json", settings | self._make_plan())
         return False
-
-    def _refuse_unwritable(self) -> None:
-        """Fail before the work as what is written after it would."""
-        check_writable(self.result_file)
 
     def _what_is_there(self, settings: dict[str, Any], overwrite: bool) -> str:
         """ "finished", "begun" (both with these settings), or "nothing" to keep; raises what `prepare` does."""
@@ -164,7 +170,7 @@ class ShardedRun(abc.ABC):
         (self.work / "run.json").unlink(missing_ok=True)
         for file in self.work.iterdir():
             if file.name != "lock":
-                file.unlink()
+                (shutil.rmtree if file.is_dir() else os.unlink)(file)
 
     # Shards
 
@@ -173,54 +179,83 @@ class ShardedRun(abc.ABC):
         """Shards of the whole work."""
         return len(self.shard_sizes)
 
+    @cached_property
+    def name(self) -> str:
+        """Begins the names of the run's files; of the settings, so that what another run left behind is not ours."""
+        return f"shard-{hash_file(self.work / 'run.json')[:8]}"
+
     def _shard_file(self, shard: int) -> Path:
-        if self._name is None:
-            # The settings are in the name: what a process that was left over from another run may write is not ours.
-            self._name = f"shard-{hash_file(self.work / 'run.json')[:8]}"
-        return self.work / f"{self._name}-{shard:06d}.jsonl"
+        return self.work / f"{self.name}-{shard:06d}.jsonl"
 
     def _unfinished_shards(self) -> list[int]:
         finished = {path.name for path in self.work.iterdir()}
         return [shard for shard in range(self.num_shards) if self._shard_file(shard).name not in finished]
 
-    def translate(self, engine: Any, rank: int = 0, poll_seconds: float = 0.5) -> None:
-        """Translate shards that nobody else is at, until none is left to claim; process 0 stays until all are done.
+    @property
+    def pipeline(self) -> list[Callable[..., Iterator[Any]]]:
+        """The steps of a task, for datatrove, which gives each what the last has yielded, and the task's number."""
+        return [self._read, self._translate, self._write]
 
-        Args:
-            engine: goes to `_translate_shard`.
-            rank: this process among those started together.
-            poll_seconds: time between looks at what others have finished.
-        """
-        with Progress(self, is_shown=rank == 0) as progress:
-            while unfinished := self._unfinished_shards():
-                num_claimed = 0
-                for shard in unfinished:
-                    with try_lock(self._shard_file(shard).with_suffix(".lock")) as is_mine:
-                        if is_mine and not self._shard_file(shard).exists():
-                            self._translate_shard(shard, engine, progress.add)
-                            num_claimed += 1
-                    progress.look()
-                if rank != 0 and not num_claimed:
-                    return
-                if not num_claimed:
-                    time.sleep(poll_seconds)
+    def _read(self, data: Any, shard: int, num_shards: int) -> Iterator[Any]:
+        if not self._shard_file(shard).exists():  # killed before datatrove had noted it
+            yield self._read_shard(shard)
 
-    def _write_shard(self, shard: int, header: dict[str, Any], lines: Iterable[str]) -> None:
-        """A shard's file, whole or not at all: a header in JSON, and lines.
+    def _translate(self, data: Iterable[Any], shard: int, num_shards: int) -> Iterator[Any]:
+        for content in data:
+            if self.engine is None and self.load_engine is not None:
+                self.engine = self.load_engine(self.device)
+            yield self._translate_shard(content)
 
-        Where a file system does not keep locks between machines, two processes may be at the same shard: each writes a
-        file of its own, and either's is right.
-        """
+    def _write(self, data: Iterable[Any], shard: int, num_shards: int) -> Iterator[None]:
+        # Whole or not at all. Should two processes be at the same shard, each has a file of its own; either's is right.
         process = f"{socket.gethostname()}:{os.getpid()}"
-        header = {"shard": shard, **header, "process": process}
-        with (
-            atomic_file(self._shard_file(shard), f".{process}") as unfinished,
-            unfinished.open("w", encoding="utf-8") as file,
-        ):
-            for line in (json.dumps(header), *lines):
-                file.write(line + "\n")
+        for header, lines in data:
+            with (
+                atomic_file(self._shard_file(shard), f".{process}") as unfinished,
+                unfinished.open("w", encoding="utf-8") as file,
+            ):
+                for line in (json.dumps({"shard": shard, **header, "process": process}), *lines):
+                    file.write(line + "\n")
+                self.on_progress(-self.shard_sizes[shard])
+            yield
+
+    def on_progress(self, size: int) -> None:
+        """So much of unfinished shards is translated; less than 0: a shard of this size is finished."""
+        if self.num_translated is not None:
+            with self.num_translated.get_lock():
+                self.num_translated.value += size
 
     # After
+
+    def _finish(
+        self, result: dict[str, Any], headers: Sequence[dict[str, Any]], lines: dict[str, int]
+    ) -> dict[str, Any]:
+        """Write the description, which makes the result whole, and remove the run's own files.
+
+        `seconds` is the time in which at least one process was at a shard; loading and merging are not in it.
+
+        Args:
+            result: goes into it.
+            headers: of all shards, with "started", "seconds" and "sentences".
+            lines: of each of the result's files.
+        """
+        seconds, end = 0.0, 0.0
+        for header in sorted(headers, key=lambda header: header["started"]):
+            finished = header["started"] + header["seconds"]
+            seconds += max(0.0, finished - max(end, header["started"]))
+            end = max(end, finished)
+        files = {name: {"lines": lines[name], "sha256": hash_file(self.result_file.with_name(name))} for name in lines}
+        result = {
+            **result,
+            "seconds": seconds,
+            "sentences_per_second": sum(header["sentences"] for header in headers) / seconds if seconds else None,
+            "processes_of_all_runs": len({header["process"] for header in headers}),
+            "files": files,
+            "settings": read_json(self.work / "run.json"),
+        }
+        write_json(self.result_file, result)
+        self.clean_up()
+        return result
 
     def clean_up(self) -> None:
         """Remove the run's own files, when the result is whole."""
@@ -232,62 +267,3 @@ class ShardedRun(abc.ABC):
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-
-class Progress:
-    """A bar over the sizes of shards.
-
-    It counts what other processes have finished, and this process's shard as it goes.
-    """
-
-    def __init__(self, run: ShardedRun, is_shown: bool):
-        self.run = run
-        self.sizes = run.shard_sizes
-        self.unfinished = set(range(run.num_shards))
-        self.is_shown = is_shown
-        self.of_this_shard = 0
-        done = self._finished_size()
-        self.bar = tqdm(
-            total=sum(self.sizes),
-            initial=done,
-            disable=not is_shown,
-            unit=run.unit,
-            unit_scale=True,
-            smoothing=0.0,
-            mininterval=1.0,
-            desc="translating",
-        )
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.close()
-
-    def _finished_size(self) -> int:
-        self.unfinished &= set(self.run._unfinished_shards())
-        return sum(self.sizes) - sum(self.sizes[shard] for shard in self.unfinished)
-
-    def add(self, size: int) -> None:
-        """This process has done so much more of its shard."""
-        self.of_this_shard += size
-        self._show()
-
-    def look(self) -> None:
-        """This process is at no shard."""
-        self.of_this_shard = 0
-        self._show()
-
-    def _show(self) -> None:
-        if self.is_shown and (new := self._finished_size() + self.of_this_shard - self.bar.n) > 0:
-            self.bar.update(new)
-
-
-def busy_seconds(headers: Sequence[dict[str, Any]]) -> float:
-    """The time in which at least one process was at a shard, by the shards' headers."""
-    seconds, end = 0.0, 0.0
-    for header in sorted(headers, key=lambda header: header["started"]):
-        finished = header["started"] + header["seconds"]
-        seconds += max(0.0, finished - max(end, header["started"]))
-        end = max(end, finished)
-    return seconds

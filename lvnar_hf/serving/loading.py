@@ -12,8 +12,8 @@ import torch
 import transformers
 from fastapi import FastAPI
 
-from lvnar_hf.jobs.file_translation import end_with_parent
 from lvnar_hf.jobs.line_translator import load_translator
+from lvnar_hf.jobs.processes import end_with_parent
 from lvnar_hf.serving.api import create_app
 from lvnar_hf.serving.metrics import Metrics
 from lvnar_hf.serving.settings import SETTINGS_VARIABLE, STARTUP_FAILURE, ServerSettings

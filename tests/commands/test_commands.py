@@ -176,8 +176,10 @@ def test_one_argument_is_a_file_or_a_text_and_two_are_files(tiny_repository, tmp
             translate(model, name, **how)
     for text in ("Hello.World", "e.g.", "and/or", "U.S.A.", "Tom", "3.30", "Go to nofile.txt", "https://a.b/c.html"):
         assert translate(model, text, **how) is None
-    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="name an output file"):
+        translate(model, str(file), executor="ray", **how)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="A launcher has started 2 processes: start one"):
         translate(model, str(file), **how)
 
 

@@ -13,15 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import run_with_transformers
+from launches import kill_and_see_all_end, run_apart, wait_until
 from transformers import AutoModelForSeq2SeqLM, pipeline
 
 from lvnar_hf.engines.graph import FILES
 from lvnar_hf.engines.shortlist import Shortlist
 from lvnar_hf.files.atomic import hash_file
 from lvnar_hf.files.text import one_line
+from lvnar_hf.jobs.executors import run_tasks
 from lvnar_hf.jobs.file_translation import FileTranslation, translate_file
 from lvnar_hf.jobs.line_translator import MAX_CHARACTERS, LineTranslator, TranslatedLines, load_translator
-from tests.distillation.test_distil import run_killed, run_two, run_two_killed
+from tests.distillation.test_distil import run_killed
 
 HOSTILE = [
     "",
@@ -40,7 +42,7 @@ HOSTILE = [
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
@@ -66,7 +68,6 @@ def lines(file: Path) -> list[str]:
 def unbroken(tiny_repository, source, tmp_path_factory) -> Path:
     """The output of a run that was never stopped, one process."""
     output = tmp_path_factory.mktemp("unbroken") / "text.de"
-    os.environ["ACCELERATE_USE_CPU"] = "true"
     translate_file(**options(tiny_repository, source, output, num_workers=1))
     return output
 
@@ -103,19 +104,10 @@ def test_gzip_standard_input_and_no_last_line_end(tiny_repository, source, unbro
     assert (tmp_path / "nothing").read_bytes() == b"" and result["sentences"] == 0
 
 
-def test_workers_give_the_same(tiny_repository, source, unbroken, tmp_path, monkeypatch):
-    translate_shards = FileTranslation.translate
-
-    def wait_for_a_worker(run, engine):
-        deadline = time.monotonic() + 200
-        while not list(run.work.glob("shard-*.jsonl")):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        translate_shards(run, engine)
-
-    monkeypatch.setattr(FileTranslation, "translate", wait_for_a_worker)
+def test_workers_give_the_same(tiny_repository, source, unbroken, tmp_path):
     result = translate_file(**options(tiny_repository, source, tmp_path / "out", num_workers=2))
     assert (tmp_path / "out").read_bytes() == unbroken.read_bytes() and result["num_processes"] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.translation.json"]
 
 
 def test_steps_are_counted(tiny_repository, source, tmp_path):
@@ -244,18 +236,27 @@ def test_killed_before_and_after_every_rename(tiny_repository, source, unbroken,
     assert result["processes_of_all_runs"] == 4, "several processes had a share in it"
 
 
-def test_two_processes_killed_and_continued(tiny_repository, source, unbroken, tmp_path):
-    given = options(tiny_repository, source, tmp_path / "out")
-    run_two_killed(tmp_path, given, 5)
-    shards = list((tmp_path / "out.unfinished").glob("shard-*.jsonl"))
-    assert 1 <= len(shards) < 12 and not (tmp_path / "out").exists()
-    assert run_killed({**given, "num_workers": 1}, 1, "after") == -signal.SIGKILL
-    sizes = ["--device", "cpu", "--shard-size", "8", "--max-batch-tokens", "100"]
-    files = [str(source), str(tmp_path / "out")]
-    output = run_two(tmp_path, "-m", "lvnar_hf", "translate", "--model", tiny_repository, *sizes, *files)
+def test_two_processes_killed_and_continued(tiny_repository, tiny_graphs, source, unbroken, tmp_path):
+    """First a process that translates, then the one that has started it, which leaves none behind."""
+    model = shutil.copytree(tiny_repository, tmp_path / "model")
+    shutil.copytree(tiny_graphs, model / "onnx")
+    sizes = ["--engine", "onnx", "--device", "cpu", "--shard-size", "8", "--max-batch-tokens", "100"]
+    command = ["-m", "lvnar_hf", "translate", "--model", model, *sizes, source, tmp_path / "out", "--num-workers", "2"]
+    for victim in ("worker", "first"):
+        process = run_apart(*command)
+        before = set(tmp_path.glob("out.unfinished/shard-*.jsonl"))
+        wait_until(lambda: set(tmp_path.glob("out.unfinished/shard-*.jsonl")) - before, process)  # noqa: B023
+        (shard, *_) = set(tmp_path.glob("out.unfinished/shard-*.jsonl")) - before
+        worker = int(json.loads(lines(shard)[0])["process"].rpartition(":")[2])
+        printed = kill_and_see_all_end(worker if victim == "worker" else process.pid, process)
+        assert process.returncode == (1 if victim == "worker" else -signal.SIGKILL), printed
+        assert ("terminated abruptly" in printed) == (victim == "worker")
+    assert not (tmp_path / "out").exists()
+    given = options(model, source, tmp_path / "out", engine="onnx", num_workers=1)
+    assert run_killed(given, 1, "after") == -signal.SIGKILL
+    result = translate_file(**given)
     assert (tmp_path / "out").read_bytes() == unbroken.read_bytes()
-    (result,) = (json.loads(line) for line in output.split("\n") if line.startswith("{"))
-    assert result["num_processes"] == 2 and result["processes_of_all_runs"] >= 2
+    assert result["num_processes"] == 1 and result["processes_of_all_runs"] >= 3
 
 
 # memory
@@ -264,13 +265,14 @@ MEMORY_CODE = """
 import re, sys
 from pathlib import Path
 from tests.commands.test_translate import Echo
+from lvnar_hf.jobs.executors import run_tasks
 from lvnar_hf.jobs.file_translation import FileTranslation
 Path("/proc/self/clear_refs").write_text("5")  # the peak is what it is now, without that of the imports
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 before = peak()
 run = FileTranslation(sys.argv[1], sys.argv[2], {"shard_size": 2000})
 run.prepare()
-run.translate(Echo())
+run_tasks(run, Echo())
 run.merge({"num_refinement_steps": None})
 print(peak() - before)
 """
@@ -299,7 +301,7 @@ def test_a_lost_or_doubled_line_is_noticed(tmp_path, damage):
     (tmp_path / "in").write_text("".join(f"{number}\n" for number in range(9)))
     run = FileTranslation(tmp_path / "in", tmp_path / "out", {"shard_size": 3})
     run.prepare()
-    run.translate(Echo())
+    run_tasks(run, Echo())
     first, second = run._shard_file(0), run._shard_file(1)
     content = first.read_bytes()
     if damage == "swapped":
@@ -316,17 +318,17 @@ def test_two_processes_at_the_same_shard_do_no_harm(tmp_path, monkeypatch):
     (tmp_path / "in").write_text("0\n1\n2\n")
     run = FileTranslation(tmp_path / "in", tmp_path / "out", {"shard_size": 3})
     run.prepare()
-    run.translate(Echo())
+    run_tasks(run, Echo())
     header, *texts = lines(run._shard_file(0))
 
     def while_another_writes_it():
         yield texts[0]
         with monkeypatch.context() as other:
             other.setattr(os, "getpid", lambda: 1)
-            run._write_shard(0, json.loads(header), texts)
+            list(run._write([(json.loads(header), texts)], 0, 1))
         yield from texts[1:]
 
-    run._write_shard(0, json.loads(header), while_another_writes_it())
+    list(run._write([(json.loads(header), while_another_writes_it())], 0, 1))
     run.merge({"num_refinement_steps": None})
     assert (tmp_path / "out").read_text() == "0\n1\n2\n"
 
@@ -354,7 +356,7 @@ def test_an_input_that_changes_while_the_run_waits_is_recorded_as_it_is_then(tmp
     (tmp_path / "in").write_text("one\ntwo\n")
     first.close()
     waiting.join(60)
-    second.translate(Echo())
+    run_tasks(second, Echo())
     result = second.merge({"num_refinement_steps": None})
     assert (tmp_path / "out").read_text() == "one\ntwo\n"
     assert result["settings"]["input_lines"] == 2
@@ -368,7 +370,7 @@ def test_an_input_that_changes_while_it_is_copied_is_recorded_as_copied(tmp_path
     (tmp_path / "in").write_text("one\ntwo\n")
     monkeypatch.setattr(run, "_fingerprint", lambda: fingerprint)
     run.prepare()
-    run.translate(Echo())
+    run_tasks(run, Echo())
     settings = run.merge({"num_refinement_steps": None})["settings"]
     assert (settings["input_lines"], settings["input_sha256"]) == (2, hash_file(tmp_path / "in"))
 
@@ -377,7 +379,7 @@ def test_lines_out_are_compared_with_lines_in(tmp_path):
     (tmp_path / "in").write_text("".join(f"{number}\n" for number in range(9)))
     run = FileTranslation(tmp_path / "in", tmp_path / "out", {"shard_size": 3})
     run.prepare()
-    run.translate(Echo())
+    run_tasks(run, Echo())
     plan = json.loads((run.work / "plan.json").read_text())
     run.plan = {"num_lines": 6, "offsets": plan["offsets"][:-1]}
     with pytest.raises(RuntimeError, match="has 6 lines; the input has 9"):

@@ -4,6 +4,7 @@ import gzip
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable
@@ -12,13 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from launches import fork, start, wait_for
+from launches import kill_and_see_all_end, run_apart, start, wait_until
 
 from lvnar_hf import train_tokenizer
 from lvnar_hf.decoding import make_batches
-from lvnar_hf.files import atomic as atomic_files
 from lvnar_hf.files.text import one_line
-from lvnar_hf.jobs import shards
+from lvnar_hf.jobs.executors import progress, run_tasks
 from lvnar_hf.jobs.file_translation import translate_file
 from tests.distillation.test_teacher_engines import make_teacher_model
 from training import distil
@@ -81,6 +81,14 @@ def echo(tokenizer) -> StubEngine:
     return engine
 
 
+def do_task(run: Distillation, shard: int, engine: StubEngine) -> None:
+    """What a process does of one shard."""
+    run.engine, data = engine, None
+    for step in run.pipeline:
+        data = step(data, shard, run.num_shards)
+    assert not any(data)
+
+
 # degenerate translations
 
 
@@ -140,7 +148,7 @@ def test_degenerate_translations_are_counted_and_handled(tmp_path, sample_tokeni
     pairs = text_pairs(list(SENTENCES), [reference for _, reference in SENTENCES.values()])
     run = Distillation(tmp_path, pairs, sample_tokenizer, 25, {**SETTINGS, "on_degenerate": on_degenerate})
     assert not run.prepare()
-    run.translate(engine)
+    run_tasks(run, engine)
     result = run.merge({"teacher": "stub"})
     assert len(engine.seen) == 5 and "" not in engine.seen, "what the teacher cannot take, it is not given"
 
@@ -189,7 +197,7 @@ def test_each_source_is_translated_once_and_needs_no_reference(tmp_path, sample_
     pairs = text_pairs(*map(list, zip(*rows, strict=True)))
     run = Distillation(tmp_path, pairs, sample_tokenizer, 25, {**SETTINGS, "on_degenerate": on_degenerate})
     run.prepare()
-    run.translate(engine)
+    run_tasks(run, engine)
     counts = run.merge({})["counts"]
     assert sorted(engine.seen) == ["nothing", "nothing at all", "one", "three", "two"]
     expected = [
@@ -217,7 +225,7 @@ def test_newlines_inside_a_text_become_spaces(tmp_path, sample_tokenizer):
     pairs = text_pairs(["one\ntwo", "three"], ["eins\r\nzwei", "drei"])
     run = Distillation(tmp_path, pairs, sample_tokenizer, None, SETTINGS)
     run.prepare()
-    run.translate(StubEngine(sample_tokenizer, lambda source: TeacherOutput([], False)))
+    run_tasks(run, StubEngine(sample_tokenizer, lambda source: TeacherOutput([], False)))
     run.merge({})
     assert lines(tmp_path / FILES[0]) == ["one two", "three"]
     assert lines(tmp_path / FILES[1]) == ["eins zwei", "drei"]
@@ -253,7 +261,7 @@ def sample_pairs(sample_texts) -> TextPairs:
 def run_all(folder: Path, pairs: TextPairs, tokenizer, **changes) -> dict:
     run = Distillation(folder, pairs, tokenizer, 40, {**SETTINGS, **changes})
     assert not run.prepare()
-    run.translate(echo(tokenizer))
+    run_tasks(run, echo(tokenizer))
     return run.merge({})
 
 
@@ -278,7 +286,7 @@ def test_the_result_is_left_alone_when_it_is_there(tmp_path, sample_pairs, sampl
 def test_other_settings_are_refused_with_the_difference(tmp_path, sample_pairs, sample_tokenizer):
     begun = Distillation(tmp_path, sample_pairs, sample_tokenizer, 40, SETTINGS)
     begun.prepare()
-    begun._translate_shard(0, echo(sample_tokenizer), lambda tokens: None)
+    do_task(begun, 0, echo(sample_tokenizer))
     begun.close()
     other = Distillation(tmp_path, sample_pairs, sample_tokenizer, 40, {**SETTINGS, "num_beams": 5})
     with pytest.raises(ValueError, match=r"other settings: num_beams: 2 then, 5 now\. Give .* --overwrite"):
@@ -293,7 +301,7 @@ def test_other_settings_are_refused_with_the_difference(tmp_path, sample_pairs, 
     again.close()
     assert not other.prepare(overwrite=True)
     assert 0 in other._unfinished_shards()
-    other.translate(echo(sample_tokenizer))
+    run_tasks(other, echo(sample_tokenizer))
     other.merge({})
     with pytest.raises(ValueError, match=r"num_beams: 5 then, 2 now"):
         again.prepare()
@@ -320,7 +328,7 @@ def test_settings_that_mean_nothing_are_refused(tmp_path, sample_pairs, sample_t
 def test_a_lost_or_doubled_line_is_noticed(tmp_path, sample_pairs, sample_tokenizer, damage):
     run = Distillation(tmp_path, sample_pairs, sample_tokenizer, 40, SETTINGS)
     run.prepare()
-    run.translate(echo(sample_tokenizer))
+    run_tasks(run, echo(sample_tokenizer))
     first, second = (run._shard_file(shard).read_text().splitlines(keepends=True) for shard in (0, 1))
     if damage == "lost":
         first.pop()
@@ -336,18 +344,30 @@ def test_a_lost_or_doubled_line_is_noticed(tmp_path, sample_pairs, sample_tokeni
     run.close()
 
 
-def test_a_process_claims_only_what_nobody_else_is_at(tmp_path, sample_pairs, sample_tokenizer):
+def test_a_finished_shard_is_not_translated_again(tmp_path, sample_pairs, sample_tokenizer):
     run = Distillation(tmp_path, sample_pairs, sample_tokenizer, 40, SETTINGS)
     run.prepare()
-    helper = Distillation(tmp_path, sample_pairs, sample_tokenizer, 40, SETTINGS)
+    # As a process is sent it, which has no corpus.
+    helper = pickle.loads(pickle.dumps(run))
     engine = echo(sample_tokenizer)
-    with atomic_files.try_lock(helper._shard_file(2).with_suffix(".lock")) as is_mine:
-        assert is_mine
-        helper.translate(engine, rank=1)
-        assert helper._unfinished_shards() == [2]
-    # Its claim ended without a translation, as when a process dies: the first process takes the shard.
-    run.translate(engine, rank=0)
+    do_task(helper, 2, engine)  # and is killed before datatrove notes it
+    do_task(helper, 2, engine)
+    assert 2 not in run._unfinished_shards() and not hasattr(helper, "pairs")
+    assert run_tasks(run, engine) and run_tasks(run, engine)
     assert not run._unfinished_shards() and sorted(engine.seen) == sorted(set(engine.seen))
+    run.merge({})
+
+
+def test_an_engine_that_fails_fails_the_run_which_goes_on(tmp_path, sample_pairs, sample_tokenizer):
+    run = Distillation(tmp_path, sample_pairs, sample_tokenizer, 40, SETTINGS)
+    run.prepare()
+    engine = echo(sample_tokenizer)
+    good = engine.translation_of
+    engine.translation_of = lambda source: good(source) if len(engine.seen) < 10 else 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        run_tasks(run, engine)
+    assert len(run._unfinished_shards()) == run.num_shards - 2
+    run_tasks(run, echo(sample_tokenizer))
     run.merge({})
 
 
@@ -355,16 +375,15 @@ def test_the_progress_is_in_tokens_of_all_processes(tmp_path, sample_pairs, samp
     run = Distillation(tmp_path, sample_pairs, sample_tokenizer, 40, SETTINGS)
     run.prepare()
     engine = echo(sample_tokenizer)
-    run._translate_shard(0, engine, lambda tokens: None)
+    do_task(run, 0, engine)
     first, second = (int(run.plan.lengths[4 * shard : 4 * shard + 4].sum()) for shard in (0, 1))
     assert first > second, "longest first"
-    with shards.Progress(run, is_shown=True) as progress:
-        assert (progress.bar.n, progress.bar.total) == (first, run.plan.lengths.sum())
-        progress.add(5)
-        assert progress.bar.n == first + 5
-        run._translate_shard(1, engine, lambda tokens: None)  # as if by another process
-        progress.add(5)
-        assert progress.bar.n == first + second + 10
+    with progress(run) as look:
+        assert (look().n, look().total) == (first, run.plan.lengths.sum())
+        run.on_progress(5)
+        assert look().n == first + 5
+        do_task(run, 1, engine)
+        assert look().n == first + second + 5
     run.close()
 
 
@@ -374,7 +393,7 @@ def test_a_second_run_waits_for_the_first(tmp_path, sample_pairs, sample_tokeniz
     with multiprocessing.pool.ThreadPool(1) as pool:
         second = Distillation(tmp_path, sample_pairs, sample_tokenizer, 40, SETTINGS)
         waiting = pool.apply_async(second.prepare)
-        first.translate(echo(sample_tokenizer))
+        run_tasks(first, echo(sample_tokenizer))
         time.sleep(0.2)
         assert not waiting.ready()
         first.merge({})
@@ -422,7 +441,7 @@ def unbroken(workplace) -> Path:
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
@@ -510,7 +529,7 @@ def test_the_engines_are_compared_on_the_same_sentences(workplace, tmp_path):
 
 def run_until(given: list[str] | dict, renames: int, when: str) -> None:
     """Distil, or, with options, translate a file; die before or after so many files got their names."""
-    os.environ |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
     replace, seen = os.replace, 0
 
@@ -552,24 +571,6 @@ def run_killed(*arguments) -> int | None:
     return process.exitcode
 
 
-def run_two_killed(folder: Path, given: list[str] | dict, renames: int) -> None:
-    """`run_until` in two processes; the first to have brought so many files to their names kills itself."""
-    killed = folder / "killed.py"
-    killed.write_text(
-        "import json, sys; from tests.distillation.test_distil import run_until\n"
-        f"run_until(json.loads(sys.argv[1]), {renames}, 'after')\n"
-    )
-    codes, output = wait_for(fork(killed, json.dumps(given, default=str), folder=folder), folder)
-    assert codes == [-signal.SIGKILL] * 2, output[-3000:]
-
-
-def run_two(folder: Path, *command: object) -> str:
-    """What two processes print that run a script, or a module after "-m", to its end."""
-    codes, output = wait_for(fork(*command, folder=folder), folder)
-    assert codes == [0, 0], output[-3000:]
-    return output
-
-
 @pytest.mark.thorough  # tests/commands/test_translate.py has the same of the same writers
 def test_killed_before_and_after_every_rename(workplace, tmp_path, unbroken):
     argv = flags(workplace, tmp_path / "out")
@@ -599,11 +600,13 @@ def test_killed_and_continued_with_another_number_of_processes(workplace, tmp_pa
 
     distil.main(flags(workplace, tmp_path / "unbroken", **changes))
     argv = flags(workplace, tmp_path / "out", **changes)
-    run_two_killed(tmp_path, argv, 4)
+    process = run_apart(ROOT / "training" / "distil.py", *argv, "--num_processes", "2")
+    wait_until(lambda: len(list(tmp_path.glob("out/unfinished/shard-*.jsonl"))) > 1, process)
+    kill_and_see_all_end(process.pid, process)
     shards = list((tmp_path / "out" / "unfinished").glob("shard-*.jsonl"))
-    assert 2 <= len(shards) <= 8 and not (tmp_path / "out" / "distillation.json").exists()
+    assert 2 <= len(shards) < 100 and not (tmp_path / "out" / "distillation.json").exists()
     assert run_killed(argv, 3, "after") == -signal.SIGKILL
-    run_two(tmp_path, ROOT / "training" / "distil.py", *argv)
+    distil.main([*argv, "--num_processes", "2"])
     assert read(tmp_path / "out") == read(tmp_path / "unbroken")
     result = json.loads((tmp_path / "out" / "distillation.json").read_text())
     counts, num_distinct = result["counts"], len({*sample_texts[0], *mono})

@@ -1,10 +1,14 @@
-"""`accelerate launch` on two CPU processes; and the same without a launcher, forked from one that has all imported."""
+"""`accelerate launch` on two CPU processes; and the same without a launcher, forked from one that has all imported.
+
+And commands that start processes themselves, to be killed.
+"""
 
 import functools
 import json
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -111,3 +115,37 @@ def kill(processes: list) -> None:
         process.kill()
     for process in processes:
         process.join()
+
+
+def run_apart(*command: object, env: dict[str, str] | None = None) -> subprocess.Popen:
+    """A script, or a module after "-m", in a process of its own, which has just been started."""
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **(env or {})}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, *map(str, command)], env=environment, **pipes)
+
+
+def wait_until(is_so: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Return when it is so, and the process is still at work."""
+    deadline = time.monotonic() + 200
+    while not is_so():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.005)
+
+
+def kill_and_see_all_end(pid: int, process: subprocess.Popen) -> str:
+    """SIGKILL to a process, which is a command's or one that it has started; what that printed, when none is left."""
+    others = _children(process.pid)
+    os.kill(pid, signal.SIGKILL)
+    printed = process.communicate(timeout=60)[0]
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{other}/cmdline").exists() for other in others):
+        assert time.monotonic() < deadline, printed
+        time.sleep(0.05)
+    return printed
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that a process has started, and those that they have."""
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    found = [int(child) for file in files for child in file.read_text().split()]
+    return found + [grandchild for child in found for grandchild in _children(child)]

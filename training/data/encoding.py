@@ -26,6 +26,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from lvnar_hf.files.atomic import atomic_folder, hash_file
+from lvnar_hf.jobs.processes import end_with_parent
 from training.data.corpora import TextPairs, file_hashes
 from training.data.text_encoder import Chunk, Cleaning, EncodedChunk, PairEncoder
 from training.data.tokenized_pairs import TokenizedPairs
@@ -162,15 +163,7 @@ def _start_worker(encoder: PairEncoder) -> None:
     _worker_encoder = encoder
     # The workers are the parallelism.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent is killed would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _encode_in_worker(chunk: Chunk) -> EncodedChunk:

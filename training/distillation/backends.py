@@ -20,8 +20,9 @@ import torch
 from transformers import GenerationConfig
 
 from lvnar_hf.decoding import make_batches
+from lvnar_hf.jobs.processes import worker_devices
 from training.distillation.ctranslate2_model import EngineError, convert_to_ctranslate2, why_not_ctranslate2
-from training.distillation.teacher import Teacher, end_ids
+from training.distillation.teacher import Teacher, end_ids, load_teacher
 
 ENGINES = ("auto", "ctranslate2", "transformers")
 
@@ -276,3 +277,17 @@ def make_engine(
     """The engine of that name, one of those that `choose_engine` returns."""
     engine = CTranslate2Engine if name == "ctranslate2" else TransformersEngine
     return engine(teacher, settings, compute_type, device)
+
+
+def load_engine(
+    name: str, teacher: tuple[Any, ...], settings: SearchSettings, compute_type: str, threads: int | None, device: str
+) -> TeacherEngine:
+    """That of `make_engine`, for a process that has no teacher yet.
+
+    Args:
+        teacher: goes to `load_teacher`.
+        threads: of this process; None: as many as it may use.
+        device: "": a GPU if there is one.
+    """
+    torch.set_num_threads(threads or torch.get_num_threads())
+    return make_engine(name, load_teacher(*teacher), settings, compute_type, device or worker_devices(None, 1)[0])

@@ -1,4 +1,4 @@
-"""The training text translated by a teacher: sorted by source length, in shards that processes claim.
+"""The training text translated by a teacher: sorted by source length, in shards.
 
 A source line is translated once, however often the text repeats it, and the first pair that has it
 stands for all. Text without a translation is a pair without a target.
@@ -14,7 +14,7 @@ import time
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,12 +24,12 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from lvnar_hf.files.atomic import atomic_file, hash_file, map_file, read_json, write_json
+from lvnar_hf.files.atomic import atomic_file, map_file
 from lvnar_hf.files.outputs import refuse_existing
 from lvnar_hf.files.text import one_line, read_lines
-from lvnar_hf.jobs.shards import ShardedRun, busy_seconds
+from lvnar_hf.jobs.shards import ShardedRun
 from training.data.corpora import TextPairs
-from training.distillation.backends import TeacherEngine, TeacherOutput
+from training.distillation.backends import TeacherOutput
 from training.distillation.degeneration import HANDLINGS, KINDS, is_loop
 
 SOURCE_FILE, TARGET_FILE = "train.source.txt", "train.target.txt"
@@ -122,7 +122,7 @@ def _hash_source(source: str) -> int:
 
 
 class Distillation(ShardedRun):
-    """One run: `prepare` by the first process, then `translate` by each, then, after all, `merge` by the first.
+    """One run: `prepare`, then `run_tasks`, then `merge`.
 
     The progress bar is over source tokens, not sentences, so that the time left is right although long ones come first.
 
@@ -136,6 +136,9 @@ class Distillation(ShardedRun):
     """
 
     noun, flag, unit = "distillation", "--distilled_folder", "tokens"
+    of_process = (*ShardedRun.of_process, "pairs", "_plan", "_corpus")
+    _plan: Plan | None = None
+    _corpus: mmap.mmap | None = None
 
     def __init__(
         self,
@@ -152,8 +155,6 @@ class Distillation(ShardedRun):
         self.folder = Path(folder)
         super().__init__(self.folder, self.folder / WORK_FOLDER, self.folder / RESULT_FILE, settings)
         self.pairs, self.tokenizer, self.max_source_length = pairs, tokenizer, max_source_length
-        self._plan: Plan | None = None
-        self._corpus: mmap.mmap | None = None
 
     # Before
 
@@ -200,18 +201,14 @@ class Distillation(ShardedRun):
         starts = np.arange(0, len(self.plan.order), self.settings["shard_size"])
         return np.add.reduceat(self.plan.lengths, starts, dtype=np.int64).tolist() if len(starts) else []
 
-    @property
-    def num_shards(self) -> int:
-        """Shards of the whole corpus."""
-        return -(-len(self.plan.order) // self.settings["shard_size"])
+    def _read_shard(self, shard: int) -> dict[int, tuple[str, str]]:
+        return {row_id: self._read_pair(row_id) for row_id in self.plan.order[self._rows_of(shard)].tolist()}
 
-    def _translate_shard(self, shard: int, engine: TeacherEngine, on_progress: Callable[[int], None]) -> None:
-        row_ids = self.plan.order[self._rows_of(shard)].tolist()
-        pairs = [self._read_pair(row_id) for row_id in row_ids]
-        sources = [source for source, _ in pairs]
+    def _translate_shard(self, content: dict[int, tuple[str, str]]) -> tuple[dict[str, Any], Iterable[str]]:
+        engine, sources = self.engine, [source for source, _ in content.values()]
         start, clock = time.time(), time.perf_counter()
         source_ids = self.tokenizer(sources, verbose=False)["input_ids"]
-        outputs = engine.translate(source_ids, on_progress)
+        outputs = engine.translate(source_ids, self.on_progress)
         if len(outputs) != len(source_ids):
             raise RuntimeError(f"{engine.name} gave {len(outputs)} translations of {len(source_ids)} sentences.")
         texts = self.tokenizer.batch_decode(
@@ -224,8 +221,8 @@ class Distillation(ShardedRun):
                 "kind": self._kind_of(text, output, ids, reference),
                 "translation": one_line(text),
             }
-            for row_id, (source, reference), ids, output, text in zip(
-                row_ids, pairs, source_ids, outputs, texts, strict=True
+            for (row_id, (source, reference)), ids, output, text in zip(
+                content.items(), source_ids, outputs, texts, strict=True
             )
         ]
         header = {
@@ -236,7 +233,7 @@ class Distillation(ShardedRun):
             "target_tokens": sum(len(output.ids) for output in outputs),
             "engine": engine.description,
         }
-        self._write_shard(shard, header, map(json.dumps, lines))
+        return header, map(json.dumps, lines)
 
     def _kind_of(self, text: str, output: TeacherOutput, source_ids: list[int], reference: str) -> str | None:
         """Which kind of degenerate translation this is, or None."""
@@ -261,7 +258,7 @@ class Distillation(ShardedRun):
         Raises:
             RuntimeError: a row that is missing, doubled or of another corpus: a defect, so nothing is removed.
         """
-        shards = _Shards(self)
+        headers, contents, places = self._find_lines()
         degenerate: Counter[str] = Counter()
         num_without_reference = 0
         written_rows = np.zeros(len(self.plan.kinds), dtype=bool)
@@ -277,7 +274,7 @@ class Distillation(ShardedRun):
                     num_without_reference += not reference.strip()
                     if self.plan.kinds[row_id] == REPEATED:
                         continue
-                    kind, translation = self._translation_of(row_id, source, shards)
+                    kind, translation = self._translation_of(row_id, source, contents, places)
                     target: str | None = translation
                     if kind is not None:
                         degenerate[kind] += 1
@@ -303,26 +300,47 @@ class Distillation(ShardedRun):
             "written": num_written,
             "degenerate": {kind: degenerate[kind] for kind in KINDS},
         }
-        lines = (num_written, num_written, degenerate.total())
+        process_seconds = sum(header["seconds"] for header in headers)
+        engines = {json.dumps(header["engine"], sort_keys=True) for header in headers}
         result = {
             **description,
             "counts": counts,
-            **shards.speed(),
-            "files": {
-                name: {"lines": count, "sha256": hash_file(self.folder / name)}
-                for name, count in zip(names, lines, strict=True)
-            },
-            "settings": read_json(self.work / "run.json"),
+            "engines": [json.loads(engine) for engine in sorted(engines)],
+            **{name: sum(header[name] for header in headers) for name in ("source_tokens", "target_tokens")},
+            "process_seconds": process_seconds,
+            "sentences_per_process_second": len(self.plan.order) / process_seconds if process_seconds else None,
         }
-        write_json(self.result_file, result)
-        self.clean_up()
-        return result
+        lines = (num_written, num_written, degenerate.total())
+        return self._finish(result, headers, dict(zip(names, lines, strict=True)))
 
-    def _translation_of(self, row_id: int, source: str, shards: "_Shards") -> tuple[str | None, str]:
+    def _find_lines(self) -> tuple[list[dict[str, Any]], list[mmap.mmap], np.ndarray]:
+        """The finished shards' headers and contents; and of each row of the corpus its shard and its line's position.
+
+        Raises:
+            RuntimeError: the shards do not hold each row of the plan exactly once, in its order.
+        """
+        headers, contents, places = [], [], np.zeros((len(self.plan.kinds), 2), dtype=np.int64)
+        for shard in range(self.num_shards):
+            content = map_file(self._shard_file(shard))
+            contents.append(content)
+            headers.append(json.loads(content.readline()))
+            expected, row_ids = self.plan.order[self._rows_of(shard)].tolist(), []
+            for row_id in expected:
+                places[row_id] = shard, content.tell()
+                row_ids.append(json.loads(content.readline() or b"{}").get("row_id"))
+            if row_ids != expected or content.readline():
+                raise RuntimeError(f"{self._shard_file(shard)} does not hold the rows that the plan gives it.")
+        return headers, contents, places
+
+    def _translation_of(
+        self, row_id: int, source: str, contents: list[mmap.mmap], places: np.ndarray
+    ) -> tuple[str | None, str]:
         """The kind of a row, None if nothing is wrong with it, and its translation, "" if there is none."""
         if self.plan.kinds[row_id]:
             return KINDS[self.plan.kinds[row_id] - 1], ""
-        line = shards.read(row_id)
+        shard, position = places[row_id].tolist()
+        contents[shard].seek(position)
+        line = json.loads(contents[shard].readline())
         if line["row_id"] != row_id or line["source_crc"] != zlib.crc32(source.encode()):
             raise RuntimeError(f"Row {row_id} of the corpus has the translation of another sentence: {line}.")
         return line["kind"], line["translation"]
@@ -345,70 +363,9 @@ class Distillation(ShardedRun):
             raise RuntimeError(f"{num_sources} source and {num_targets} target lines of {num_written} pairs.")
 
 
-class _Shards:
-    """The finished shards, by row; only positions are held in memory.
-
-    Raises:
-        RuntimeError: the shards do not hold each row of the plan exactly once, in its order.
-    """
-
-    def __init__(self, run: Distillation):
-        num_rows = len(run.plan.kinds)
-        self._shard_of = np.full(num_rows, -1, dtype=np.int32)
-        self._position_of = np.zeros(num_rows, dtype=np.int64)
-        self._contents: list[mmap.mmap] = []
-        self._headers: list[dict[str, Any]] = []
-        for shard in range(run.num_shards):
-            content = map_file(run._shard_file(shard))
-            self._contents.append(content)
-            self._headers.append(json.loads(content.readline()))
-            row_ids = []
-            while True:
-                position, line = content.tell(), content.readline()
-                if not line:
-                    break
-                row_id = json.loads(line)["row_id"]
-                if self._shard_of[row_id] >= 0:
-                    raise RuntimeError(f"Row {row_id} is in the shards {self._shard_of[row_id]} and {shard}.")
-                self._shard_of[row_id], self._position_of[row_id] = shard, position
-                row_ids.append(row_id)
-            if row_ids != run.plan.order[run._rows_of(shard)].tolist():
-                raise RuntimeError(f"{run._shard_file(shard)} does not hold the rows that the plan gives it.")
-        missing = (self._shard_of < 0) & (run.plan.kinds == 0)
-        if missing.any():
-            raise RuntimeError(f"Row {int(missing.argmax())} is in no shard.")
-
-    def read(self, row_id: int) -> dict[str, Any]:
-        """What the shard says of a row."""
-        content = self._contents[self._shard_of[row_id]]
-        content.seek(int(self._position_of[row_id]))
-        return json.loads(content.readline())
-
-    def speed(self) -> dict[str, Any]:
-        """Engines, tokens and times over all shards, those of a run that was killed too.
-
-        `seconds` is the time in which at least one process translated; `process_seconds` the sum over processes. Both
-        begin with token ids and end with text: loading the teacher and merging are not in them.
-        """
-        headers = self._headers
-        seconds = busy_seconds(headers)
-        process_seconds = sum(header["seconds"] for header in headers)
-        sentences = sum(header["sentences"] for header in headers)
-        engines = {json.dumps(header["engine"], sort_keys=True) for header in headers}
-        return {
-            "engines": [json.loads(engine) for engine in sorted(engines)],
-            "source_tokens": sum(header["source_tokens"] for header in headers),
-            "target_tokens": sum(header["target_tokens"] for header in headers),
-            "seconds": seconds,
-            "process_seconds": process_seconds,
-            "sentences_per_second": sentences / seconds if seconds else None,
-            "sentences_per_process_second": sentences / process_seconds if process_seconds else None,
-            "processes_of_all_runs": len({header["process"] for header in headers}),
-        }
-
-
 def settings_of(arguments: Any) -> dict[str, Any]:
     """What of section `distillation` the result depends on."""
     # The teacher is known by its fingerprint; `auto` by the engine it comes to; memory may call for smaller batches.
-    changeable = ("overwrite", "teacher", "teacher_revision", "engine", "max_batch_tokens")
+    places = ("overwrite", "teacher", "teacher_revision", "num_processes", "executor", "executor_options")
+    changeable = ("engine", "max_batch_tokens", *places)
     return {name: value for name, value in asdict(arguments).items() if name not in changeable}
