@@ -184,6 +184,8 @@ def load_translator(
     search = {name: value for name, value in (search or {}).items() if value is not None}
     if search and engine == "compiled":
         raise ValueError(f"The engine {engine} gives one translation: a search needs another one.")
+    if search and engine in ONNX_ENGINES and not is_for_graphs(search):
+        raise ValueError(f"The engine {engine} searches by beam_size alone: {', '.join(search)} need torch or auto.")
     model: Any = None
     arguments: dict[str, Any] = {}
     if engine == "auto":

@@ -16,6 +16,8 @@ from lvnar_hf.commands.export import export
 from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.engines.search import CELL_FILES, RESCORER_FILES, OnnxRescorer
 from lvnar_hf.files.fingerprints import StaleError
+from lvnar_hf.hub.description import describe_model
+from lvnar_hf.hub.verification import _package_ids
 from lvnar_hf.jobs.light_translator import LightTranslator, load_light_translator
 from lvnar_hf.jobs.line_translator import load_translator
 from lvnar_hf.loading import load_model
@@ -253,6 +255,24 @@ def test_the_commands_search_in_onnx_where_the_graphs_are(shipped_for_search, tm
         load_translator(name, "onnx-int8", **options)
     with pytest.raises(ValueError, match="compiled gives one translation"):
         load_translator(name, "compiled", **options)
+
+
+def test_info_and_verification_look_at_the_cells(shipped_for_search, tmp_path):
+    folder = shutil.copytree(shipped_for_search["model"], tmp_path / "model")
+    described = describe_model(str(folder))
+    assert described["search onnx"] == described["search onnx-int8"] == "ready"
+    texts = ["Where is the station?"]
+    assert _package_ids(folder, texts)
+    graph = onnx.load(str(folder / CELL_FILES["float32"]))
+    for tensor in graph.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 2:
+            values = onnx.numpy_helper.to_array(tensor)[::-1].copy()
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(graph, str(folder / CELL_FILES["float32"]))
+    with pytest.raises(ValueError, match=r"cells\.onnx gives other tokens than the weights"):
+        _package_ids(folder, texts)
+    (folder / CELL_FILES["float32"]).unlink()
+    assert describe_model(str(folder))["search onnx"].startswith("not ready:")
 
 
 def test_the_command_translates_without_torch(shipped_for_search):
