@@ -155,7 +155,7 @@ def test_a_search_is_the_pipelines(tiny_repository, source, tmp_path):
     arguments = {"num_latent_candidates": 3, "candidate_score": "elbo", "truncation": True}
     expected = [result[0]["translation_text"] for result in (translator(text, **arguments) for text in texts)]
     assert lines(tmp_path / "out") == list(map(one_line, expected))
-    with pytest.raises(ValueError, match="onnx searches by beam_size alone: num_latent_candidates, candidate_score need"):
+    with pytest.raises(ValueError, match="onnx searches by beam_size alone: num_latent_candidates, candidate_score"):
         load_translator(str(tiny_repository), "onnx", search=search)
     with pytest.raises(ValueError, match="rescorer is a Lvnar"):
         load_translator(str(tiny_repository), search=search | {"rescorer": str(tiny_repository)}).translate(["a"])
