@@ -132,7 +132,7 @@ def training_speed_up_table(results: Path) -> str:
     )
 
 
-RUNS = ("sprint", "own", "own_2", "gpu", "bigrams", "bigrams_cpu", "cooled")
+RUNS = ("sprint", "own", "own_2", "gpu", "bigrams", "bigrams_cpu", "cooled", "more")
 TRAINING_TABLES: dict[str, Callable[[Path], str]] = {
     "training": training_table,
     "training_250": partial(training_table, num_sentences=250),

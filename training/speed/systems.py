@@ -152,6 +152,9 @@ class OnnxLvnar(LvnarEngineSystem):
         self.num_positions = torch.zeros(2, dtype=torch.int64)
 
     def prepare(self, batches: list[list[list[int]]]) -> None:
+        num_refinements = self.num_refinements
+        self.translate(batches[0])  # the first large batch opens a graph for single threads
+        self.num_refinements = num_refinements
         key, shortlist, config = str(len(batches[0])), self.model.shortlist, self.model.config
         if shortlist is None or key in self.description.setdefault("tokens_tried", {}):
             return
