@@ -40,13 +40,15 @@ def load_config(name: str | os.PathLike, **options: Any) -> Any:
     return _load(AutoConfig.from_pretrained, name, options)
 
 
-def load_search(options: Mapping[str, Any] | None, device: Any = "cpu", precision: str | None = None) -> dict[str, Any]:
+def load_search(
+    options: Mapping[str, Any] | None, device: Any = "cpu", precision: str | None = None, num_threads: int = 0
+) -> dict[str, Any]:
     """Arguments of `generate` for a search, from those of a command.
 
     Args:
         options: names of `SearchOptions` to their values; what is None is left out; the rescorer as a folder or Hub id.
         device: of the rescorer.
-        precision: the rescorer is a graph of this one, as `LvnarOnnxModel` takes it.
+        precision, num_threads: the rescorer is a graph, see `OnnxRescorer.from_pretrained`.
 
     Raises:
         OSError, ValueError: as `load_model`, or as `OnnxRescorer.from_pretrained`.
@@ -55,7 +57,7 @@ def load_search(options: Mapping[str, Any] | None, device: Any = "cpu", precisio
     if "rescorer" in given and precision is not None:
         from lvnar_hf.engines.search import OnnxRescorer
 
-        given["rescorer"] = OnnxRescorer.from_pretrained(given["rescorer"], precision)
+        given["rescorer"] = OnnxRescorer.from_pretrained(given["rescorer"], precision, num_threads)
     elif "rescorer" in given:
         given["rescorer"] = load_model(given["rescorer"]).float().eval().to(device)
     return given

@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
 
     from lvnar_hf.jobs.environment import describe_machine
     from lvnar_hf.jobs.executors import run_tasks
-    from lvnar_hf.jobs.processes import worker_devices
+    from lvnar_hf.jobs.processes import check_executor, worker_devices
     from training.data.corpora import load_distillation_text, load_pairs
     from training.distillation.backends import SearchSettings, choose_engine, load_engine, make_engine
     from training.distillation.comparison import compare_engines
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         print(json.dumps(result))
         return result
 
-    is_local = arguments.executor == "local"
+    is_local = check_executor(arguments.executor)
     devices = worker_devices(None, arguments.num_processes, 1) if is_local else [""]
     pairs = load_distillation_text(data)
     # Before anything is written: it refuses a compute type that is not there.

@@ -138,12 +138,7 @@ class _Translation(nn.Module):
         else:
             length_logits = self.model.predict_length(source, latents)
             lengths = likeliest_lengths(config, length_logits, attention_mask, max_length)[:, 0]
-        longest: Any = lengths.max().clamp(min=2).item()  # torch.export takes a length of 1 for a special case
-        torch._check(longest >= 2)
-        most = config.max_position_embeddings
-        torch._check(longest <= max(2, num_ctc_cells(most, config.upsampling_ratio) if is_ctc else most))
-        mask = lengths_to_mask(lengths, longest)
-        states = self.model.decoder(latents, source.decoder_keys_values, attention_mask, mask, source.carried_states)
+        states, mask = decoder_states(self.model, source, latents, lengths)
         weight = self.model.output_weight
         padding = self.of_padding[candidates]
         padding.masked_fill_(Shortlist.is_padding(candidates, config), float("-inf"))
@@ -184,6 +179,25 @@ def _of_decoder(source: EncodedSource) -> list[torch.Tensor]:
     """What the decoder needs of the source: keys and values by layer, then the states that are carried, if any."""
     carried = [] if source.carried_states is None else [source.carried_states]
     return [tensor for pair in source.decoder_keys_values for tensor in pair] + carried
+
+
+def decoder_states(
+    model: LvnarForConditionalGeneration, source: EncodedSource, latents: torch.Tensor, lengths: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """States (batch, longest, hidden_size) of as many positions as each sentence has, and their mask.
+
+    Args:
+        lengths: (batch,), of the targets, or of the cells.
+    """
+    config = model.config
+    longest: Any = lengths.max().clamp(min=2).item()  # torch.export takes a length of 1 for a special case
+    torch._check(longest >= 2)
+    most = config.max_position_embeddings
+    most = num_ctc_cells(most, config.upsampling_ratio) if config.alignment == "ctc" else most
+    torch._check(longest <= max(2, most))
+    mask = lengths_to_mask(lengths, longest)
+    of_source = source.decoder_keys_values, source.attention_mask, mask, source.carried_states
+    return model.decoder(latents, *of_source), mask
 
 
 def encoded_source(

@@ -25,6 +25,7 @@ from lvnar_hf.ctc_lvnar import num_ctc_cells
 from lvnar_hf.engines.onnx_export import (
     SOURCE_NAMES,
     attend,
+    decoder_states,
     encoded_source,
     export_piece,
     source_pieces,
@@ -33,7 +34,6 @@ from lvnar_hf.engines.onnx_export import (
 from lvnar_hf.engines.onnx_graph import assemble_cells, assemble_one
 from lvnar_hf.engines.search import CELL_FILES, RESCORER_FILES
 from lvnar_hf.files.fingerprints import weights_fingerprint
-from lvnar_hf.length_lvnar import lengths_to_mask
 from lvnar_hf.modeling_lvnar import LvnarForConditionalGeneration
 from lvnar_hf.search_lvnar import cell_choices
 
@@ -61,11 +61,7 @@ class _Cells(nn.Module):
         config = self.model.config
         source = encoded_source(attention_mask, embeddings, hidden_states, of_decoder)
         num_cells = num_ctc_cells(attention_mask.sum(-1), config.upsampling_ratio)
-        longest: Any = num_cells.max().clamp(min=2).item()  # torch.export takes a length of 1 for a special case
-        torch._check(longest >= 2)
-        torch._check(longest <= max(2, num_ctc_cells(config.max_position_embeddings, config.upsampling_ratio)))
-        mask = lengths_to_mask(num_cells, longest)
-        states = self.model.decoder(latents, source.decoder_keys_values, attention_mask, mask, source.carried_states)
+        states, _ = decoder_states(self.model, source, latents, num_cells)
         return cell_choices(states @ self.model.output_weight.T, config.pad_token_id)
 
 

@@ -52,18 +52,18 @@ class OnnxRescorer:
     Args:
         config: has `decoder_start_token_id`, `vocab_size` and `pad_token_id`.
         file: the graph.
+        num_threads: of one call; 0: as many as ONNX Runtime finds right.
 
     Raises:
         ImportError, ValueError: as of `Sessions`.
     """
 
-    def __init__(self, config: Any, file: Path):
-        self.config, self.file = config, file
-        # One thread, since the threads of the other graph wait for work for a while, and are in the way.
-        self.sessions = Sessions(file, 1, ("input_ids", "attention_mask", "rows", "targets"), ("scores",))
+    def __init__(self, config: Any, file: Path, num_threads: int = 0):
+        self.config, self.file, self.num_threads = config, file, num_threads
+        self.sessions = Sessions(file, num_threads, ("input_ids", "attention_mask", "rows", "targets"), ("scores",))
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike, precision: str = "int8") -> "OnnxRescorer":
+    def from_pretrained(cls, name: str | os.PathLike, precision: str = "int8", num_threads: int = 0) -> "OnnxRescorer":
         """From the folder of a model.
 
         Raises:
@@ -77,20 +77,23 @@ class OnnxRescorer:
         if not file.is_file():
             raise FileNotFoundError(f"{name} has no {RESCORER_FILES[precision]}. Make it: lvnar export --model {name}")
         config = SimpleNamespace(**read_json_object(Path(name) / "config.json"))
-        rescorer = cls(config, file)
+        rescorer = cls(config, file, num_threads)
         refuse_stale(file, rescorer.sessions.made_from, name, f"lvnar export --model {name} --overwrite")
         return rescorer
 
     def __reduce__(self) -> tuple[object, ...]:
         """A copy, or what is pickled, opens the graph's file again."""
-        return type(self), (self.config, self.file)
+        return type(self), (self.config, self.file, self.num_threads)
 
-    def log_probs(self, input_ids: np.ndarray, attention_mask: np.ndarray, of: list[list[list[int]]]) -> list[float]:
+    def log_probs(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray, of: list[list[list[int]]], is_alone: bool = True
+    ) -> list[float]:
         """log p(y | x) a token, nats, of the candidates of all sentences, one sentence after another.
 
         Args:
             input_ids, attention_mask: (batch, source_length).
             of: the ids of each sentence's candidates.
+            is_alone: as of `Sessions.run`.
         """
         scores: list[float] = []
         for part in self._parts(of):
@@ -104,17 +107,19 @@ class OnnxRescorer:
                 "rows": numbers,
                 "targets": targets,
             }
-            scores += self.sessions.run(inputs)[0].tolist()
+            scores += self.sessions.run(inputs, is_alone)[0].tolist()
         return scores
 
     @staticmethod
     def _parts(of: list[list[list[int]]]) -> list[list[int]]:
         """Neighbouring sentences whose candidates have at most MAX_PART_POSITIONS tokens, padding included; or one."""
         parts: list[list[int]] = [[]]
-        for row in range(len(of)):
-            both = [ids for other in (*parts[-1], row) for ids in of[other]]
-            if parts[-1] and len(both) * max(map(len, both)) > MAX_PART_POSITIONS:
+        number, longest = 0, 0  # of the part's candidates, and its longest
+        for row, candidates in enumerate(of):
+            number, longest = number + len(candidates), max(longest, 0, *map(len, candidates))
+            if parts[-1] and number * longest > MAX_PART_POSITIONS:
                 parts.append([])
+                number, longest = len(candidates), max(0, 0, *map(len, candidates))
             parts[-1].append(row)
         return parts
 
@@ -183,8 +188,7 @@ class GraphSearch:
             "targets": before,
             "is_refined": np.array(targets is not None),
         }
-        # Where the other graph has just been at work, its threads still wait for more, and are in the way of others.
-        tokens, scores = self.sessions.run(inputs, is_alone and targets is None)
+        tokens, scores = self.sessions.run(inputs, is_alone)
         if not np.isfinite(scores).all():
             raise ValueError(NOT_FINITE)
         if options.num_target_ids is not None:  # rows of the embedding that are no words
@@ -204,19 +208,26 @@ class GraphSearch:
         rows = [[list(target) for target in different] for different in found]
         values = [[*different.values()] for different in found]
         if wanted.score == "rescorer":
-            values = self._rescored(input_ids, attention_mask, rows, options)
+            values = self._rescored(input_ids, attention_mask, rows, options, is_alone)
         return [_best_first(*pair, wanted.num_return_candidates) for pair in zip(rows, values, strict=True)]
 
     def _rescored(
-        self, input_ids: np.ndarray, attention_mask: np.ndarray, rows: list[list[list[int]]], options: DecodingOptions
+        self,
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray,
+        rows: list[list[list[int]]],
+        options: DecodingOptions,
+        is_alone: bool,
     ) -> list[list[float]]:
         """The rescorer's scores; where there is one candidate and no score is asked for, 0."""
         asked = [row for row, of in enumerate(rows) if len(of) > 1 or options.return_dict_in_generate]
         scores: Iterator[float] = iter(())
         if asked:
             candidates = [rows[row] for row in asked]
-            scores = iter(options.search.rescorer.log_probs(input_ids[asked], attention_mask[asked], candidates))
-        values = [[next(scores) for _ in of] if row in set(asked) else [0.0] * len(of) for row, of in enumerate(rows)]
+            log_probs = options.search.rescorer.log_probs
+            scores = iter(log_probs(input_ids[asked], attention_mask[asked], candidates, is_alone))
+        is_asked = set(asked)
+        values = [[next(scores) if row in is_asked else 0.0 for _ in of] for row, of in enumerate(rows)]
         if not all(map(math.isfinite, itertools.chain(*values))):
             raise ValueError(NOT_FINITE)
         return values

@@ -28,7 +28,7 @@ class Sessions:
 
     Args:
         file: the graph.
-        num_threads: of `all_threads`.
+        num_threads: of `all_threads`; 0: as many as ONNX Runtime finds right.
 
     Attributes:
         all_threads: in which each operation has all of them.
@@ -63,7 +63,7 @@ class Sessions:
     @functools.cached_property
     def one_thread(self) -> Any:
         """For calls that go on side by side: threads that need not wait for each other do more."""
-        return self._open(1) if self.num_threads > 1 else self.all_threads
+        return self.all_threads if self.num_threads == 1 else self._open(1)
 
     def _open(self, num_threads: int) -> Any:
         try:
@@ -72,6 +72,8 @@ class Sessions:
             raise ImportError("This engine is ONNX Runtime: pip install onnxruntime") from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
+        # Else threads that wait for the next operation are in the way of other graphs after the call, for a while.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 3  # errors; it would warn of weights that its own optimiser has made superfluous
         try:
             return onnxruntime.InferenceSession(

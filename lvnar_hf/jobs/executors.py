@@ -10,13 +10,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from loguru import logger
 from tqdm import tqdm
 
-from lvnar_hf.jobs.processes import end_with_parent
+from lvnar_hf.jobs.processes import EXECUTORS, end_with_parent
 from lvnar_hf.jobs.shards import ShardedRun
 
 
@@ -39,8 +40,10 @@ def run_here(executor: LocalPipelineExecutor, run: ShardedRun, devices: Sequence
     for device in devices:
         queue.put(device)
     with ProcessPoolExecutor(len(devices), context, _begin, (executor, run, queue, run.num_translated)) as pool:
-        for _ in pool.map(_do, shards):
-            pass
+        try:
+            list(pool.map(_do, shards))
+        except BrokenProcessPool as error:
+            raise RuntimeError("A process was killed, perhaps for want of memory. Start again; it goes on.") from error
 
 
 _executor: LocalPipelineExecutor  # of a process of the pool
@@ -65,7 +68,9 @@ class SlurmExecutor(SlurmPipelineExecutor):
         """Do nothing."""
 
 
-EXECUTORS: dict[str, Any] = {"local": LocalPipelineExecutor, "slurm": SlurmExecutor, "ray": RayPipelineExecutor}
+_CLASSES: dict[str, Any] = dict(
+    zip(EXECUTORS, (LocalPipelineExecutor, SlurmExecutor, RayPipelineExecutor), strict=True)
+)
 
 
 @contextlib.contextmanager
@@ -112,14 +117,14 @@ def run_tasks(
     Args:
         engine: of this process; None: it is loaded where it is needed.
         devices: one a process; on a cluster, that of each is the first.
-        executor: local, slurm or ray.
+        executor: one of EXECUTORS.
         options: arguments of datatrove's executor of a cluster, "name=value" each; the value is JSON, or else text.
 
     Returns:
         Whether all are finished; False: Slurm has the tasks.
 
     Raises:
-        ValueError: there is no such executor or option, or one is missing.
+        ValueError: there is no such option, or one is missing.
         FileNotFoundError: Slurm is not on this machine.
         RuntimeError: some are not finished, since a process was killed, or tasks of the cluster failed.
     """
@@ -135,9 +140,9 @@ def run_tasks(
             value = json.loads(value)
         arguments[name] = value
     try:
-        tasks = EXECUTORS[executor](run.pipeline, **arguments)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"executor {executor}, of {', '.join(EXECUTORS)}, with {list(options)}: {error}") from error
+        tasks = _CLASSES[executor](run.pipeline, **arguments)
+    except TypeError as error:
+        raise ValueError(f"executor {executor} with {list(options)}: {error}") from error
     if executor == "slurm":
         tasks.run()
         run.close()

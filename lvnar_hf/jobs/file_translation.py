@@ -19,7 +19,7 @@ from lvnar_hf.files.outputs import refuse_existing
 from lvnar_hf.files.text import check_files, one_line, read_lines, spool
 from lvnar_hf.jobs.environment import describe_machine, num_threads
 from lvnar_hf.jobs.line_translator import LineTranslator, load_translator
-from lvnar_hf.jobs.processes import worker_devices
+from lvnar_hf.jobs.processes import check_executor, worker_devices
 from lvnar_hf.jobs.shards import ShardedRun
 
 SOURCE_FILE, PLAN_FILE = "source.txt", "plan.json"
@@ -195,7 +195,7 @@ def translate_file(
         FileExistsError: there is an output already, and `overwrite` is not given.
         RuntimeError: a process was killed, or tasks of a cluster failed.
     """
-    is_local = executor == "local"
+    is_local = check_executor(executor)
     devices = worker_devices(device, num_workers) if is_local else [device or "cpu"]
     if not is_local and devices != ["cpu"] and engine == "auto":
         engine = "torch"  # what it comes to there; it is loaded here, on the CPU

@@ -311,6 +311,6 @@ def _load_model(
         raise FileNotFoundError(cells_file)
     graph_search = GraphSearch(graph, cells_file, num_threads)
     refuse_stale(cells_file, graph_search.sessions.made_from, folder, f"lvnar export --model {folder} --search")
-    options.search = SearchOptions(**load_search(search, precision=precision))
+    options.search = SearchOptions(**load_search(search, precision=precision, num_threads=num_threads))
     options.search.check(config)
     return LightModel(config, options, graph, graph_search)

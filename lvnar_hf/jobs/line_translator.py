@@ -4,6 +4,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,12 +189,13 @@ def load_translator(
         raise ValueError(f"The engine {engine} searches by beam_size alone: {', '.join(search)} need torch or auto.")
     model: Any = None
     arguments: dict[str, Any] = {}
+    load_graphs = partial(load_search, search, num_threads=torch.get_num_threads())
     if engine == "auto":
         engine = "torch"
         if is_cpu and (not search or is_for_graphs(search)):
             try:
                 model = LvnarOnnxModel.from_pretrained(name, precision="int8", search=bool(search))
-                arguments, engine = load_search(search, precision="int8"), "onnx-int8"
+                arguments, engine = load_graphs(precision="int8"), "onnx-int8"
             except StaleError as error:
                 warnings.warn(f"{error} PyTorch translates instead.", stacklevel=2)
                 model = None
@@ -201,7 +203,7 @@ def load_translator(
                 model = None
     elif engine in ONNX_ENGINES:
         model = LvnarOnnxModel.from_pretrained(name, **ONNX_ENGINES[engine], search=bool(search))
-        arguments = load_search(search, precision=ONNX_ENGINES[engine]["precision"])
+        arguments = load_graphs(precision=ONNX_ENGINES[engine]["precision"])
     elif engine == "compiled":
         model = LvnarCompiledModel.from_pretrained(name, device=device)
     if model is None:

@@ -5,6 +5,19 @@ import os
 
 from lvnar_hf.jobs.environment import may_have_gpu, num_threads
 
+EXECUTORS = ("local", "slurm", "ray")
+
+
+def check_executor(name: str) -> bool:
+    """Whether it is this machine's.
+
+    Raises:
+        ValueError: there is no such executor.
+    """
+    if name not in EXECUTORS:
+        raise ValueError(f"executor is {name!r}; it must be one of {', '.join(EXECUTORS)}.")
+    return name == "local"
+
 
 def end_with_parent() -> None:
     """Wait for the process that has started this one, and end this one; for a thread."""
@@ -26,18 +39,23 @@ def worker_devices(device: str | None, num_workers: int | None, num_on_cpu: int 
     """
     if (num_launched := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise ValueError(f"A launcher has started {num_launched} processes: start one, which can start others.")
-    devices = ["cpu"] * (num_on_cpu or num_threads())
-    if (device or "cpu").partition(":")[0] != "cpu" or (device is None and may_have_gpu()):
+    if device is None:
+        device = "cpu"
+        if may_have_gpu():
+            import torch
+
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.partition(":")[0] == "cpu":
+        devices = ["cpu"] * (num_on_cpu or num_threads())
+    else:
         import torch
 
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             torch.empty(0, device=device)
         except (AssertionError, ImportError, NotImplementedError, RuntimeError) as error:  # each device has its own
             reason = str(error).partition("\n")[0]
             raise ValueError(f"--device is {device!r}, which torch does not find here: {reason}") from error
         devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if device == "cuda" else [device]
-        devices *= (num_on_cpu or num_threads()) if device == "cpu" else 1
     number = len(devices) if num_workers is None else num_workers
     if number < 1 or (number > len(devices) and devices[0] != "cpu"):
         raise ValueError(f"num_workers is {number}; it must be at least 1, and one a GPU at most: {devices}.")

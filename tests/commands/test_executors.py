@@ -81,7 +81,6 @@ def test_there_is_a_process_a_gpu(monkeypatch):
 @pytest.mark.parametrize(
     ("executor", "options", "message"),
     [
-        ("cloud", [], "executor cloud"),
         ("local", ["time=1"], "unexpected keyword argument 'time'"),
         ("slurm", ["time=1:00:00"], "missing 1 required positional argument: 'partition'"),
         ("ray", ["partition=cpu"], "unexpected keyword argument 'partition'"),
@@ -92,6 +91,13 @@ def test_an_executor_or_option_that_is_not_there_is_refused(tmp_path, executor, 
     with pytest.raises(ValueError, match=message):
         run_tasks(run, Marker(""), ["cpu"], executor, options)
     run.close()
+
+
+def test_an_executor_that_is_not_there_is_refused_before_anything_is_written(tmp_path):
+    (tmp_path / "in").write_text("a\n")
+    with pytest.raises(ValueError, match="executor is 'cloud'; it must be one of local, slurm, ray"):
+        translate_file(tmp_path / "in", tmp_path / "out", "no model", executor="cloud")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 # Slurm

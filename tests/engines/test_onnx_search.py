@@ -285,7 +285,7 @@ def test_the_command_translates_without_torch(shipped_for_search):
     assert "onnxruntime" in imported and not {"torch", "transformers"} & imported
 
 
-def test_the_numbers_of_a_graph_are_in_the_files(folder):
+def test_the_graphs_have_no_traces_of_this_machine(folder):
     assert {path.name for path in (folder / "onnx").iterdir()} >= {"cells.onnx", "cells_int8.onnx"}
     for file in CELL_FILES.values():
         content = (folder / file).read_bytes()

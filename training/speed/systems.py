@@ -148,7 +148,7 @@ class OnnxLvnar(LvnarEngineSystem):
         _, precision, *rest = spec.engine.split()
         options = {"shortlist": "shortlist" in rest, "search": bool(spec.search)}
         super().__init__(spec, LvnarOnnxModel.from_pretrained(spec.folder, precision, spec.num_threads, **options))
-        self.options |= load_search(dict(spec.search), precision=precision)
+        self.options |= load_search(dict(spec.search), precision=precision, num_threads=spec.num_threads)
         self.num_positions = torch.zeros(2, dtype=torch.int64)
 
     def prepare(self, batches: list[list[list[int]]]) -> None:
