@@ -153,7 +153,8 @@ class OnnxLvnar(LvnarEngineSystem):
 
     def prepare(self, batches: list[list[list[int]]]) -> None:
         num_refinements = self.num_refinements
-        self.translate(batches[0])  # the first large batch opens a graph for single threads
+        for batch in batches:  # the first large one opens a graph for single threads, and each shape takes its memory
+            self.translate(batch)
         self.num_refinements = num_refinements
         key, shortlist, config = str(len(batches[0])), self.model.shortlist, self.model.config
         if shortlist is None or key in self.description.setdefault("tokens_tried", {}):
