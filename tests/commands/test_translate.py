@@ -288,12 +288,12 @@ class Echo:
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
     file, output = tmp_path / "long", tmp_path / "out"
-    file.write_text("".join(f"line {number} of many, each short\n" for number in range(200_000)))
+    file.write_text("".join(f"line {number} of many, each short\n" for number in range(400_000)))
     printed = run_with_transformers(None, MEMORY_CODE, str(file), str(output))
     assert output.read_bytes() == file.read_bytes()
     kilobytes = int(printed)
     print(f"{file.stat().st_size >> 10} KiB of text, {kilobytes} KiB more memory")
-    assert kilobytes < 5.5 * 1024, "a shard has 62 KiB, the file 6 MiB"
+    assert kilobytes < 6 * 1024, "a shard has 62 KiB, the file 12 MiB; datatrove takes three, whatever the file"
 
 
 @pytest.mark.parametrize("damage", ["lost", "doubled", "swapped"])
