@@ -288,6 +288,7 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         glancing_ratio: float = 0.0,
         bigram_weight: float = 0.0,
         own_output_share: float = 0.0,
+        prior_share: float = 0.0,
         return_dict: bool | None = None,
         **unused: Any,
     ) -> LvnarOutput | tuple:
@@ -312,6 +313,8 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
                 target's tokens) in what else is the likelihood of the target.
             own_output_share: in training, the share of the sentences whose posterior is shown the model's own first
                 translation instead of the target (`mix_own_translations`).
+            prior_share: in training, the share of the sentences whose latents are drawn from the prior instead of the
+                posterior, as at step 0 of inference; their bound has no KL.
             unused: what others pass to every model (PEFT: `inputs_embeds`, `decoder_input_ids`): None or False.
 
         Raises:
@@ -348,6 +351,10 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
         if own_output_share and self.training:
             shown = mix_own_translations(self, source, *shown, own_output_share)
         posterior_means, posterior_stds = self.infer_posterior(source, *shown)
+        if prior_share and self.training:
+            is_prior = torch.rand(len(labels), 1, 1, device=labels.device) < prior_share
+            posterior_means = source.prior_means.where(is_prior, posterior_means)
+            posterior_stds = source.prior_stds.where(is_prior, posterior_stds)
         latents = posterior_means
         if self.training or generator is not None:
             noise = torch.empty_like(posterior_stds).normal_(generator=generator)

@@ -287,6 +287,21 @@ def test_the_posterior_is_shown_the_models_own_translation(alignment, monkeypatc
     assert shown[3] not in (own, targets)
 
 
+def test_latents_of_a_share_of_the_sentences_are_drawn_from_the_prior(model):
+    batch = make_batch(model.config, LENGTHS)
+    model.train()
+    torch.manual_seed(3)
+    mixed = model(**batch, prior_share=0.5)
+    of_prior = (mixed.posterior_means == mixed.prior_means).all((1, 2))
+    assert of_prior.any() and not of_prior.all()
+    assert torch.equal(mixed.kl == 0, of_prior)
+    model(**batch, prior_share=1.0).loss.backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.posterior.parameters())
+    assert model.prior.gaussian_head.weight.grad.any()  # z = μ + σε is the prior's own
+    model.eval()
+    assert model(**batch, prior_share=1.0).loss == model(**batch).loss
+
+
 def test_the_loss_of_bigrams_is_mixed_in(model):
     model.apply(lambda module: setattr(module, "p", 0.0) if isinstance(module, torch.nn.Dropout) else None)
     batch = make_batch(model.config, LENGTHS)

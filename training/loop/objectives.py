@@ -48,7 +48,8 @@ class Objective(ABC):
             num_target_tokens: of all batches of the step, in all processes.
             smoothing: weight of the uniform distribution.
             settings: what the step is taken with, of `training.loop.schedules.settings_at`: kl_budget, b of Eq. 9 in
-                nats per source position; own_output_share; glancing_ratio and bigram_weight, of alignment "ctc".
+                nats per source position; own_output_share; prior_share; of alignment "ctc", glancing_ratio and
+                bigram_weight.
         """
 
     @abstractmethod
@@ -89,7 +90,7 @@ class LvnarObjective(Objective):
         smoothing: float,
         settings: Mapping[str, float],
     ) -> tuple[torch.Tensor, Sums]:
-        names = ("kl_budget", "glancing_ratio", "bigram_weight", "own_output_share")
+        names = ("kl_budget", "glancing_ratio", "bigram_weight", "own_output_share", "prior_share")
         options = {name: settings[name] for name in names}
         output = model(**batch, **options, smoothing=smoothing, num_items_in_batch=num_target_tokens)
         return output.loss, self._sums(output, batch)

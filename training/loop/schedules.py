@@ -49,4 +49,5 @@ def settings_at(arguments: OptimizationArguments, max_steps: int, step: int, sha
         "glancing_ratio": glancing_ratio_at(share, arguments.initial_glancing_ratio, arguments.final_glancing_ratio),
         "bigram_weight": arguments.bigram_weight,
         "own_output_share": arguments.own_output_share,
+        "prior_share": arguments.prior_share,
     }

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from training.reports.results import (
     ELBO_PARTS_SHOWN,
@@ -132,12 +133,36 @@ def training_speed_up_table(results: Path) -> str:
     )
 
 
+def study_table(results: Path) -> str:
+    """What variants of training came to from the same weights in the same time."""
+    study = read_result(results, "study")
+
+    def scores(of_one: dict[str, Any]) -> list[str]:
+        first, second, *_, last = of_one["bleu"]
+        p_value = f"p = {of_one['p_value']:.3f}" if of_one["p_value"] < 0.05 else "chance"
+        gain = f"{second - first:+.2f} ({p_value})"
+        return [f"{first:.2f}", f"{second:.2f}", f"{last:.2f}", gain, f"{of_one['length_ratio'][1]:.3f}"]
+
+    rows = [["the weights that all begin with", "", "", "", *scores(study["initial"])]]
+    for run in study["runs"]:
+        valid = run["valid"]
+        rows.append([run["name"], run["seed"], valid["step"], f"{valid['kl_per_source_position']:.2f}", *scores(run)])
+    last_step = len(study["initial"]["bleu"]) - 1
+    columns = ("variant", "seed", "training steps", "KL", "BLEU, 0 steps", "1 step", name_steps(last_step))
+    return table((*columns, "the first step gains", "length ratio, 1 step"), rows) + (
+        f"\n\n{study['num_sentences']:,} validation sentences; {study['minutes']:g} minutes each; KL: nats a source "
+        "position. p: paired approximate randomisation. One thread of "
+        f"{study['machine']['processor']}."
+    )
+
+
 RUNS = ("sprint", "own", "own_2", "gpu", "bigrams", "bigrams_cpu", "cooled", "more")
 TRAINING_TABLES: dict[str, Callable[[Path], str]] = {
     "training": training_table,
     "training_250": partial(training_table, num_sentences=250),
     "finetuning": partial(further_training_table, run="finetuning"),
     **{f"training_{run}": partial(further_training_table, run=run) for run in RUNS},
+    "study": study_table,
     "training_ctc": training_ctc_table,
     "training_raw": training_raw_table,
     "initial_weights": initial_weights_table,

@@ -1,0 +1,80 @@
+"""Ways to train, compared at equal time: what a variant changes, what is scored, and a study that goes on."""
+
+import json
+import subprocess
+
+import pytest
+import torch
+import yaml
+from forks import run_forked
+
+from lvnar_hf import LvnarForConditionalGeneration
+from training import study
+from training.quality.variants import make_initial
+from training.reports.training_tables import study_table
+
+VARIANTS = {
+    "plain": {},
+    "wider latents": {"model": {"latent_dim": 16}, "redrawn": ["gaussian_head"]},
+    "glancing": {"training": {"initial_glancing_ratio": 0.5, "final_glancing_ratio": 0.5}},
+}
+
+
+@pytest.fixture
+def flags(tiny_ctc_repository, sample_texts, tmp_path):
+    for name, texts in zip(("en", "de"), sample_texts, strict=True):
+        (tmp_path / f"train.{name}").write_text("".join(text + "\n" for text in texts[:60]), "utf-8")
+        (tmp_path / f"valid.{name}").write_text("".join(text + "\n" for text in texts[60:80]), "utf-8")
+    files = {
+        f"{split}_{side}_files": [str(tmp_path / f"{split}.{language}")]
+        for split in ("train", "valid")
+        for side, language in (("source", "en"), ("target", "de"))
+    }
+    data = {"source_language": "en", "target_language": "de", "tokenizer_folder": str(tiny_ctc_repository), **files}
+    data |= {"cache_folder": str(tmp_path / "cache"), "num_workers": 1}
+    recipe = {"data": data, "training": {"max_tokens_per_batch": 600, "learning_rate": 0.01, "warmup_steps": 1}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
+    (tmp_path / "variants.yaml").write_text(yaml.safe_dump(VARIANTS, sort_keys=False), "utf-8")
+    named = {"config": tmp_path / "recipe.yaml", "variants": tmp_path / "variants.yaml", "minutes": 0.02}
+    named |= {"initial_model": tiny_ctc_repository, "output_folder": tmp_path / "study", "max_steps": 2}
+    return [part for name, value in named.items() for part in (f"--{name}", str(value))]
+
+
+def test_variants_are_trained_and_scored_and_a_study_goes_on(flags, tmp_path, monkeypatch):
+    def run(command: list, check: bool) -> None:
+        assert check and (result := run_forked(command[1:])).returncode == 0, result.stderr
+
+    monkeypatch.setattr(subprocess, "run", run)
+    first = study.main([*flags, "--only", "plain"])
+    assert [run["name"] for run in first["runs"]] == ["plain"] and first["num_sentences"] == 20
+    file = tmp_path / "study" / "study.json"
+    log = (tmp_path / "study" / "00-seed-1" / "log.jsonl").stat().st_mtime_ns
+    result = study.main([*flags, "--only", "plain", "glancing"])
+    assert json.loads(file.read_text("utf-8")) == result
+    assert (tmp_path / "study" / "00-seed-1" / "log.jsonl").stat().st_mtime_ns == log  # not trained again
+    assert result["runs"][0] == first["runs"][0]
+    plain, glancing = result["runs"]
+    assert (glancing["name"], glancing["seed"]) == ("glancing", 1) and glancing["valid"]["step"] > 0
+    assert len(plain["bleu"]) == len(plain["length_ratio"]) == 3 and 0 < plain["p_value"] <= 1
+    assert plain["valid"]["elbo"] != glancing["valid"]["elbo"]
+    settings = json.loads((tmp_path / "study" / "02-seed-1" / "run.json").read_text("utf-8"))
+    assert (settings["final_glancing_ratio"], settings["seed"]) == (0.5, 1)
+    table = study_table(tmp_path / "study")
+    assert table.count("| plain |") == table.count("| glancing |") == 1 and "20 validation sentences" in table
+    with pytest.raises(ValueError, match="has no variant rnn; it has plain, wider latents, glancing"):
+        study.main([*flags, "--only", "rnn"])
+    with pytest.raises(ValueError, match="is a study with another max_steps"):
+        study.main([*flags, "--max_steps", "3"])
+
+
+def test_a_variant_keeps_the_weights_that_it_can(tiny_ctc_repository):
+    known = LvnarForConditionalGeneration.from_pretrained(tiny_ctc_repository).state_dict()
+    same = make_initial(str(tiny_ctc_repository), VARIANTS["plain"], seed=1).state_dict()
+    assert all(torch.equal(weight, same[name]) for name, weight in known.items())
+    made, again, other = (make_initial(str(tiny_ctc_repository), VARIANTS["wider latents"], seed) for seed in (1, 1, 2))
+    assert made.config.latent_dim == 16 and made.decoder.latent_proj.in_features == 16
+    drawn = {name for name, weight in made.state_dict().items() if not torch.equal(weight, other.state_dict()[name])}
+    assert drawn == {"prior.gaussian_head.weight", "posterior.gaussian_head.weight", "decoder.latent_proj.weight"}
+    for name, weight in made.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name])
+        assert name in drawn or "gaussian_head" in name or torch.equal(weight, known[name])
