@@ -37,39 +37,9 @@ from lvnar_hf.soundness_lvnar import (
 from lvnar_hf.tokenization_lvnar import LvnarTokenizer
 from lvnar_hf.trust_lvnar import shard_names
 
-# The modules that a user needs who has not the package, all of them flat beside the weights.
-TRAVELLING_MODULES = (
-    "budget_lvnar.py",
-    "confidence_lvnar.py",
-    "configuration_lvnar.py",
-    "ctc_beam_lvnar.py",
-    "ctc_lvnar.py",
-    "decoding_options_lvnar.py",
-    "generation_lvnar.py",
-    "inputs_lvnar.py",
-    "layers_lvnar.py",
-    "length_lvnar.py",
-    "losses_lvnar.py",
-    "markup_lvnar.py",
-    "modeling_lvnar.py",
-    "parts_lvnar.py",
-    "pipeline_lvnar.py",
-    "refinement_lvnar.py",
-    "repetitions_lvnar.py",
-    "search_lvnar.py",
-    "search_options_lvnar.py",
-    "segmentation_lvnar.py",
-    "sentences_lvnar.py",
-    "sizes_lvnar.py",
-    "soundness_lvnar.py",
-    "subwords_lvnar.py",
-    "text_lvnar.py",
-    "tokenization_lvnar.py",
-    "trust_lvnar.py",
-    "vocabulary_lvnar.py",
-    "words_lvnar.py",
-)
 PACKAGE_FOLDER = Path(__file__).parents[1]
+# The modules that a user needs who has not the package, all of them flat beside the weights.
+TRAVELLING_MODULES = tuple(sorted(path.name for path in PACKAGE_FOLDER.glob("*_lvnar.py")))
 # Where transformers looks for the classes; in a tokenizer's entry, the second place is for another kind of tokenizer.
 CONFIG_AUTO_MAP = {
     "AutoConfig": "configuration_lvnar.LvnarConfig",
