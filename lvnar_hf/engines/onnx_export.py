@@ -74,24 +74,24 @@ class _ExportedAttention(LvnarAttention):
         return self.output_proj(attend(queries, keys, values, mask, self.num_heads))
 
 
-class _Source(nn.Module):
-    """The source, encoded: the prior's means, and the tensors of `encoded_source`."""
+class Piece(nn.Module):
+    """A part of the model, for a graph."""
 
     def __init__(self, model: LvnarForConditionalGeneration):
         super().__init__()
         self.model = model
+
+
+class _Source(Piece):
+    """The source, encoded: the prior's means, and the tensors of `encoded_source`."""
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
         source = self.model.encode(input_ids, attention_mask)
         return source.prior_means, source.embeddings, source.hidden_states, *_of_decoder(source)
 
 
-class _Posterior(nn.Module):
+class _Posterior(Piece):
     """The means of q(z | x, y)."""
-
-    def __init__(self, model: LvnarForConditionalGeneration):
-        super().__init__()
-        self.model = model
 
     def forward(
         self,
@@ -105,14 +105,13 @@ class _Posterior(nn.Module):
         return self.model.infer_posterior(source, targets, target_mask)[0]
 
 
-class _Translation(nn.Module):
+class _Translation(Piece):
     """argmax p(y | x, z), as `generate` has it, in operations that know no number of positions beforehand."""
 
     of_padding: torch.Tensor  # (target_vocab_size,), added to logits: padding is no word, unless it is blank
 
     def __init__(self, model: LvnarForConditionalGeneration):
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         config = model.config
         of_padding = torch.zeros(config.decoder_vocab_size)
         of_padding[config.pad_token_id] = -config.blank_penalty if config.alignment == "ctc" else float("-inf")
