@@ -48,7 +48,7 @@ class SystemSpec:
     engine: str
     folder: str
     setting: int
-    max_target_length: int
+    max_target_length: int = 0
     end_ids: tuple[int, ...] = ()
     forbidden: tuple[tuple[int, ...], ...] = ()
     search: tuple[tuple[str, Any], ...] = ()
@@ -89,7 +89,6 @@ def lvnar_specs(
             engine=engine,
             folder=engine_folder,
             setting=steps,
-            max_target_length=0,
             device=device,
             **common,
         )
@@ -110,9 +109,7 @@ def search_specs(
         exported: a folder with its graphs, and with the rescorer's in `RESCORER_FOLDER`; or where they will be.
         device: ONNX Runtime is for the CPU alone.
     """
-    searches: dict[str, dict[str, Any]] = {
-        "16 latents": {"num_latent_candidates": 16, "latent_noise_scale": 1.0},
-    }
+    searches: dict[str, dict[str, Any]] = {"16 latents": {"num_latent_candidates": 16, "latent_noise_scale": 1.0}}
     if is_ctc:
         searches["beam 20"] = {"beam_size": 20}
     if rescorer is not None:
@@ -133,7 +130,6 @@ def search_specs(
             engine=engine,
             folder=place,
             setting=num_steps,
-            max_target_length=0,
             search=tuple(search.items()),
             device=device,
             **common,
