@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 
 from lvnar_hf.confidence_lvnar import FILE as CALIBRATION_FILE
 from lvnar_hf.confidence_lvnar import Calibration
-from lvnar_hf.configuration_lvnar import CUSTOM_PIPELINES, LvnarConfig
+from lvnar_hf.configuration_lvnar import LvnarConfig
 from lvnar_hf.decoding_options_lvnar import GENERATION_DEFAULTS, OWN_OPTIONS, DecodingOptions
 from lvnar_hf.engines.graph import FILES as ONNX_FILES
 from lvnar_hf.engines.search import CELL_FILES
@@ -35,17 +35,11 @@ from lvnar_hf.soundness_lvnar import (
     stored_shapes,
 )
 from lvnar_hf.tokenization_lvnar import LvnarTokenizer
-from lvnar_hf.trust_lvnar import shard_names
+from lvnar_hf.trust_lvnar import CONFIG_AUTO_MAP, CUSTOM_PIPELINES, TOKENIZER_AUTO_MAP, shard_names
 
 PACKAGE_FOLDER = Path(__file__).parents[1]
 # The modules that a user needs who has not the package, all of them flat beside the weights.
 TRAVELLING_MODULES = tuple(sorted(path.name for path in PACKAGE_FOLDER.glob("*_lvnar.py")))
-# Where transformers looks for the classes; in a tokenizer's entry, the second place is for another kind of tokenizer.
-CONFIG_AUTO_MAP = {
-    "AutoConfig": "configuration_lvnar.LvnarConfig",
-    "AutoModelForSeq2SeqLM": "modeling_lvnar.LvnarForConditionalGeneration",
-}
-TOKENIZER_AUTO_MAP = {"AutoTokenizer": ["tokenization_lvnar.LvnarTokenizer", None]}
 WEIGHTS = "model.safetensors"
 SHARDS_INDEX = "model.safetensors.index.json"
 REQUIRED_FILES = (
