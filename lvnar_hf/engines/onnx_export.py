@@ -94,11 +94,7 @@ class _Posterior(Piece):
     """The means of q(z | x, y)."""
 
     def forward(
-        self,
-        targets: torch.Tensor,
-        attention_mask: torch.Tensor,
-        embeddings: torch.Tensor,
-        hidden_states: torch.Tensor,
+        self, targets: torch.Tensor, attention_mask: torch.Tensor, embeddings: torch.Tensor, hidden_states: torch.Tensor
     ) -> torch.Tensor:
         source = encoded_source(attention_mask, embeddings, hidden_states, [])
         target_mask = (targets != self.model.config.pad_token_id).long()
@@ -200,10 +196,7 @@ def decoder_states(
 
 
 def encoded_source(
-    attention_mask: torch.Tensor,
-    embeddings: torch.Tensor,
-    hidden_states: torch.Tensor,
-    of_decoder: list[torch.Tensor],
+    attention_mask: torch.Tensor, embeddings: torch.Tensor, hidden_states: torch.Tensor, of_decoder: list[torch.Tensor]
 ) -> EncodedSource:
     """As `encode` gives it, without the prior."""
     pairs = tuple(zip(of_decoder[::2], of_decoder[1::2], strict=False))
@@ -239,10 +232,7 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
 
 
 def write_graphs(
-    make_graph: "Callable[[], ModelProto]",
-    folder: str | Path,
-    names: Mapping[str, str],
-    made_from: str | None,
+    make_graph: "Callable[[], ModelProto]", folder: str | Path, names: Mapping[str, str], made_from: str | None
 ) -> dict[str, Path]:
     """A graph in float32 and in int8; result and errors as of `export_onnx`.
 

@@ -104,11 +104,7 @@ def golden_texts(folder_or_repo: str | Path, revision: str | None = None) -> tup
 
 
 def verify_download(
-    repo_id: str,
-    revision: str | None,
-    texts: Sequence[str],
-    api: HfApi,
-    published: dict[str, str] | None = None,
+    repo_id: str, revision: str | None, texts: Sequence[str], api: HfApi, published: dict[str, str] | None = None
 ) -> tuple[str, list[str]]:
     """The commit that was downloaded, and its translations.
 

@@ -257,13 +257,7 @@ def load_light_translator(
     except (ImportError, OSError, RecursionError, TypeError, ValueError, AttributeError):
         return None  # transformers' way has the message, or can do it
     return LightTranslator(
-        engine,
-        model,
-        tokenizer,
-        "".join(states),
-        num_refinement_steps,
-        max_batch_tokens,
-        text_format,
+        engine, model, tokenizer, "".join(states), num_refinement_steps, max_batch_tokens, text_format
     )
 
 
@@ -274,11 +268,7 @@ def _load_model(
     config = SimpleNamespace(**fields)
     check_sizes(config)
     config.decoder_vocab_size = config.vocab_size if config.target_vocab_size is None else config.target_vocab_size
-    own = _read_plain(
-        folder / "generation_config.json",
-        _GENERATION_VALUES,
-        _GENERATION_FIELDS,
-    )
+    own = _read_plain(folder / "generation_config.json", _GENERATION_VALUES, _GENERATION_FIELDS)
     own = GENERATION_DEFAULTS[config.alignment] | {name: own[name] for name in OWN_OPTIONS if name in own}
     options = DecodingOptions(**own)
     if options.max_length is None or options.remove_repetitions == "tokens":

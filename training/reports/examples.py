@@ -40,10 +40,7 @@ def choose_examples(refinements: dict[int, Refinement], num_examples: int) -> li
 
 
 def describe_example(
-    tokenizer: PreTrainedTokenizerBase,
-    refinement: Refinement,
-    elbos: Sequence[float] | None,
-    unspaced: bool,
+    tokenizer: PreTrainedTokenizerBase, refinement: Refinement, elbos: Sequence[float] | None, unspaced: bool
 ) -> dict[str, Any]:
     """The steps of one sentence until it stops, as the decoder gave them, each with what it changed.
 
