@@ -267,12 +267,8 @@ def check_weights(folder: Path, config: LvnarConfig) -> None:
     """
     files = [folder / name for name in weight_files(folder)]
     shapes = stored_shapes(files)
-    num_layers = (
-        config.num_prior_layers
-        + config.num_posterior_encoder_layers
-        + config.num_posterior_decoder_layers
-        + config.num_decoder_layers
-    )
+    stacks = ("prior", "posterior_encoder", "posterior_decoder", "decoder")
+    num_layers = sum(getattr(config, f"num_{stack}_layers") for stack in stacks)
     if num_layers > len(shapes):  # before so many are built
         raise ValueError(f"config.json asks for {num_layers} layers; the weights are {len(shapes)} tensors.")
     with torch.device("meta"):
