@@ -9,6 +9,7 @@ from typing import Any
 from transformers import GenerationConfig, PretrainedConfig
 
 from .sizes_lvnar import check_sizes
+from .trust_lvnar import CUSTOM_PIPELINES
 
 # True in the copy of this module that transformers imports from a model repository.
 _RUNS_AS_REMOTE_CODE = __name__.startswith("transformers_modules.")
@@ -21,15 +22,6 @@ _WRITTEN_BY_OTHERS = (
 )
 # What LvnarConfig's callers and a config.json may ask for: any other name is one of code that transformers would fetch.
 _ATTENTION = (None, "eager", "sdpa")
-
-# What `pipeline("translation")` needs to find the pipeline class inside a model repository.
-CUSTOM_PIPELINES = {
-    "translation": {
-        "impl": "pipeline_lvnar.LvnarTranslationPipeline",
-        "pt": ["AutoModelForSeq2SeqLM"],
-        "type": "text",
-    }
-}
 
 
 class LvnarConfig(PretrainedConfig):

@@ -136,11 +136,7 @@ def _first_alphas(log_probs: torch.Tensor) -> torch.Tensor:
 
 
 def ctc_nll(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    cell_mask: torch.Tensor,
-    blank_id: int,
-    label_smoothing: float = 0.0,
+    logits: torch.Tensor, labels: torch.Tensor, cell_mask: torch.Tensor, blank_id: int, label_smoothing: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """-log p(y | x, z), the sum over all alignments, by the forward algorithm (Graves et al., 2006, Eq. 5 to 8).
 
@@ -176,11 +172,7 @@ def ctc_nll(
 
 @torch.no_grad()
 def likeliest_alignment(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    cell_mask: torch.Tensor,
-    blank_id: int,
-    blank_penalty: float = 0.0,
+    logits: torch.Tensor, labels: torch.Tensor, cell_mask: torch.Tensor, blank_id: int, blank_penalty: float = 0.0
 ) -> torch.Tensor:
     """The likeliest cells a with collapse(a) = y: the forward algorithm with a maximum for the sum (Viterbi).
 

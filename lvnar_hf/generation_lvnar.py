@@ -87,11 +87,7 @@ class LvnarGenerateOutput(ModelOutput):
 
 
 def find_kept(
-    sequences: torch.Tensor,
-    removal: bool | str,
-    pad_token_id: int,
-    input_ids: torch.Tensor | None = None,
-    tokenizer: Any = None,
+    sequences: torch.Tensor, removal: bool | str, pad_token_id: int, input_ids: torch.Tensor | None, tokenizer: Any
 ) -> torch.Tensor | None:
     """Which tokens are left of translations without what only repeats what stands before it.
 

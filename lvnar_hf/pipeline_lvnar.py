@@ -99,10 +99,7 @@ class LvnarTranslationPipeline(Pipeline):
         """Refuse a tokenizer that has more ids than the model's embeddings have rows."""
         config, num_ids = self.model.config, len(self.tokenizer)
         num_target_ids = getattr(self.tokenizer, "target_vocab_size", num_ids)
-        sides = {
-            "source": (num_ids, config.vocab_size),
-            "target": (num_target_ids, config.decoder_vocab_size),
-        }
+        sides = {"source": (num_ids, config.vocab_size), "target": (num_target_ids, config.decoder_vocab_size)}
         for side, (size, num_rows) in sides.items():
             if size > num_rows:
                 raise ValueError(
@@ -245,11 +242,7 @@ class LvnarTranslationPipeline(Pipeline):
             yield from (results[i] for i in range(len(window)))
 
     def preprocess(
-        self,
-        text: str | _Tokenized,
-        truncation: bool = False,
-        src_lang: str | None = None,
-        tgt_lang: str | None = None,
+        self, text: str | _Tokenized, truncation: bool = False, src_lang: str | None = None, tgt_lang: str | None = None
     ) -> dict[str, torch.Tensor]:
         if isinstance(text, _Tokenized):
             return text

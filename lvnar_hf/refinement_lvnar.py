@@ -349,11 +349,7 @@ def likeliest_targets(
 
 
 def mix_own_translations(
-    model: TranslationParts,
-    source: EncodedSource,
-    target_ids: torch.Tensor,
-    target_mask: torch.Tensor,
-    share: float,
+    model: TranslationParts, source: EncodedSource, target_ids: torch.Tensor, target_mask: torch.Tensor, share: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the posterior is shown in training: the target, or, of a share of the sentences, the model's own y_0.
 

@@ -68,10 +68,7 @@ def search(
     best = candidates[:, 0]
     longest = int((best != model.config.pad_token_id).sum(-1).max())
     return LvnarGenerateOutput(
-        sequences=best[:, :longest],
-        num_steps_taken=num_steps,
-        candidates=candidates,
-        candidate_scores=candidate_scores,
+        sequences=best[:, :longest], num_steps_taken=num_steps, candidates=candidates, candidate_scores=candidate_scores
     )
 
 

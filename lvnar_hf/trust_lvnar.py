@@ -11,6 +11,21 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+# Where transformers looks for the classes; in a tokenizer's entry, the second place is for another kind of tokenizer.
+CONFIG_AUTO_MAP = {
+    "AutoConfig": "configuration_lvnar.LvnarConfig",
+    "AutoModelForSeq2SeqLM": "modeling_lvnar.LvnarForConditionalGeneration",
+}
+TOKENIZER_AUTO_MAP = {"AutoTokenizer": ["tokenization_lvnar.LvnarTokenizer", None]}
+# And where `pipeline("translation")` looks for its own.
+CUSTOM_PIPELINES = {
+    "translation": {
+        "impl": "pipeline_lvnar.LvnarTranslationPipeline",
+        "pt": ["AutoModelForSeq2SeqLM"],
+        "type": "text",
+    }
+}
+
 _INDEX_ENDING = ".safetensors.index.json"
 _ENDING = ".safetensors"
 

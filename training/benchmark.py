@@ -86,18 +86,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             )
     benchmark["seconds"] = time.monotonic() - begin
     write_results(folder, benchmark)
-    print(
-        json.dumps(
-            {
-                mode: {
-                    name: round(system["model"]["latency_ms"]["mean"], 1)
-                    for name, system in result["systems"].items()
-                    if "latency_ms" in system["model"]
-                }
-                for mode, result in benchmark["modes"].items()
-            }
-        )
-    )
+    latencies = {
+        mode: {
+            name: round(system["model"]["latency_ms"]["mean"], 1)
+            for name, system in result["systems"].items()
+            if "latency_ms" in system["model"]
+        }
+        for mode, result in benchmark["modes"].items()
+    }
+    print(json.dumps(latencies))
     return benchmark
 
 

@@ -20,9 +20,8 @@ def _explain(error: BaseException, script: str) -> str | None:
     *_, last = [None, *tracebacks.extract_tb(error.__traceback__)]
     of_recipes = (Path(__file__).with_name(name) for name in ("recipe.py", "sections.py"))
     is_of_recipe = last is not None and Path(last.filename) in of_recipes
-    return (
-        f"{script}: {error}" if isinstance(error, OSError) or (isinstance(error, ValueError) and is_of_recipe) else None
-    )
+    is_enough = isinstance(error, OSError) or (isinstance(error, ValueError) and is_of_recipe)
+    return f"{script}: {error}" if is_enough else None
 
 
 def _hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

@@ -84,15 +84,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
 
     if benchmark.benchmark_sentences:
         device = torch.device(worker_devices(None, 1)[0])
-        result = compare_engines(
-            load_pairs(data, "train"),
-            teacher,
-            search,
-            arguments.compute_type,
-            device,
-            benchmark.benchmark_sentences,
-            benchmark.benchmark_rounds,
-        )
+        how = (arguments.compute_type, device, benchmark.benchmark_sentences, benchmark.benchmark_rounds)
+        result = compare_engines(load_pairs(data, "train"), teacher, search, *how)
         result["machine"] = describe_machine(device)
         if benchmark.benchmark_file:
             write_json(Path(benchmark.benchmark_file), result)

@@ -8,6 +8,7 @@ It reads the sections data and tokenizer of the recipe that the later stages the
         --tokenizer_folder runs/tokenizer
 """
 
+from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -43,19 +44,10 @@ def main(argv: list[str] | None = None) -> "LvnarTokenizer":
     tokenizer = train_tokenizer(
         (row["source"] for row in pairs),
         (row["target"] for row in pairs),
-        vocab_size=arguments.vocab_size,
-        target_vocab_size=arguments.target_vocab_size,
-        joint=arguments.joint,
-        normalization=arguments.normalization,
-        min_character_count=arguments.min_character_count,
-        max_length=arguments.max_length,
-        algorithm=arguments.algorithm,
-        source_segmenter=arguments.source_segmenter,
-        target_segmenter=arguments.target_segmenter,
+        **{name: value for name, value in asdict(arguments).items() if name != "overwrite"},
         # Stored with the tokenizer, for the segmenter alone.
         source_language=None if arguments.source_segmenter == "none" else data.source_language,
         target_language=None if arguments.target_segmenter == "none" else data.target_language,
-        kytea_model=arguments.kytea_model,
     )
     tokenizer.save_pretrained(folder)
     rows = list(islice(pairs, COUNTED_PAIRS))

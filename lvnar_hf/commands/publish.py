@@ -15,8 +15,7 @@ def publish(
     ],
     repo_id: Annotated[str, Option(help="user/name or organization/name on the Hub.")],
     output_folder: Annotated[
-        str | None,
-        Option(help="Keep the assembled repository there; by default it is temporary.", show_default=False),
+        str | None, Option(help="Keep the assembled repository there; by default it is temporary.", show_default=False)
     ] = None,
     version: Annotated[str, Option(help='The tag is "v" and this.')] = __version__,
     text: Annotated[

@@ -30,9 +30,7 @@ def translate(
     text_or_input: Annotated[
         str | None,
         Argument(
-            metavar="TEXT|INPUT",
-            help="A text; or a file, UTF-8, plain or gzip; -: standard input.",
-            show_default=False,
+            metavar="TEXT|INPUT", help="A text; or a file, UTF-8, plain or gzip; -: standard input.", show_default=False
         ),
     ] = None,
     output: Annotated[
@@ -53,8 +51,7 @@ def translate(
         Option(help="Processes; by default one a core or a GPU, on a cluster one a shard.", show_default=False),
     ] = None,
     preserve_format: Annotated[
-        bool,
-        Option(help="Several sentences a line, with marks and spans that must not change, are taken apart first."),
+        bool, Option(help="Several sentences a line, with marks and spans that must not change, are taken apart first.")
     ] = True,
     num_latent_candidates: Annotated[
         int | None, Option(help="Translations tried from latents around the likeliest.", show_default=False)

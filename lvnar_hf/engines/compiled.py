@@ -83,9 +83,9 @@ class LvnarCompiledModel(LvnarEngine):
         self.model, self.config, self.generation_config = model.eval(), model.config, model.generation_config
         self.calibration, self.device, self.dtype = model.calibration, model.device, model.dtype
         self.buckets = buckets
-        self._compiled_encode = self._compile(self._encode)
+        self.encode = self._compile(self._encode)
         self._compiled_infer_posterior = self._compile(self._infer_posterior)
-        self._compiled_predict_length = self._compile(model.predict_length)
+        self.predict_length = self._compile(model.predict_length)
         self._compiled_decode = self._compile(model.decode)
 
     @classmethod
@@ -201,16 +201,10 @@ class LvnarCompiledModel(LvnarEngine):
         means, stds = self.model.infer_posterior(source, target_ids, target_mask)
         return means.contiguous(), stds
 
-    def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> EncodedSource:
-        return self._compiled_encode(input_ids, attention_mask)
-
     def infer_posterior(
         self, source: EncodedSource, target_ids: torch.Tensor, target_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return self._compiled_infer_posterior(source, *self._pad_lengths(target_ids, target_mask))
-
-    def predict_length(self, source: EncodedSource, latents: torch.Tensor) -> torch.Tensor:
-        return self._compiled_predict_length(source, latents)
 
     def decode(self, source: EncodedSource, latents: torch.Tensor, target_mask: torch.Tensor) -> torch.Tensor:
         length = target_mask.shape[1]

@@ -74,45 +74,40 @@ class _ExportedAttention(LvnarAttention):
         return self.output_proj(attend(queries, keys, values, mask, self.num_heads))
 
 
-class _Source(nn.Module):
-    """The source, encoded: the prior's means, and the tensors of `encoded_source`."""
+class Piece(nn.Module):
+    """A part of the model, for a graph."""
 
     def __init__(self, model: LvnarForConditionalGeneration):
         super().__init__()
         self.model = model
+
+
+class _Source(Piece):
+    """The source, encoded: the prior's means, and the tensors of `encoded_source`."""
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
         source = self.model.encode(input_ids, attention_mask)
         return source.prior_means, source.embeddings, source.hidden_states, *_of_decoder(source)
 
 
-class _Posterior(nn.Module):
+class _Posterior(Piece):
     """The means of q(z | x, y)."""
 
-    def __init__(self, model: LvnarForConditionalGeneration):
-        super().__init__()
-        self.model = model
-
     def forward(
-        self,
-        targets: torch.Tensor,
-        attention_mask: torch.Tensor,
-        embeddings: torch.Tensor,
-        hidden_states: torch.Tensor,
+        self, targets: torch.Tensor, attention_mask: torch.Tensor, embeddings: torch.Tensor, hidden_states: torch.Tensor
     ) -> torch.Tensor:
         source = encoded_source(attention_mask, embeddings, hidden_states, [])
         target_mask = (targets != self.model.config.pad_token_id).long()
         return self.model.infer_posterior(source, targets, target_mask)[0]
 
 
-class _Translation(nn.Module):
+class _Translation(Piece):
     """argmax p(y | x, z), as `generate` has it, in operations that know no number of positions beforehand."""
 
     of_padding: torch.Tensor  # (target_vocab_size,), added to logits: padding is no word, unless it is blank
 
     def __init__(self, model: LvnarForConditionalGeneration):
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         config = model.config
         of_padding = torch.zeros(config.decoder_vocab_size)
         of_padding[config.pad_token_id] = -config.blank_penalty if config.alignment == "ctc" else float("-inf")
@@ -201,10 +196,7 @@ def decoder_states(
 
 
 def encoded_source(
-    attention_mask: torch.Tensor,
-    embeddings: torch.Tensor,
-    hidden_states: torch.Tensor,
-    of_decoder: list[torch.Tensor],
+    attention_mask: torch.Tensor, embeddings: torch.Tensor, hidden_states: torch.Tensor, of_decoder: list[torch.Tensor]
 ) -> EncodedSource:
     """As `encode` gives it, without the prior."""
     pairs = tuple(zip(of_decoder[::2], of_decoder[1::2], strict=False))
@@ -240,10 +232,7 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
 
 
 def write_graphs(
-    make_graph: "Callable[[], ModelProto]",
-    folder: str | Path,
-    names: Mapping[str, str],
-    made_from: str | None,
+    make_graph: "Callable[[], ModelProto]", folder: str | Path, names: Mapping[str, str], made_from: str | None
 ) -> dict[str, Path]:
     """A graph in float32 and in int8; result and errors as of `export_onnx`.
 

@@ -183,7 +183,7 @@ def assemble(
     """The pieces and what is around them as one onnx.ModelProto; the vocabulary is that of the targets."""
     import onnx
 
-    make_node, make_value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    make_node = onnx.helper.make_node
     main, body = (
         onnx.parser.parse_graph(text.replace("PADDING", str(pad_token_id))) for text in (_AROUND_LOOP, _AROUND_PASS)
     )
@@ -195,18 +195,13 @@ def assemble(
     of_sentences = sorted((inputs & used | {"prior_means"}) - {"latents", "max_length", "min_confidence"})
     active = {name: f"active/{name}" for name in of_sentences}
     select_nodes = [make_node("Compress", [name, "active"], [new_name], axis=0) for name, new_name in active.items()]
-    branches = {
-        "then_branch": [make_node("Identity", [active["prior_means"]], ["first_means"])],
-        "else_branch": _take_over(posterior.graph, "posterior/", weights, active),
-    }
-    graphs = {}
-    for name, nodes in branches.items():
-        output = make_value("first_means" if name == "then_branch" else "posterior_means", onnx.TensorProto.FLOAT, None)
-        graphs[name] = onnx.helper.make_graph(nodes, name, [], [output])
+    first_means = [make_node("Identity", [active["prior_means"]], ["first_means"])]
+    later_means = _take_over(posterior.graph, "posterior/", weights, active)
+    branches = _branches((first_means, "first_means"), (later_means, "posterior_means"))
     means_nodes = [
         make_node("Constant", [], ["no_round"], value_int=0),
         make_node("Equal", ["iteration", "no_round"], ["is_first"]),
-        make_node("If", ["is_first"], ["latents"], **graphs),
+        make_node("If", ["is_first"], ["latents"], **branches),
     ]
     translation_nodes = _take_over(translation.graph, "translation/", weights, active)
     body_nodes = [*select_nodes, *means_nodes, *translation_nodes, *body.node]
@@ -236,20 +231,23 @@ def assemble_cells(source: "ModelProto", posterior: "ModelProto", cells: "ModelP
     weights: dict[bytes, TensorProto] = {}
     main = onnx.parser.parse_graph(_AROUND_CELLS)
     nodes = _take_over(source.graph, "source/", weights)
-    branches = {
-        "then_branch": (_take_over(posterior.graph, "posterior/", weights), "posterior_means"),
-        "else_branch": ([onnx.helper.make_node("Identity", ["prior_means"], ["first_means"])], "first_means"),
-    }
-    graphs = {
-        name: onnx.helper.make_graph(
-            of_branch, name, [], [onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None)]
-        )
-        for name, (of_branch, output) in branches.items()
-    }
-    nodes.append(onnx.helper.make_node("If", ["is_refined"], ["latents"], **graphs))
+    first_means = [onnx.helper.make_node("Identity", ["prior_means"], ["first_means"])]
+    later_means = _take_over(posterior.graph, "posterior/", weights)
+    branches = _branches((later_means, "posterior_means"), (first_means, "first_means"))
+    nodes.append(onnx.helper.make_node("If", ["is_refined"], ["latents"], **branches))
     main.node.extend([*nodes, *_take_over(cells.graph, "cells/", weights)])
     main.initializer.extend(weights.values())
     return _model(main, "lvnar_cells", source.ir_version)
+
+
+def _branches(*branches: "tuple[list[NodeProto], str]") -> "dict[str, GraphProto]":
+    """What a condition has where it holds, and where it does not: nodes, and the float that they give."""
+    from onnx import TensorProto, helper
+
+    return {
+        name: helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)])
+        for name, (nodes, output) in zip(("then_branch", "else_branch"), branches, strict=True)
+    }
 
 
 def assemble_one(piece: "ModelProto", name: str) -> "ModelProto":

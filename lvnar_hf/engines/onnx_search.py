@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from lvnar_hf.ctc_lvnar import num_ctc_cells
 from lvnar_hf.engines.onnx_export import (
     SOURCE_NAMES,
+    Piece,
     attend,
     decoder_states,
     encoded_source,
@@ -43,12 +44,8 @@ if TYPE_CHECKING:
 RESCORER_TYPES = ("marian",)
 
 
-class _Cells(nn.Module):
+class _Cells(Piece):
     """The likeliest tokens of each cell, given latents."""
-
-    def __init__(self, model: LvnarForConditionalGeneration):
-        super().__init__()
-        self.model = model
 
     def forward(
         self,

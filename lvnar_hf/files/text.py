@@ -54,12 +54,8 @@ def check_parallel(source_files: Sequence[str], target_files: Sequence[str]) -> 
 
     Raises:
         FileNotFoundError: for a file that is not there.
-        ValueError: if a side has no files or no lines, or the sides have different numbers of lines, or a line is not
-            UTF-8.
+        ValueError: if a side has no lines, or the sides have different numbers of lines, or a line is not UTF-8.
     """
-    if not source_files or not target_files:
-        raise ValueError(f"Both sides need text files; given source {source_files}, target {target_files}.")
-    check_files([*source_files, *target_files])
     num_source_lines, num_target_lines = (sum(1 for _ in read_files(files)) for files in (source_files, target_files))
     if num_source_lines != num_target_lines:
         raise ValueError(

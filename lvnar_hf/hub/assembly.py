@@ -7,15 +7,12 @@ import tempfile
 from pathlib import Path
 
 from lvnar_hf.confidence_lvnar import FILE as CALIBRATION_FILE
-from lvnar_hf.configuration_lvnar import CUSTOM_PIPELINES
 from lvnar_hf.engines.graph import FILES as ONNX_FILES
 from lvnar_hf.engines.search import CELL_FILES
 from lvnar_hf.engines.shortlist import FILE as SHORTLIST_FILE
 from lvnar_hf.hub.checks import (
-    CONFIG_AUTO_MAP,
     PACKAGE_FOLDER,
     SHARDS_INDEX,
-    TOKENIZER_AUTO_MAP,
     TRAVELLING_MODULES,
     WEIGHTS,
     check_repository,
@@ -25,6 +22,7 @@ from lvnar_hf.hub.checks import (
     weight_files,
 )
 from lvnar_hf.tokenization_lvnar import LvnarTokenizer
+from lvnar_hf.trust_lvnar import CONFIG_AUTO_MAP, CUSTOM_PIPELINES, TOKENIZER_AUTO_MAP
 
 
 def assemble(

@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 
 from lvnar_hf.confidence_lvnar import FILE as CALIBRATION_FILE
 from lvnar_hf.confidence_lvnar import Calibration
-from lvnar_hf.configuration_lvnar import CUSTOM_PIPELINES, LvnarConfig
+from lvnar_hf.configuration_lvnar import LvnarConfig
 from lvnar_hf.decoding_options_lvnar import GENERATION_DEFAULTS, OWN_OPTIONS, DecodingOptions
 from lvnar_hf.engines.graph import FILES as ONNX_FILES
 from lvnar_hf.engines.search import CELL_FILES
@@ -35,47 +35,11 @@ from lvnar_hf.soundness_lvnar import (
     stored_shapes,
 )
 from lvnar_hf.tokenization_lvnar import LvnarTokenizer
-from lvnar_hf.trust_lvnar import shard_names
+from lvnar_hf.trust_lvnar import CONFIG_AUTO_MAP, CUSTOM_PIPELINES, TOKENIZER_AUTO_MAP, shard_names
 
-# The modules that a user needs who has not the package, all of them flat beside the weights.
-TRAVELLING_MODULES = (
-    "budget_lvnar.py",
-    "confidence_lvnar.py",
-    "configuration_lvnar.py",
-    "ctc_beam_lvnar.py",
-    "ctc_lvnar.py",
-    "decoding_options_lvnar.py",
-    "generation_lvnar.py",
-    "inputs_lvnar.py",
-    "layers_lvnar.py",
-    "length_lvnar.py",
-    "losses_lvnar.py",
-    "markup_lvnar.py",
-    "modeling_lvnar.py",
-    "parts_lvnar.py",
-    "pipeline_lvnar.py",
-    "refinement_lvnar.py",
-    "repetitions_lvnar.py",
-    "search_lvnar.py",
-    "search_options_lvnar.py",
-    "segmentation_lvnar.py",
-    "sentences_lvnar.py",
-    "sizes_lvnar.py",
-    "soundness_lvnar.py",
-    "subwords_lvnar.py",
-    "text_lvnar.py",
-    "tokenization_lvnar.py",
-    "trust_lvnar.py",
-    "vocabulary_lvnar.py",
-    "words_lvnar.py",
-)
 PACKAGE_FOLDER = Path(__file__).parents[1]
-# Where transformers looks for the classes; in a tokenizer's entry, the second place is for another kind of tokenizer.
-CONFIG_AUTO_MAP = {
-    "AutoConfig": "configuration_lvnar.LvnarConfig",
-    "AutoModelForSeq2SeqLM": "modeling_lvnar.LvnarForConditionalGeneration",
-}
-TOKENIZER_AUTO_MAP = {"AutoTokenizer": ["tokenization_lvnar.LvnarTokenizer", None]}
+# The modules that a user needs who has not the package, all of them flat beside the weights.
+TRAVELLING_MODULES = tuple(sorted(path.name for path in PACKAGE_FOLDER.glob("*_lvnar.py")))
 WEIGHTS = "model.safetensors"
 SHARDS_INDEX = "model.safetensors.index.json"
 REQUIRED_FILES = (
@@ -303,12 +267,8 @@ def check_weights(folder: Path, config: LvnarConfig) -> None:
     """
     files = [folder / name for name in weight_files(folder)]
     shapes = stored_shapes(files)
-    num_layers = (
-        config.num_prior_layers
-        + config.num_posterior_encoder_layers
-        + config.num_posterior_decoder_layers
-        + config.num_decoder_layers
-    )
+    stacks = ("prior", "posterior_encoder", "posterior_decoder", "decoder")
+    num_layers = sum(getattr(config, f"num_{stack}_layers") for stack in stacks)
     if num_layers > len(shapes):  # before so many are built
         raise ValueError(f"config.json asks for {num_layers} layers; the weights are {len(shapes)} tensors.")
     with torch.device("meta"):

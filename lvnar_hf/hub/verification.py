@@ -4,7 +4,6 @@ What is unusual: verification loads the repository in a process that cannot impo
 the repository, and compares token ids with those of the package.
 """
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -19,6 +18,7 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils.sha import git_hash
 
 from lvnar_hf.configuration_lvnar import LvnarConfig
 from lvnar_hf.engines.graph import FILES as ONNX_FILES
@@ -104,11 +104,7 @@ def golden_texts(folder_or_repo: str | Path, revision: str | None = None) -> tup
 
 
 def verify_download(
-    repo_id: str,
-    revision: str | None,
-    texts: Sequence[str],
-    api: HfApi,
-    published: dict[str, str] | None = None,
+    repo_id: str, revision: str | None, texts: Sequence[str], api: HfApi, published: dict[str, str] | None = None
 ) -> tuple[str, list[str]]:
     """The commit that was downloaded, and its translations.
 
@@ -198,12 +194,9 @@ def differing_files(api: HfApi, repo_id: str, commit: str, folder: Path) -> list
     for entry in api.list_repo_tree(repo_id, revision=commit, recursive=True):
         if isinstance(entry, RepoFile) and entry.path != GIT_ATTRIBUTES:
             if entry.path in names:
-                content = (folder / entry.path).read_bytes()
-                if entry.lfs is not None:
-                    is_same = entry.lfs.sha256 == hashlib.sha256(content).hexdigest()
-                else:
-                    is_same = entry.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-                if is_same:
+                file = folder / entry.path
+                found = git_hash(file.read_bytes()) if entry.lfs is None else hash_file(file)
+                if found == (entry.blob_id if entry.lfs is None else entry.lfs.sha256):
                     unchanged.add(entry.path)
             names.add(entry.path)
     return sorted(names - unchanged)

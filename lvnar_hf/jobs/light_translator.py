@@ -36,27 +36,15 @@ from lvnar_hf.subwords_lvnar import (
     check_special_tokens,
     has_added_tokens,
 )
+from lvnar_hf.trust_lvnar import CONFIG_AUTO_MAP, CUSTOM_PIPELINES, TOKENIZER_AUTO_MAP
 from lvnar_hf.vocabulary_lvnar import check_vocabulary_file
 
 # Fields of the JSON files that say nothing to a translator, and their values as this package writes them.
 _TYPES = (None, "float32", "float16", "bfloat16")
 _CONFIG_VALUES: dict[str, tuple[Any, ...]] = {
     "architectures": (["LvnarForConditionalGeneration"],),
-    "auto_map": (
-        {
-            "AutoConfig": "configuration_lvnar.LvnarConfig",
-            "AutoModelForSeq2SeqLM": "modeling_lvnar.LvnarForConditionalGeneration",
-        },
-    ),
-    "custom_pipelines": (
-        {
-            "translation": {
-                "impl": "pipeline_lvnar.LvnarTranslationPipeline",
-                "pt": ["AutoModelForSeq2SeqLM"],
-                "type": "text",
-            }
-        },
-    ),
+    "auto_map": (CONFIG_AUTO_MAP,),
+    "custom_pipelines": (CUSTOM_PIPELINES,),
     "dtype": _TYPES,
     "torch_dtype": _TYPES,
     "model_type": ("lvnar",),
@@ -77,7 +65,7 @@ _GENERATION_VALUES: dict[str, tuple[Any, ...]] = {
 }
 _GENERATION_FIELDS = {"num_refinement_steps", "remove_repetitions", "max_length"}
 _TOKENIZER_VALUES: dict[str, tuple[Any, ...]] = {
-    "auto_map": ({"AutoTokenizer": ["tokenization_lvnar.LvnarTokenizer", None]},),
+    "auto_map": (TOKENIZER_AUTO_MAP,),
     "backend": ("tokenizers",),
     "clean_up_tokenization_spaces": (False,),
     "extra_special_tokens": ({}, []),
@@ -269,13 +257,7 @@ def load_light_translator(
     except (ImportError, OSError, RecursionError, TypeError, ValueError, AttributeError):
         return None  # transformers' way has the message, or can do it
     return LightTranslator(
-        engine,
-        model,
-        tokenizer,
-        "".join(states),
-        num_refinement_steps,
-        max_batch_tokens,
-        text_format,
+        engine, model, tokenizer, "".join(states), num_refinement_steps, max_batch_tokens, text_format
     )
 
 
@@ -286,11 +268,7 @@ def _load_model(
     config = SimpleNamespace(**fields)
     check_sizes(config)
     config.decoder_vocab_size = config.vocab_size if config.target_vocab_size is None else config.target_vocab_size
-    own = _read_plain(
-        folder / "generation_config.json",
-        _GENERATION_VALUES,
-        _GENERATION_FIELDS,
-    )
+    own = _read_plain(folder / "generation_config.json", _GENERATION_VALUES, _GENERATION_FIELDS)
     own = GENERATION_DEFAULTS[config.alignment] | {name: own[name] for name in OWN_OPTIONS if name in own}
     options = DecodingOptions(**own)
     if options.max_length is None or options.remove_repetitions == "tokens":

@@ -8,6 +8,7 @@ import html
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
+from typing import Any
 
 # Inside these a text goes on; all other tags end it.
 _INLINE = frozenset(
@@ -67,17 +68,10 @@ class _Parts(HTMLParser):
     def handle_data(self, data: str) -> None:
         self._begin("text")
 
-    def handle_comment(self, data: str) -> None:
+    def _begin_markup(self, *_: Any, **__: Any) -> None:
         self._begin("markup")
 
-    def handle_decl(self, decl: str) -> None:
-        self._begin("markup")
-
-    def handle_pi(self, data: str) -> None:
-        self._begin("markup")
-
-    def unknown_decl(self, data: str) -> None:
-        self._begin("markup")
+    handle_comment = handle_decl = handle_pi = unknown_decl = _begin_markup
 
 
 def translate_html(source: str, translate: Callable[[list[str]], list[str]]) -> str:

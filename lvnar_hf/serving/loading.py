@@ -28,16 +28,11 @@ def load_app(settings: ServerSettings) -> FastAPI:
     metrics = Metrics()
     translators = []
     for name in settings.models:
-        translator = load_translator(
-            name,
-            settings.engine,
-            settings.num_refinement_steps,
-            settings.max_batch_tokens,
-            preserve_format=True,
-        )
+        options = (settings.engine, settings.num_refinement_steps, settings.max_batch_tokens)
+        translator = load_translator(name, *options, preserve_format=True)
         translator.translate(["1."])
         translators.append(PairTranslator(translator, settings.batch_window_ms / 1000, metrics.on_batch))
-    app = create_app(Pairs(translators), settings.limits(), metrics)
+    app = create_app(Pairs(translators), settings, metrics)
     # Warnings may quote a text: of them too, the kind alone goes to the log.
     warnings.showwarning = _log_warning  # type: ignore[assignment]
     return app

@@ -8,7 +8,7 @@ SETTINGS_VARIABLE = "LVNAR_SERVER_SETTINGS"
 STARTUP_FAILURE = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """What a server takes.
 
@@ -31,7 +31,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class ServerSettings:
+class ServerSettings(Limits):
     """What a server is started with; see `lvnar serve --help`."""
 
     models: list[str]
@@ -39,16 +39,9 @@ class ServerSettings:
     num_refinement_steps: int | None = None
     batch_window_ms: float = 2.0
     max_batch_tokens: int = 512
-    max_characters: int = Limits.max_characters
-    max_waiting: int = Limits.max_waiting
-    timeout: float = Limits.timeout
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.batch_window_ms <= 10_000:
             raise ValueError(f"batch_window_ms is {self.batch_window_ms}; it must be from 0 to 10000.")
-        self.limits()
-
-    def limits(self) -> Limits:
-        """Those of a request."""
-        return Limits(self.max_characters, self.max_waiting, self.timeout)

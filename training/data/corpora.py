@@ -338,9 +338,8 @@ def _split_aspec(line: str, has_score: bool) -> tuple[str, str] | None:
     A sentence may hold the separator: then there are too many fields, and nobody can say in which of the two. The
     number of the sentence and the score are looked at too, since a missing field and a separator too many cancel out.
     """
-    fields = (
-        (line + " ").split(ASPEC_SEPARATOR) if line.endswith(ASPEC_SEPARATOR.rstrip()) else line.split(ASPEC_SEPARATOR)
-    )
+    line += " " if line.endswith(ASPEC_SEPARATOR.rstrip()) else ""
+    fields = line.split(ASPEC_SEPARATOR)
     if len(fields) != (5 if has_score else 4):
         return None
     *score, _, number, japanese, english = fields

@@ -115,9 +115,9 @@ class PairEncoder:
         reasons = list(map(self.cleaning.reason, source_lengths, target_lengths, num_repeats))
         counts.update(reasons)
         kept = [index for index, reason in enumerate(reasons) if reason == "kept"]
-        hashes = (
-            [_hash_pair(sources[index], targets[index]) for index in kept] if self.cleaning.remove_duplicates else None
-        )
+        hashes: np.ndarray | None = None
+        if self.cleaning.remove_duplicates:
+            hashes = np.array([hash_text(f"{sources[index]}\n{targets[index]}") for index in kept], np.uint64)
         source_ids, target_ids = (np.frombuffer(b"".join([side[index] for index in kept]), self.dtype) for side in ids)
         return EncodedChunk(
             np.array([row_ids[index] for index in kept], np.int64),
@@ -125,7 +125,7 @@ class PairEncoder:
             target_ids,
             np.array([source_lengths[index] for index in kept], np.int32),
             np.array([target_lengths[index] for index in kept], np.int32),
-            None if hashes is None else np.array(hashes, np.uint64),
+            hashes,
             counts,
         )
 
@@ -220,6 +220,6 @@ def _splits_at_spaces(backend: Any) -> bool:
     )
 
 
-def _hash_pair(source: str, target: str) -> int:
-    """64 bits: for 4.5 million pairs, two different ones share a hash once in two million corpora."""
-    return int.from_bytes(hashlib.blake2b(f"{source}\n{target}".encode(), digest_size=8).digest(), "little")
+def hash_text(text: str) -> int:
+    """64 bits: of 4.5 million texts, two different ones share a hash once in two million corpora."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -3,6 +3,7 @@
 import copy
 import statistics
 import time
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -88,10 +89,7 @@ def compare_engines(
         "teacher_fingerprint": teacher.fingerprint,
         "sentences": len(source_ids),
         "source_tokens": sum(map(len, source_ids)),
-        "num_beams": search.num_beams,
-        "length_penalty": search.length_penalty,
-        "max_target_length": search.max_target_length,
-        "max_batch_tokens": search.max_batch_tokens,
+        **asdict(search),
         "engines": results,
     }
 

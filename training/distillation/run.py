@@ -29,6 +29,7 @@ from lvnar_hf.files.outputs import refuse_existing
 from lvnar_hf.files.text import one_line, read_lines
 from lvnar_hf.jobs.shards import ShardedRun
 from training.data.corpora import TextPairs
+from training.data.text_encoder import hash_text
 from training.distillation.backends import TeacherOutput
 from training.distillation.degeneration import HANDLINGS, KINDS, is_loop
 
@@ -95,7 +96,7 @@ def make_plan(
         while chunk := list(islice(rows, ROWS_AT_ONCE)):
             for pair in chunk:
                 positions.append(file.tell())
-                hashes.append(_hash_source(pair["source"]))
+                hashes.append(hash_text(pair["source"]))
                 file.write(_corpus_line(pair))
             sources = [pair["source"] for pair in chunk]
             for source, ids in zip(sources, tokenizer(sources, verbose=False)["input_ids"], strict=True):
@@ -114,11 +115,6 @@ def make_plan(
     order = np.argsort(-all_lengths, kind="stable")
     order = order[all_kinds[order] == 0]
     return Plan(order, all_lengths[order], all_kinds, np.array(positions, dtype=np.int64))
-
-
-def _hash_source(source: str) -> int:
-    """64 bits: of 4.5 million lines, two different ones share a hash once in two million corpora."""
-    return int.from_bytes(hashlib.blake2b(source.encode(), digest_size=8).digest(), "little")
 
 
 class Distillation(ShardedRun):

@@ -1,18 +1,13 @@
 """A teacher: a sequence-to-sequence model of transformers, its tokenizer, and what identifies both."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import lvnar_hf  # noqa: F401  (registers the tokenizer)
-from lvnar_hf.files.atomic import hash_file
+from lvnar_hf.files.fingerprints import folder_fingerprint
 from lvnar_hf.loading import load_model, load_tokenizer
 
 
@@ -56,15 +51,6 @@ def load_teacher(name: str, revision: str | None = None) -> Teacher:
     commit = getattr(model.config, "_commit_hash", None)
     fingerprint = folder_fingerprint(Path(name)) if Path(name).is_dir() else str(commit)
     return Teacher(name, model, tokenizer, fingerprint)
-
-
-def folder_fingerprint(folder: Path) -> str:
-    """SHA-256 over names and contents of a model folder's weights, configuration and tokenizer, as 64 hex digits."""
-    total = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".safetensors", ".bin", ".json", ".model", ".spm", ".txt") and file.is_file():
-            total.update(f"{file.name} {hash_file(file)}\n".encode())
-    return total.hexdigest()
 
 
 def end_ids(config: GenerationConfig) -> set[int]:

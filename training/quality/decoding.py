@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lvnar_hf.decoding import decode_batches, sorted_batches
+from lvnar_hf.files.text import one_line
 from lvnar_hf.steps import has_converged, kept_by_step, place_of_step, translations_by_step
 
 
@@ -125,6 +126,6 @@ def _refine_batch(
         source_ids, translations, kept_by_step(model, tokenizer, translations, source_ids), strict=True
     ):
         texts = tokenizer.batch_decode(kept, skip_special_tokens=True)
-        lines = [" ".join(text.split("\n")) for text in texts]  # a line each, as score.py writes them
+        lines = list(map(one_line, texts))  # a line each, as score.py writes them
         refinements.append(Refinement(source, of_one, lines, has_converged(of_one), kept))
     return refinements

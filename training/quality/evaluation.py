@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lvnar_hf.files.text import one_line
 from training.data.evaluation_sets import TestSet
 from training.quality.decoding import refine_texts, translate_texts
 from training.quality.elbo import can_be_scored, elbo_of_sequences
@@ -55,13 +56,9 @@ def score_searched(
         generate_arguments: how; they go to `generate`.
     """
     texts = translate_texts(model, tokenizer, test_set.source_texts, batch_size, **generate_arguments)
-    hypotheses = [_one_line(text) for text in texts]
+    hypotheses = [one_line(text) for text in texts]
     scores = _text_scores(hypotheses, tokenizer, test_set, num_bootstrap)
     return hypotheses, scores | {"repeated_tokens": {"words": repeated_share(words(hypotheses))}}
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\n", " ")
 
 
 def _text_scores(

@@ -52,14 +52,8 @@ def elbo_by_step(
         keys = [(row, tuple(refinement.ids_at(step))) for row, refinement in enumerate(refinements)]
         new = [key for key in keys if key not in known]
         if new:
-            parts = elbo_of_sequences(
-                model,
-                [refinements[row].source_ids for row, _ in new],
-                [list(ids) for _, ids in new],
-                num_samples,
-                seed,
-                batch_size,
-            )
+            pairs = [refinements[row].source_ids for row, _ in new], [list(ids) for _, ids in new]
+            parts = elbo_of_sequences(model, *pairs, num_samples, seed, batch_size)
             names = [name for name in ELBO_PARTS if name in parts]
             columns = zip(*(parts[name].tolist() for name in names), strict=True)
             for key, column in zip(new, columns, strict=True):

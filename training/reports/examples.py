@@ -17,11 +17,11 @@ from training.quality.decoding import Refinement
 _MARKUP = {character: f"&#{ord(character)};" for character in "\\`*_[]|~$"}
 _MARKUP.update({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 _DIRECTION_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-_LEGEND = (
-    ("replaced", "before", "after"),
-    ("inserted", "", "word"),
-    ("removed", "word", ""),
-)
+_LEGEND: list[Run] = [
+    {"kind": "replaced", "before": "before", "after": "after", "num_words": 1},
+    {"kind": "inserted", "before": "", "after": "word", "num_words": 1},
+    {"kind": "removed", "before": "word", "after": "", "num_words": 1},
+]
 _STYLE = """
 body { font-family: sans-serif; margin: 2em auto; max-width: 60em; padding: 0 1em; color: #000; background: #fff; }
 table { border-collapse: collapse; width: 100%; margin-bottom: 2em; }
@@ -40,10 +40,7 @@ def choose_examples(refinements: dict[int, Refinement], num_examples: int) -> li
 
 
 def describe_example(
-    tokenizer: PreTrainedTokenizerBase,
-    refinement: Refinement,
-    elbos: Sequence[float] | None,
-    unspaced: bool,
+    tokenizer: PreTrainedTokenizerBase, refinement: Refinement, elbos: Sequence[float] | None, unspaced: bool
 ) -> dict[str, Any]:
     """The steps of one sentence until it stops, as the decoder gave them, each with what it changed.
 
@@ -126,10 +123,6 @@ def _show_spaces(text: str) -> str:
     return text.strip() or "␣" * len(text)
 
 
-def _legend_runs() -> list[Run]:
-    return [{"kind": kind, "before": before, "after": after, "num_words": 1} for kind, before, after in _LEGEND]
-
-
 def _introduce(data: dict[str, Any]) -> list[str]:
     """What the tables show, in sentences without markup."""
     unit = "subwords" if data["examples_by_subword"] else "words"
@@ -166,7 +159,7 @@ def _format_elbo(elbo: float | None) -> str:
 
 def render_markdown(data: dict[str, Any]) -> str:
     """The examples of `analysis.json` as a Markdown document with a table each."""
-    legend = "; ".join(f"{run['kind']}: {mark_markdown([run])}" for run in _legend_runs())
+    legend = "; ".join(f"{run['kind']}: {mark_markdown([run])}" for run in _LEGEND)
     blocks = ["# Refinement, step by step", *map(escape_markdown, _introduce(data)), f"Marks: {legend}."]
     for number, example in enumerate(data["examples"], start=1):
         rows = ["| step | ELBO | text |", "|---|---|---|"]
@@ -184,7 +177,7 @@ def render_markdown(data: dict[str, Any]) -> str:
 
 def render_html(data: dict[str, Any]) -> str:
     """The examples of `analysis.json` as one HTML file that needs no other."""
-    legend = "; ".join(f"{run['kind']}: {mark_html([run])}" for run in _legend_runs())
+    legend = "; ".join(f"{run['kind']}: {mark_html([run])}" for run in _LEGEND)
     parts = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         f"<title>Refinement, step by step</title>\n<style>{_STYLE}</style>\n</head>\n<body>",

@@ -80,20 +80,16 @@ def render_svg(sentence: str, refinement: RefinementSteps) -> str:
             x += (len(remark) + 2) * LETTER_WIDTH
         right = max(right, x)
     width, height = right + MARGIN, 2 * MARGIN + LINE_HEIGHT * len(rows) - LINE_HEIGHT / 3
-    return (
-        "\n".join(
-            [
-                f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
-                f'viewBox="0 0 {width:.0f} {height:.0f}" role="img" font-size="{FONT_SIZE}" '
-                "font-family=\"ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace\">",
-                f"<title>{escape_html(sentence)}: refinement, step by step</title>",
-                f'<rect width="100%" height="100%" rx="6" fill="{PAPER}"/>',
-                *drawn,
-                "</svg>",
-            ]
-        )
-        + "\n"
-    )
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
+        f'viewBox="0 0 {width:.0f} {height:.0f}" role="img" font-size="{FONT_SIZE}" '
+        "font-family=\"ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace\">",
+        f"<title>{escape_html(sentence)}: refinement, step by step</title>",
+        f'<rect width="100%" height="100%" rx="6" fill="{PAPER}"/>',
+        *drawn,
+        "</svg>",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _text(x: float, y: float, text: str, fill: str, style: str = "") -> str:

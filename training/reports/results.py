@@ -18,6 +18,11 @@ def has_result(results: Path, name: str) -> bool:
     return (results / f"{name}.json").exists()
 
 
+def read_log(file: Path, kind: str) -> list[dict[str, Any]]:
+    """The lines of that kind in a run's log."""
+    return [line for line in map(json.loads, file.read_text("utf-8").splitlines()) if line["kind"] == kind]
+
+
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """A Markdown table."""
     header = list(header)

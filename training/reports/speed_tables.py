@@ -28,10 +28,6 @@ def format_number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _sizes(result: dict[str, Any]) -> list[str]:
-    return list(result["sentences"])
-
-
 def _libraries(result: dict[str, Any], system: dict[str, Any]) -> float | None:
     """MiB in the system's peak that are not its own: on a GPU none."""
     return system["memory_mib"]["libraries"] if result["settings"]["device"] == "cpu" else 0.0
@@ -44,7 +40,7 @@ def render_speed(result: dict[str, Any]) -> str:
         result: one mode of the JSON.
     """
     systems: ROWS = result["systems"]
-    sizes = _sizes(result)
+    sizes = list(result["sentences"])
     has_quality = any("quality" in system for system in systems.values())
     header = ["system", *(["BLEU", "chrF", "mean steps"] if has_quality else [])]
     header += ["ms a sentence: mean (std)", "p50", "p95", "speed-up"] if "1" in sizes else []
@@ -77,7 +73,7 @@ def render_crossovers(result: dict[str, Any]) -> str:
     others = list(next(iter(crossovers.values()), {}))
     if not others:
         return "Nothing to compare: only one kind of system was timed."
-    largest = _sizes(result)[-1]
+    largest = list(result["sentences"])[-1]
     rows = []
     for other in others:
         sizes = [row[other] for row in crossovers.values()]
@@ -87,7 +83,7 @@ def render_crossovers(result: dict[str, Any]) -> str:
 
 def render_spread(result: dict[str, Any]) -> str:
     """Lowest and highest repeat of each figure, model only and, where it was timed, end to end."""
-    sizes, parts = _sizes(result), []
+    sizes, parts = list(result["sentences"]), []
     kinds = {"model": "Model only", "end_to_end": "End to end"}
     for kind, title in kinds.items():
         if not all(kind in system for system in result["systems"].values()):
@@ -200,7 +196,7 @@ def render_summary(benchmark: dict[str, Any], mode: str) -> str:
 def render_brief(benchmark: dict[str, Any], mode: str) -> str:
     """Of one mode: latency, speed-up and throughput alone."""
     result, machine, versions = benchmark["modes"][mode], benchmark["machine"], benchmark["versions"]
-    larger = [size for size in _sizes(result) if size != "1"]
+    larger = [size for size in result["sentences"] if size != "1"]
     rows = []
     for name, system in result["systems"].items():
         timed = system["model"]

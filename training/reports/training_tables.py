@@ -1,6 +1,5 @@
 """Tables of training runs, each made of a log."""
 
-import json
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +11,7 @@ from training.reports.results import (
     name_signatures,
     name_steps,
     name_test_set,
+    read_log,
     read_result,
     show_score,
     table,
@@ -37,11 +37,7 @@ def further_training_table(results: Path, run: str) -> str:
 def initial_weights_table(results: Path) -> str:
     """The first steps from random weights, beside those of the run that other models' weights began."""
     random, begun = (
-        {
-            line["step"]: line
-            for line in map(json.loads, (results / log).read_text("utf-8").splitlines())
-            if line["kind"] == "train"
-        }
+        {line["step"]: line for line in read_log(results / log, "train")}
         for log in ("log_random.jsonl", "log_begun.jsonl")
     )
     rows = [(step, *(f"{run[step]['token_nll']:.2f}" for run in (random, begun))) for step in random if step in begun]
@@ -52,8 +48,7 @@ def initial_weights_table(results: Path) -> str:
 
 def training_ctc_table(results: Path) -> str:
     """The same of the first part of the student with CTC alignment, and its last model's scores."""
-    lines = map(json.loads, (results / "log_ctc.jsonl").read_text("utf-8").splitlines())
-    speeds = [line["target_tokens_per_second"] for line in lines if line["kind"] == "train"]
+    speeds = [line["target_tokens_per_second"] for line in read_log(results / "log_ctc.jsonl", "train")]
     test = read_result(results, "test_ctc")
     scores = [
         (
@@ -85,8 +80,7 @@ def training_raw_table(results: Path) -> str:
 
 
 def _training_table(log: Path) -> str:
-    lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
-    lines = [line for line in lines if line["kind"] == "valid"]
+    lines = read_log(log, "valid")
     columns = {"ELBO": ("elbo", 3), **{name: (key, 3) for name, key in ELBO_PARTS_SHOWN.items()}}
     columns |= {"length accuracy": ("length_accuracy", 2)}
     columns |= {f"BLEU, {name_steps(steps)}": (f"bleu_{steps}_steps", 1) for steps in (0, 1)}
@@ -101,7 +95,6 @@ def _training_table(log: Path) -> str:
 
 def teacher_training_table(results: Path) -> str:
     """The teacher's validation after each epoch."""
-    lines = [json.loads(line) for line in (results / "teacher_log.jsonl").read_text("utf-8").splitlines()]
     rows = [
         (
             line["epoch"] + 1,
@@ -110,8 +103,7 @@ def teacher_training_table(results: Path) -> str:
             f"{line['token_accuracy']:.3f}",
             f"{line['bleu_beam_1']:.1f}",
         )
-        for line in lines
-        if line["kind"] == "valid"
+        for line in read_log(results / "teacher_log.jsonl", "valid")
     ]
     return table(("epoch", "step", "nats per token", "token accuracy", "BLEU, beam 1"), rows) + (
         "\n\nBLEU (13a, cased) on 500 validation sentences at even distances."

@@ -31,8 +31,8 @@ def time_tokenising(data: DataArguments, sizes: ModelArguments) -> dict[str, Any
             "pairs_per_second": num_pairs / seconds,
             # Others on the machine slow the first figure more than this one.
             "pairs_per_cpu_second": num_pairs / cpu_seconds,
-            "peak_memory_mb": _peak_memory_mb(resource.RUSAGE_SELF),
-            "peak_memory_of_a_worker_mb": _peak_memory_mb(resource.RUSAGE_CHILDREN),
+            "peak_memory_mb": peak_memory_mb(resource.RUSAGE_SELF),
+            "peak_memory_of_a_worker_mb": peak_memory_mb(resource.RUSAGE_CHILDREN),
             "file_mb": sum(Path(file["filename"]).stat().st_size for file in pairs.cache_files) / 1e6,
         },
     }
@@ -80,7 +80,7 @@ def time_batches(
         "milliseconds_to_collate_100_pairs": 1e5 * sum(collating) / sum(num_pairs),
         "median_milliseconds_a_batch": 1e3 * statistics.median(map(sum, zip(fetching, collating, strict=True))),
         "padding_share": 1 - num_tokens / num_places,
-        "peak_memory_mb": _peak_memory_mb(resource.RUSAGE_SELF),
+        "peak_memory_mb": peak_memory_mb(resource.RUSAGE_SELF),
     }
 
 
@@ -98,6 +98,6 @@ def _tokenise(data: DataArguments, sizes: ModelArguments) -> Any:
     )
 
 
-def _peak_memory_mb(whose: int) -> float:
+def peak_memory_mb(whose: int) -> float:
     """Largest resident memory so far, pages of mapped files included; of children, that of the largest."""
     return resource.getrusage(whose).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)

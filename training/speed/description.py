@@ -6,13 +6,7 @@ from typing import Any, TypedDict, cast
 
 from training.speed.arguments import TimingArguments
 from training.speed.forced_lengths import Sample
-from training.speed.timing import (
-    Measurements,
-    find_crossovers,
-    overhead_share,
-    summarise_latency,
-    summarise_throughput,
-)
+from training.speed.timing import Measurements, find_crossovers, overhead_share, summarise_latency, summarise_throughput
 from training.speed.workers import Worker
 
 BASELINE_SETTING = "transformers, beam 3"

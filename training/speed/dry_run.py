@@ -7,7 +7,6 @@ is the loop; the pairs alone are made up, with the lengths of newstest2014. Noth
 import json
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -27,6 +26,7 @@ from training.loop.run import check_launch
 from training.loop.schedules import settings_at
 from training.loop.trainer import TranslationTrainer
 from training.sections import DataArguments, OptimizationArguments
+from training.speed.data import peak_memory_mb
 from training.speed.operations import count_memory, operation_counter
 from training.speed.training_step import NUM_SPECIAL_IDS, usable_lengths
 
@@ -158,7 +158,7 @@ def _peak_memory_mb(accelerator: Accelerator) -> float:
     """Of this process: on a GPU what tensors took at most, on the CPU all that was resident."""
     if accelerator.device.type == "cuda":
         return torch.cuda.max_memory_allocated(accelerator.device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    return peak_memory_mb(resource.RUSAGE_SELF)
 
 
 def _extrapolate(arguments: OptimizationArguments, seconds: float) -> dict[str, Any]:

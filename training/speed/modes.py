@@ -25,13 +25,7 @@ from training.distillation.teacher import load_teacher
 from training.speed.arguments import TimingArguments
 from training.speed.conversions import convert, export
 from training.speed.description import describe_run, describe_systems
-from training.speed.forced_lengths import (
-    TokenCode,
-    make_lvnar,
-    make_marian,
-    make_random_shortlist,
-    sample_batches,
-)
+from training.speed.forced_lengths import TokenCode, make_lvnar, make_marian, make_random_shortlist, sample_batches
 from training.speed.specs import (
     SHORTLIST_ENGINE,
     VOCABULARY_MAP_ENGINE,

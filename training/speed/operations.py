@@ -138,11 +138,7 @@ def _loss(model: Any, batch: Batch, arguments: OptimizationArguments, settings: 
 
 
 def count_step(
-    model: Any,
-    arguments: OptimizationArguments,
-    settings: Mapping[str, float],
-    source_length: int,
-    target_length: int,
+    model: Any, arguments: OptimizationArguments, settings: Mapping[str, float], source_length: int, target_length: int
 ) -> dict[str, float]:
     """A training step: `operations` of one sentence, `forward_operations` of them, and `calls` of any batch.
 
@@ -159,19 +155,11 @@ def count_step(
         forward_operations = counter.get_total_flops()
         loss.backward()
     model.zero_grad(set_to_none=True)
-    return {
-        "operations": counter.get_total_flops(),
-        "forward_operations": forward_operations,
-        "calls": watch.num_calls,
-    }
+    return {"operations": counter.get_total_flops(), "forward_operations": forward_operations, "calls": watch.num_calls}
 
 
 def count_memory(
-    model: Any,
-    arguments: OptimizationArguments,
-    settings: Mapping[str, float],
-    source_length: int,
-    target_length: int,
+    model: Any, arguments: OptimizationArguments, settings: Mapping[str, float], source_length: int, target_length: int
 ) -> dict[str, int]:
     """What a step holds beside weights, gradients and moments: bytes a sentence, and those of any batch.
 

@@ -155,9 +155,8 @@ def search_seconds(
     rows, rounds = plan["sentences"] * num_beams, plan["longest_target"]
     scale = plan["mean_target"] / search["target_length"]
     operations = plan["sentences"] * search["encoder"] + rows * search["hypothesis"] * scale
-    cached = (
-        3 * 4 * search["layers"] * search["hidden_size"] * (plan["source_length"] + plan["mean_target"] / 2)
-    )  # bytes
+    length = plan["source_length"] + plan["mean_target"] / 2
+    cached = 3 * 4 * search["layers"] * search["hidden_size"] * length  # bytes
     reading = rounds * (2 * search["decoder_parameters"] + rows * cached) / (card.bandwidth * 1e9)
     seconds = computing(card, operations, rounds * search["calls_per_token"], slow_call)
     return Range(max(seconds.fast, reading), max(seconds.slow, reading))

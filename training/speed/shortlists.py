@@ -131,13 +131,7 @@ def measure(shortlist: Shortlist, batches: Sequence[DecoderStates], config: Any)
 
 
 def states_of(model: Any, tokenizer: Any, texts: Sequence[str]) -> Iterator[DecoderStates]:
-    limit = model.config.max_position_embeddings
+    options = {"padding": True, "truncation": True, "max_length": model.config.max_position_embeddings}
     for start in tqdm(range(0, len(texts), BATCH_SIZE), desc="decoder's states", unit="batch"):
-        encoded = tokenizer(
-            list(texts[start : start + BATCH_SIZE]),
-            padding=True,
-            truncation=True,
-            max_length=limit,
-            return_tensors="pt",
-        )
+        encoded = tokenizer(list(texts[start : start + BATCH_SIZE]), **options, return_tensors="pt")
         yield decoder_states(model, encoded["input_ids"], encoded["attention_mask"])

@@ -48,7 +48,7 @@ class SystemSpec:
     engine: str
     folder: str
     setting: int
-    max_target_length: int
+    max_target_length: int = 0
     end_ids: tuple[int, ...] = ()
     forbidden: tuple[tuple[int, ...], ...] = ()
     search: tuple[tuple[str, Any], ...] = ()
@@ -82,20 +82,14 @@ def lvnar_specs(
         folders |= {f"onnx {precision}": exported for precision in ONNX_FILES}
         folders |= {SHORTLIST_ENGINE: exported} if has_shortlist else {}
     return [
-        SystemSpec(
-            name=f"lvnar, {engine}, {steps} step{'s' * (steps != 1)}",
-            family="lvnar",
-            model="lvnar",
-            engine=engine,
-            folder=engine_folder,
-            setting=steps,
-            max_target_length=0,
-            device=device,
-            **common,
-        )
-        for engine, engine_folder in folders.items()
+        _own_spec(f"{engine}, {steps} step{'s' * (steps != 1)}", engine, place, steps, device=device, **common)
+        for engine, place in folders.items()
         for steps in REFINEMENT_STEPS
     ]
+
+
+def _own_spec(name: str, engine: str, folder: str, num_steps: int, **others: Any) -> SystemSpec:
+    return SystemSpec(f"lvnar, {name}", "lvnar", "lvnar", engine, folder, num_steps, **others)
 
 
 def search_specs(
@@ -110,9 +104,7 @@ def search_specs(
         exported: a folder with its graphs, and with the rescorer's in `RESCORER_FOLDER`; or where they will be.
         device: ONNX Runtime is for the CPU alone.
     """
-    searches: dict[str, dict[str, Any]] = {
-        "16 latents": {"num_latent_candidates": 16, "latent_noise_scale": 1.0},
-    }
+    searches: dict[str, dict[str, Any]] = {"16 latents": {"num_latent_candidates": 16, "latent_noise_scale": 1.0}}
     if is_ctc:
         searches["beam 20"] = {"beam_size": 20}
     if rescorer is not None:
@@ -126,18 +118,7 @@ def search_specs(
             beams |= {f"beam {n}, rescored": {"beam_size": n, "rescorer": place} for n in (2, 4, 8, 16)}
         ways.append(("onnx int8, 0 steps", ONNX_SEARCH_ENGINE, str(exported), 0, beams))
     return [
-        SystemSpec(
-            name=f"lvnar, {way}, {name}",
-            family="lvnar",
-            model="lvnar",
-            engine=engine,
-            folder=place,
-            setting=num_steps,
-            max_target_length=0,
-            search=tuple(search.items()),
-            device=device,
-            **common,
-        )
+        _own_spec(f"{way}, {name}", engine, place, num_steps, search=tuple(search.items()), device=device, **common)
         for way, engine, place, num_steps, of_way in ways
         for name, search in of_way.items()
     ]

@@ -15,13 +15,12 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 import lvnar_hf  # noqa: F401  (registers the model)
-from lvnar_hf.engines.base import LvnarEngine
 from lvnar_hf.engines.compiled import CAPTURE_CALLS, LvnarCompiledModel
 from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.loading import load_model, load_search
@@ -31,7 +30,7 @@ CALIBRATION_SENTENCES = 32  # at most, of a batch on which CTranslate2's two way
 CALIBRATION_CALLS = 5  # of one sentence, in each way
 
 
-class System(Protocol):
+class System:
     """Translates token ids.
 
     Attributes:
@@ -39,19 +38,20 @@ class System(Protocol):
         description: what it has chosen by itself, for the record.
     """
 
-    num_refinements: int
-    description: dict[str, Any]
+    num_refinements = 0
+
+    def __init__(self) -> None:
+        self.description: dict[str, Any] = {}
 
     def prepare(self, batches: list[list[list[int]]]) -> None:
         """What a user would set up once for batches of this size, and what is to be known of them; it is not timed."""
-        ...
 
     def translate(self, batch: list[list[int]]) -> list[list[int]]:
         """Sources with `</s>`, sorted by length, to translations with `</s>`, without padding.
 
         An autoregressive translation that was cut has no `</s>`.
         """
-        ...
+        raise NotImplementedError
 
 
 def _pad(batch: list[list[int]], padding: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,57 +67,38 @@ def _load(spec: SystemSpec) -> PreTrainedModel:
     return load_model(spec.folder, dtype=getattr(torch, spec.dtype)).eval().to(spec.device)
 
 
-class EagerLvnar:
-    """This package's `generate`; with a search, the steps of the candidate that takes most are counted."""
+class LvnarSystem(System):
+    """This package's `generate`."""
 
-    def __init__(self, spec: SystemSpec):
-        self.model = _load(spec)
-        self.options: dict[str, Any] = {"num_refinement_steps": spec.setting}
-        self.options |= load_search(dict(spec.search), spec.device)
+    def __init__(self, spec: SystemSpec, model: Any, **options: Any):
+        super().__init__()
+        self.model, self.options = model, {"num_refinement_steps": spec.setting, **options}
         if spec.remove_repetitions is not None:
             self.options["remove_repetitions"] = spec.remove_repetitions
-        self.num_refinements = 0
-        self.description: dict[str, Any] = {}
-        if not spec.search:
-            self.model.posterior.register_forward_hook(self._count)
-
-    def _count(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
-        self.num_refinements += len(inputs[0])
-
-    def prepare(self, batches: list[list[list[int]]]) -> None:
-        pass
-
-    def translate(self, batch: list[list[int]]) -> list[list[int]]:
-        padding = self.model.config.pad_token_id
-        input_ids, attention_mask = _pad(batch, padding, self.model.device)
-        rows = self.model.generate(input_ids, attention_mask=attention_mask, **self.options).tolist()
-        return [[token for token in row if token != padding] for row in rows]
-
-
-class LvnarEngineSystem:
-    """This package's `generate` in one of its engines."""
-
-    def __init__(self, spec: SystemSpec, model: LvnarEngine):
-        self.model: Any = model
-        self.options: dict[str, Any] = {"num_refinement_steps": spec.setting, "return_dict_in_generate": True}
-        if spec.remove_repetitions is not None:
-            self.options["remove_repetitions"] = spec.remove_repetitions
-        self.num_refinements = 0
-        self.description: dict[str, Any] = {}
-
-    def prepare(self, batches: list[list[list[int]]]) -> None:
-        pass
 
     def translate(self, batch: list[list[int]]) -> list[list[int]]:
         padding = self.model.config.pad_token_id
         input_ids, attention_mask = _pad(batch, padding, self.model.device)
         output = self.model.generate(input_ids, attention_mask=attention_mask, **self.options)
-        self.num_refinements += int(output.num_steps_taken.sum())
-        self._count(output)
-        return [[token for token in row if token != padding] for row in output.sequences.tolist()]
+        sequences = output if isinstance(output, torch.Tensor) else self._count(output)
+        return [[token for token in row if token != padding] for row in sequences.tolist()]
 
-    def _count(self, output: Any) -> None:
-        """Note what else there is in the result."""
+    def _count(self, output: Any) -> torch.Tensor:
+        """The translations; what else there is in the result is noted."""
+        self.num_refinements += int(output.num_steps_taken.sum())
+        return output.sequences
+
+
+class EagerLvnar(LvnarSystem):
+    """By PyTorch; with a search, the steps of the candidate that takes most are counted."""
+
+    def __init__(self, spec: SystemSpec):
+        super().__init__(spec, _load(spec), **load_search(dict(spec.search), spec.device))
+        if not spec.search:
+            self.model.posterior.register_forward_hook(self._count_rows)
+
+    def _count_rows(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
+        self.num_refinements += len(inputs[0])
 
 
 @functools.cache
@@ -127,12 +108,12 @@ def _compiled_model(folder: str, dtype: str, device: str) -> tuple[LvnarCompiled
     return model, model.warm_up()
 
 
-class CompiledLvnar(LvnarEngineSystem):
+class CompiledLvnar(LvnarSystem):
     """Compiled by torch."""
 
     def __init__(self, spec: SystemSpec):
         model, seconds = _compiled_model(spec.folder, spec.dtype, spec.device)
-        super().__init__(spec, model)
+        super().__init__(spec, model, return_dict_in_generate=True)
         self.description["compilation_s"] = seconds
 
     def prepare(self, batches: list[list[list[int]]]) -> None:
@@ -141,14 +122,15 @@ class CompiledLvnar(LvnarEngineSystem):
                 self.translate(batch)
 
 
-class OnnxLvnar(LvnarEngineSystem):
+class OnnxLvnar(LvnarSystem):
     """In ONNX Runtime, float32 or int8, with a shortlist or without, or with a search."""
 
     def __init__(self, spec: SystemSpec):
         _, precision, *rest = spec.engine.split()
         options = {"shortlist": "shortlist" in rest, "search": bool(spec.search)}
-        super().__init__(spec, LvnarOnnxModel.from_pretrained(spec.folder, precision, spec.num_threads, **options))
-        self.options |= load_search(dict(spec.search), precision=precision, num_threads=spec.num_threads)
+        model = LvnarOnnxModel.from_pretrained(spec.folder, precision, spec.num_threads, **options)
+        search = load_search(dict(spec.search), precision=precision, num_threads=spec.num_threads)
+        super().__init__(spec, model, return_dict_in_generate=True, **search)
         self.num_positions = torch.zeros(2, dtype=torch.int64)
 
     def prepare(self, batches: list[list[list[int]]]) -> None:
@@ -169,11 +151,12 @@ class OnnxLvnar(LvnarEngineSystem):
             "highest": max(numbers),
         }
 
-    def _count(self, output: Any) -> None:
+    def _count(self, output: Any) -> torch.Tensor:
         if self.model.shortlist is not None:
             self.num_positions += output.num_positions
             num_all, num_whole = self.num_positions.tolist()
             self.description["whole_vocabulary_share"] = num_whole / num_all
+        return super()._count(output)
 
 
 def _up_to_end(row: list[int], ends: Sequence[int]) -> list[int]:
@@ -181,14 +164,12 @@ def _up_to_end(row: list[int], ends: Sequence[int]) -> list[int]:
     return row[: next((index + 1 for index, token in enumerate(row) if token in ends), len(row))]
 
 
-class TransformersMarian:
+class TransformersMarian(System):
     """transformers' `generate`, with the key-value cache."""
 
-    num_refinements = 0
-
     def __init__(self, spec: SystemSpec):
+        super().__init__()
         self.model, self.ends = _load(spec), spec.end_ids
-        self.description: dict[str, Any] = {}
         self.model.generation_config.update(
             num_beams=spec.setting,
             early_stopping=spec.setting > 1,
@@ -199,16 +180,13 @@ class TransformersMarian:
             use_cache=True,
         )
 
-    def prepare(self, batches: list[list[list[int]]]) -> None:
-        pass
-
     def translate(self, batch: list[list[int]]) -> list[list[int]]:
         input_ids, attention_mask = _pad(batch, self.model.config.pad_token_id, self.model.device)
         rows = self.model.generate(input_ids, attention_mask=attention_mask).tolist()
         return [_up_to_end(row[1:], self.ends) for row in rows]
 
 
-class CTranslate2Marian:
+class CTranslate2Marian(System):
     """CTranslate2, float32 or int8, with a vocabulary map or without.
 
     A batch has all threads (`intra_threads`), or one on the whole of it if it is one sentence, and on each of as many
@@ -216,15 +194,14 @@ class CTranslate2Marian:
     Only the translator in use is held, but for that trial.
     """
 
-    num_refinements = 0
-
     def __init__(self, spec: SystemSpec):
+        super().__init__()
         self.spec = spec
         _, self.compute_type, *rest = spec.engine.split()
         self.has_vocabulary_map = bool(rest)
         self.device = torch.device(spec.device)
         self.fastest: dict[int, tuple[int, int]] = {}  # by batch size, up to CALIBRATION_SENTENCES
-        self.description: dict[str, Any] = {"inter_and_intra_threads": {}}
+        self.description["inter_and_intra_threads"] = {}
         self.way = (0, 0)  # workers and threads of each, of the translator that is held
         self.translator: Any = None
         self._hold((1, spec.num_threads))
