@@ -314,7 +314,7 @@ class LvnarForConditionalGeneration(LvnarPreTrainedModel, LvnarGenerationMixin, 
             own_output_share: in training, the share of the sentences whose posterior is shown the model's own first
                 translation instead of the target (`mix_own_translations`).
             prior_share: in training, the share of the sentences whose latents are drawn from the prior instead of the
-                posterior, as at step 0 of inference; their bound has no KL.
+                posterior; their bound has no KL.
             unused: what others pass to every model (PEFT: `inputs_embeds`, `decoder_input_ids`): None or False.
 
         Raises:

@@ -69,21 +69,42 @@ def read_recipe(path: str | Path, sections: dict[str, type]) -> dict[str, dict[s
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no recipe {path}; those that ship are in training/configs.")
+    return check_sections(read_yaml(path), sections, str(path))
+
+
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not YAML.
+    """
     try:
-        recipe = yaml.safe_load(Path(path).read_text("utf-8"))
+        return yaml.safe_load(Path(path).read_text("utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def check_sections(recipe: Any, sections: dict[str, type], where: str) -> dict[str, dict[str, Any]]:
+    """A mapping of sections to keys and values, each key and type checked.
+
+    Args:
+        where: begins the error messages.
+
+    Raises:
+        ValueError: see `parse_recipe`.
+    """
     if not isinstance(recipe, dict) or not all(isinstance(section, dict) for section in recipe.values()):
-        raise ValueError(f"{path} must hold sections of keys and values: {', '.join(sections)}.")
+        raise ValueError(f"{where} must hold sections of keys and values: {', '.join(sections)}.")
     if unknown := sorted(map(str, set(recipe) - set(sections))):
-        raise ValueError(f"{path}: unknown sections {unknown}; known are {list(sections)}.")
+        raise ValueError(f"{where}: unknown sections {unknown}; known are {list(sections)}.")
     checked = {}
     for name, section in recipe.items():
         types = get_type_hints(sections[name])
         if unknown := sorted(map(str, set(section) - set(types))):
-            raise ValueError(f"{path}, section {name}: unknown keys {unknown}; known are {sorted(types)}.")
+            raise ValueError(f"{where}, section {name}: unknown keys {unknown}; known are {sorted(types)}.")
         checked[name] = {
-            key: _check_type(value, types[key], f"{path}, section {name}: {key}") for key, value in section.items()
+            key: _check_type(value, types[key], f"{where}, section {name}: {key}") for key, value in section.items()
         }
     return checked
 

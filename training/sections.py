@@ -298,7 +298,9 @@ class OptimizationArguments:
         default=0.0, metadata={"help": "share of the loss of bigrams in the likelihood's place (alignment ctc; NMLA)"}
     )
     own_output_share: float = field(default=0.0, metadata={"help": "share of posteriors that see the model's output"})
-    prior_share: float = field(default=0.0, metadata={"help": "share of latents that are drawn from the prior"})
+    prior_share: float = field(
+        default=0.0, metadata={"help": "share of sentences whose latents are drawn from the prior"}
+    )
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
     torch_compile: bool = field(default=False, metadata={"help": "compile the model, for inputs of any length"})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "recompute layers to save memory"})

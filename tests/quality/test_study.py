@@ -10,12 +10,12 @@ from forks import run_forked
 
 from lvnar_hf import LvnarForConditionalGeneration
 from training import study
-from training.quality.variants import make_initial
+from training.quality.variants import make_initial, score_steps
 from training.reports.training_tables import study_table
 
 VARIANTS = {
     "plain": {},
-    "wider latents": {"model": {"latent_dim": 16}, "redrawn": ["gaussian_head"]},
+    "wider latents": {"model": {"latent_dim": 16}, "initial": {"redrawn": ["gaussian_head"]}},
     "glancing": {"training": {"initial_glancing_ratio": 0.5, "final_glancing_ratio": 0.5}},
 }
 
@@ -46,25 +46,79 @@ def test_variants_are_trained_and_scored_and_a_study_goes_on(flags, tmp_path, mo
 
     monkeypatch.setattr(subprocess, "run", run)
     first = study.main([*flags, "--only", "plain"])
-    assert [run["name"] for run in first["runs"]] == ["plain"] and first["num_sentences"] == 20
+    assert [run["name"] for run in first["runs"]] == ["plain"] and first["initial"]["num_sentences"] == 20
     file = tmp_path / "study" / "study.json"
-    log = (tmp_path / "study" / "00-seed-1" / "log.jsonl").stat().st_mtime_ns
+    log = (tmp_path / "study" / "plain-seed-1" / "log.jsonl").stat().st_mtime_ns
     result = study.main([*flags, "--only", "plain", "glancing"])
     assert json.loads(file.read_text("utf-8")) == result
-    assert (tmp_path / "study" / "00-seed-1" / "log.jsonl").stat().st_mtime_ns == log  # not trained again
+    assert (tmp_path / "study" / "plain-seed-1" / "log.jsonl").stat().st_mtime_ns == log  # not trained again
     assert result["runs"][0] == first["runs"][0]
     plain, glancing = result["runs"]
     assert (glancing["name"], glancing["seed"]) == ("glancing", 1) and glancing["valid"]["step"] > 0
     assert len(plain["bleu"]) == len(plain["length_ratio"]) == 3 and 0 < plain["p_value"] <= 1
     assert plain["valid"]["elbo"] != glancing["valid"]["elbo"]
-    settings = json.loads((tmp_path / "study" / "02-seed-1" / "run.json").read_text("utf-8"))
+    settings = json.loads((tmp_path / "study" / "glancing-seed-1" / "run.json").read_text("utf-8"))
     assert (settings["final_glancing_ratio"], settings["seed"]) == (0.5, 1)
     table = study_table(tmp_path / "study")
-    assert table.count("| plain |") == table.count("| glancing |") == 1 and "20 validation sentences" in table
-    with pytest.raises(ValueError, match="has no variant rnn; it has plain, wider latents, glancing"):
-        study.main([*flags, "--only", "rnn"])
+    assert (
+        table.count("| plain |") == table.count("| glancing |") == 1
+        and "20 validation sentences" in table
+        and "| 2 steps |" in table
+    )
+    last = tmp_path / "study" / "glancing-seed-1" / "checkpoints" / f"step-{glancing['valid']['step']:07d}"
+    texts = ((tmp_path / f"valid.{side}").read_text("utf-8").splitlines() for side in ("en", "de"))
+    assert score_steps(last, *texts, 2)["bleu"] == glancing["bleu"]
     with pytest.raises(ValueError, match="is a study with another max_steps"):
         study.main([*flags, "--max_steps", "3"])
+    (tmp_path / "variants.yaml").write_text("plain: {training: {label_smoothing: 0.2}}", "utf-8")
+    with pytest.raises(ValueError, match="another variant of the name plain"):
+        study.main(flags)
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        ("- plain", "must hold variants"),
+        ("", "must hold variants"),
+        ("1.5: {}", "must hold variants"),
+        ("a: [", "is not YAML"),
+        ("a: {trainng: {seed: 2}}", "variant a: unknown sections .'trainng'"),
+        ("a: {training: {learning_rat: 2}}", "variant a, section training: unknown keys .'learning_rat'"),
+        ("a: {model: {latnet_dim: 2}}", "variant a, section model: unknown keys .'latnet_dim'"),
+        ("a: {training: {seed: 2, max_minutes: 1.0}}", "variant a: max_minutes, seed is what a study sets itself"),
+        ("a: {training: {prior_share: 1.5}}", "prior_share is 1.5"),
+        ("a: {initial: {redrawn: gaussian_head}}", "redrawn is 'gaussian_head'; it must be a list"),
+        ("a: {initial: {redrawn: [rnn]}}", "no weight whose name has rnn"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_trained(flags, tmp_path, monkeypatch, variants, message):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("something was trained"))
+    (tmp_path / "variants.yaml").write_text(variants, "utf-8")
+    with pytest.raises(ValueError, match=message):
+        study.main(flags)
+    assert not (tmp_path / "study").exists()
+
+
+def test_other_mistakes(flags, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="has no variant rnn; it has plain, wider latents, glancing"):
+        study.main([*flags, "--only", "rnn"])
+    with pytest.raises(SystemExit, match="max_steps is 0"):
+        study.main([*flags, "--max_steps", "0"])
+    with pytest.raises(ValueError, match="max_minutes is 0"):
+        study.main([*flags, "--minutes", "0"])
+
+    def fail(command: list, check: bool) -> None:
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(SystemExit, match="the training of 'plain', seed 1, failed"):
+        study.main(flags)
+
+
+def test_equal_translations_are_no_gain_and_blank_lines_are_left_out(tiny_ctc_repository):
+    scores = score_steps(tiny_ctc_repository, ["Hello.", " ", "Yes."], ["Hallo.", "b", ""], 1)
+    assert scores["num_sentences"] == 1
+    assert scores["p_value"] == 1.0 or scores["bleu"][0] != scores["bleu"][1]
 
 
 def test_a_variant_keeps_the_weights_that_it_can(tiny_ctc_repository):

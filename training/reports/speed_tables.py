@@ -78,7 +78,7 @@ def render_crossovers(result: dict[str, Any]) -> str:
     for other in others:
         sizes = [row[other] for row in crossovers.values()]
         rows.append([other, *(f"not up to {largest}" if size is None else str(size) for size in sizes)])
-    return table(["at least as fast from batch size", *(f"than {own}" for own in crossovers)], rows)
+    return table(["first at least as fast at batch size", *(f"than {own}" for own in crossovers)], rows)
 
 
 def render_spread(result: dict[str, Any]) -> str:

@@ -130,21 +130,21 @@ def study_table(results: Path) -> str:
     study = read_result(results, "study")
 
     def scores(of_one: dict[str, Any]) -> list[str]:
-        first, second, *_, last = of_one["bleu"]
+        first, second = of_one["bleu"][:2]
         p_value = f"p = {of_one['p_value']:.3f}" if of_one["p_value"] < 0.05 else "chance"
         gain = f"{second - first:+.2f} ({p_value})"
-        return [f"{first:.2f}", f"{second:.2f}", f"{last:.2f}", gain, f"{of_one['length_ratio'][1]:.3f}"]
+        return [*(f"{bleu:.2f}" for bleu in of_one["bleu"]), gain, f"{of_one['length_ratio'][1]:.3f}"]
 
     rows = [["the weights that all begin with", "", "", "", *scores(study["initial"])]]
     for run in study["runs"]:
         valid = run["valid"]
         rows.append([run["name"], run["seed"], valid["step"], f"{valid['kl_per_source_position']:.2f}", *scores(run)])
-    last_step = len(study["initial"]["bleu"]) - 1
-    columns = ("variant", "seed", "training steps", "KL", "BLEU, 0 steps", "1 step", name_steps(last_step))
+    columns = ["variant", "seed", "training steps", "KL", *map(name_steps, range(study["max_steps"] + 1))]
+    machines = sorted({f"{run['machine']['threads']} of {run['machine']['processor']}" for run in study["runs"]})
     return table((*columns, "the first step gains", "length ratio, 1 step"), rows) + (
-        f"\n\n{study['num_sentences']:,} validation sentences; {study['minutes']:g} minutes each; KL: nats a source "
-        "position. p: paired approximate randomisation. One thread of "
-        f"{study['machine']['processor']}."
+        f"\n\nBLEU of {study['initial']['num_sentences']:,} validation sentences after each step; {study['minutes']:g} "
+        "minutes each; KL: nats a source position. p: paired approximate randomisation. Threads: "
+        f"{', '.join(machines)}."
     )
 
 
