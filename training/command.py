@@ -13,12 +13,15 @@ from lvnar_hf.commands.errors import explain
 # What to do after Ctrl-C, where it is not the same command again.
 GO_ON = dict.fromkeys(["train.py", "teacher.py"], "give the same command with --resume")
 
+# What reads recipes, and what is written as they are: its ValueErrors are mistakes in a file.
+_READ_RECIPES = ("recipe.py", "sections.py", "study.py", "quality/variants.py")
+
 
 def _explain(error: BaseException, script: str) -> str | None:
     if line := explain(error, script, *([GO_ON[script]] if script in GO_ON else [])):
         return line
     *_, last = [None, *tracebacks.extract_tb(error.__traceback__)]
-    of_recipes = (Path(__file__).with_name(name) for name in ("recipe.py", "sections.py"))
+    of_recipes = (Path(__file__).parent / name for name in _READ_RECIPES)
     is_of_recipe = last is not None and Path(last.filename) in of_recipes
     is_enough = isinstance(error, OSError) or (isinstance(error, ValueError) and is_of_recipe)
     return f"{script}: {error}" if is_enough else None
