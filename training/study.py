@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     from lvnar_hf.jobs.environment import describe_machine, describe_versions
     from training.data.corpora import load_pairs
+    from training.quality.refinement import load_lvnar
     from training.quality.variants import (
         folder_name,
         make_initial,
@@ -76,12 +77,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         raise ValueError(f"{file} is a study with another {', '.join(other)}; give the same, or another output_folder.")
     done = {(run["name"], run["seed"]): run["variant"] for run in study.get("runs", [])}
     missing: dict[tuple[str, int], dict[str, Any]] = {}
+    known, _ = load_lvnar(arguments.initial_model)
     for seed in arguments.seeds:
         for name in arguments.only or variants:
             if (name, seed) not in done:
                 run_folder = file.with_name(folder_name(name, seed))
                 missing[name, seed] = settings_of(recipe, variants[name], arguments.minutes, seed, run_folder)
-                make_initial(arguments.initial_model, variants[name], seed)  # if it cannot be made, nothing is trained
+                make_initial(known, variants[name], seed)  # if it cannot be made, nothing is trained
             elif done[name, seed] != variants[name]:
                 raise ValueError(f"{file} has another variant of the name {name}; give this one another name.")
     texts = load_pairs(data, "valid").columns()
@@ -89,9 +91,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         initial = score_steps(arguments.initial_model, *texts, arguments.max_steps)
         study = {**shared, "initial": initial, "runs": []}
     for (name, seed), settings in missing.items():
-        initial_model = make_initial(arguments.initial_model, variants[name], seed)
         try:
-            valid = train_variant(recipe, settings, initial_model)
+            valid = train_variant(recipe, settings, make_initial(known, variants[name], seed))
         except subprocess.CalledProcessError as error:
             raise SystemExit(f"study.py: the training of {name!r}, seed {seed}, failed; it says why above.") from error
         last = Path(settings["output_folder"], "checkpoints", f"step-{valid['step']:07d}")

@@ -10,6 +10,8 @@ from forks import run_forked
 
 from lvnar_hf import LvnarForConditionalGeneration
 from training import study
+from training.quality import variants
+from training.quality.decoding import Refinement
 from training.quality.variants import make_initial, score_steps
 from training.reports.training_tables import study_table
 
@@ -115,17 +117,25 @@ def test_other_mistakes(flags, tmp_path, monkeypatch):
         study.main(flags)
 
 
-def test_equal_translations_are_no_gain_and_blank_lines_are_left_out(tiny_ctc_repository):
-    scores = score_steps(tiny_ctc_repository, ["Hello.", " ", "Yes."], ["Hallo.", "b", ""], 1)
-    assert scores["num_sentences"] == 1
-    assert scores["p_value"] == 1.0 or scores["bleu"][0] != scores["bleu"][1]
+@pytest.mark.parametrize(("second", "p_values"), [("Guten Tag, Tom.", (1.0, 1.0)), ("Guten Tag, Maria.", (0.0, 0.9))])
+def test_equal_translations_are_no_gain_and_blank_lines_are_left_out(
+    tiny_ctc_repository, monkeypatch, second, p_values
+):
+    def refine(model, tokenizer, texts, max_steps):
+        return [Refinement([3], [[3], [4]], ["Guten Tag, Tom.", second], False) for _ in texts]
+
+    monkeypatch.setattr(variants, "refine_texts", refine)
+    sources, targets = ["Hello.", " ", "Yes.", *["Hi, Mary."] * 20], ["a", "b", "", *["Guten Tag, Maria."] * 20]
+    scores = score_steps(tiny_ctc_repository, sources, targets, 1)
+    assert scores["num_sentences"] == 21 and len(scores["bleu"]) == 2
+    assert p_values[0] <= scores["p_value"] <= p_values[1]
 
 
 def test_a_variant_keeps_the_weights_that_it_can(tiny_ctc_repository):
-    known = LvnarForConditionalGeneration.from_pretrained(tiny_ctc_repository).state_dict()
-    same = make_initial(str(tiny_ctc_repository), VARIANTS["plain"], seed=1).state_dict()
+    initial = LvnarForConditionalGeneration.from_pretrained(tiny_ctc_repository)
+    known, same = initial.state_dict(), make_initial(initial, VARIANTS["plain"], seed=1).state_dict()
     assert all(torch.equal(weight, same[name]) for name, weight in known.items())
-    made, again, other = (make_initial(str(tiny_ctc_repository), VARIANTS["wider latents"], seed) for seed in (1, 1, 2))
+    made, again, other = (make_initial(initial, VARIANTS["wider latents"], seed) for seed in (1, 1, 2))
     assert made.config.latent_dim == 16 and made.decoder.latent_proj.in_features == 16
     drawn = {name for name, weight in made.state_dict().items() if not torch.equal(weight, other.state_dict()[name])}
     assert drawn == {"prior.gaussian_head.weight", "posterior.gaussian_head.weight", "decoder.latent_proj.weight"}

@@ -80,17 +80,16 @@ def folder_name(name: str, seed: int) -> str:
     return f"{re.sub(r'[^a-zA-Z0-9.]+', '-', name).strip('-')}-seed-{seed}"
 
 
-def make_initial(model: str, variant: Sections, seed: int) -> LvnarForConditionalGeneration:
+def make_initial(known: LvnarForConditionalGeneration, variant: Sections, seed: int) -> LvnarForConditionalGeneration:
     """A model with the variant's keys and another's weights; what the variant redraws, or reshapes, is random.
 
     Args:
-        model: folder of the other, or its Hub id.
+        known: the other.
         seed: of what is random.
 
     Raises:
         ValueError: it has no weight of a name that is to be redrawn; or what `LvnarConfig` refuses.
     """
-    known, _ = load_lvnar(model)
     set_seed(seed)
     made = LvnarForConditionalGeneration(LvnarConfig.from_dict(known.config.to_dict() | dict(variant.get("model", {}))))
     shapes = {name: weight.shape for name, weight in made.state_dict().items()}

@@ -125,9 +125,9 @@ def training_speed_up_table(results: Path) -> str:
     )
 
 
-def study_table(results: Path) -> str:
+def study_table(results: Path, name: str = "study") -> str:
     """What variants of training came to from the same weights in the same time."""
-    study = read_result(results, "study")
+    study = read_result(results, name)
 
     def scores(of_one: dict[str, Any]) -> list[str]:
         first, second = of_one["bleu"][:2]
@@ -155,6 +155,7 @@ TRAINING_TABLES: dict[str, Callable[[Path], str]] = {
     "finetuning": partial(further_training_table, run="finetuning"),
     **{f"training_{run}": partial(further_training_table, run=run) for run in RUNS},
     "study": study_table,
+    "study_shipped": partial(study_table, name="study_shipped"),
     "training_ctc": training_ctc_table,
     "training_raw": training_raw_table,
     "initial_weights": initial_weights_table,
