@@ -116,10 +116,11 @@ class OnnxRescorer:
         parts: list[list[int]] = [[]]
         number, longest = 0, 0  # of the part's candidates, and its longest
         for row, candidates in enumerate(of):
-            number, longest = number + len(candidates), max(longest, 0, *map(len, candidates))
+            own_longest = max(map(len, candidates), default=0)
+            number, longest = number + len(candidates), max(longest, own_longest)
             if parts[-1] and number * longest > MAX_PART_POSITIONS:
                 parts.append([])
-                number, longest = len(candidates), max(0, 0, *map(len, candidates))
+                number, longest = len(candidates), own_longest
             parts[-1].append(row)
         return parts
 
