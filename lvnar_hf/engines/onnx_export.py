@@ -206,7 +206,9 @@ def encoded_source(
 
 
 @torch.no_grad()
-def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dict[str, Path]:
+def export_onnx(
+    model: LvnarForConditionalGeneration, folder: str | Path, make_pieces: "Callable[[], SourcePieces] | None" = None
+) -> dict[str, Path]:
     """Write `onnx/model.onnx`, float32, and `onnx/model_int8.onnx`, its weights and activations in 8 bits.
 
     In the second, the products with weights are dynamically quantised, a scale for each column of a weight; embeddings
@@ -215,6 +217,7 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
     Args:
         model: in any precision.
         folder: of the model repository.
+        make_pieces: gives the `source_pieces` of the model, for who exports its other graphs too.
 
     Returns:
         The files, by precision; they get their names when both are whole.
@@ -223,10 +226,11 @@ def export_onnx(model: LvnarForConditionalGeneration, folder: str | Path) -> dic
         OSError: the disk is full; what was there before stays.
         ImportError: onnx, onnxscript or onnxruntime is missing; says how to install them.
     """
-    config = model.config
+    sizes = (model.config.pad_token_id, model.config.decoder_vocab_size)
 
     def graph() -> "ModelProto":
-        return assemble(*_export_pieces(model), config.pad_token_id, config.decoder_vocab_size)
+        pieces = source_pieces(model) if make_pieces is None else make_pieces()
+        return assemble(pieces.source, pieces.posterior, _translation(pieces), *sizes)
 
     return write_graphs(graph, folder, FILES, weights_fingerprint(model.state_dict()))
 
@@ -357,13 +361,12 @@ def source_pieces(model: LvnarForConditionalGeneration) -> SourcePieces:
     return SourcePieces(model, source_piece, posterior_piece, source.prior_means, states, of_decoder, names, of_source)
 
 
-def _export_pieces(model: LvnarForConditionalGeneration) -> "tuple[ModelProto, ModelProto, ModelProto]":
-    """The pieces of the graph that translates."""
-    pieces = source_pieces(model)
-    max_length = torch.tensor(model.config.max_position_embeddings)
+def _translation(pieces: SourcePieces) -> "ModelProto":
+    """The piece that decodes, of the graph that translates."""
+    max_length = torch.tensor(pieces.model.config.max_position_embeddings)
     candidates, min_confidence = torch.full((2, 3), 3), torch.tensor(0.0)
     num_candidates = torch.export.Dim("num_candidates", max=2**20)
-    translation_piece = export_piece(
+    return export_piece(
         _Translation(pieces.model),
         (pieces.latents, *pieces.states, pieces.of_decoder, max_length, candidates, min_confidence),
         (
@@ -374,4 +377,3 @@ def _export_pieces(model: LvnarForConditionalGeneration) -> "tuple[ModelProto, M
         ["latents", *SOURCE_NAMES, *pieces.names, "max_length", "candidates", "min_confidence"],
         ["new_targets", "pass_positions"],
     )
-    return pieces.source, pieces.posterior, translation_piece

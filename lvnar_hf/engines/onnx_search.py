@@ -25,6 +25,7 @@ from lvnar_hf.ctc_lvnar import num_ctc_cells
 from lvnar_hf.engines.onnx_export import (
     SOURCE_NAMES,
     Piece,
+    SourcePieces,
     attend,
     decoder_states,
     encoded_source,
@@ -39,6 +40,8 @@ from lvnar_hf.modeling_lvnar import LvnarForConditionalGeneration
 from lvnar_hf.search_lvnar import cell_choices
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from onnx import ModelProto
 
 RESCORER_TYPES = ("marian",)
@@ -143,7 +146,9 @@ class _Scores(nn.Module):
 
 
 @torch.no_grad()
-def export_cells(model: LvnarForConditionalGeneration, folder: str | Path) -> dict[str, Path]:
+def export_cells(
+    model: LvnarForConditionalGeneration, folder: str | Path, make_pieces: "Callable[[], SourcePieces] | None" = None
+) -> dict[str, Path]:
     """Write `onnx/cells.onnx`, float32, and `onnx/cells_int8.onnx`; arguments, result and errors as of `export_onnx`.
 
     Raises:
@@ -153,7 +158,7 @@ def export_cells(model: LvnarForConditionalGeneration, folder: str | Path) -> di
         raise ValueError("A beam search is for alignment 'ctc': this model predicts its lengths.")
 
     def graph() -> "ModelProto":
-        pieces = source_pieces(model)
+        pieces = source_pieces(model) if make_pieces is None else make_pieces()
         cells = export_piece(
             _Cells(pieces.model),
             (pieces.latents, *pieces.states, pieces.of_decoder),

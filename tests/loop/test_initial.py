@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import TINY_SIZES, make_model, tiny_config
+from conftest import TINY_SIZES, make_batch, make_model, tiny_config
 from transformers import MarianMTModel
 
 from training import teacher as teacher_command
@@ -48,13 +48,31 @@ def test_layers_of_another_size_or_kind_are_refused(student, tmp_path):
     for name, other in (
         ("wider", make_model(tiny_config(intermediate_size=64))),
         ("ctc", make_model(tiny_config(alignment="ctc"))),
-        ("deeper", make_model(tiny_config(num_prior_layers=3))),
+        ("without", make_model(tiny_config(num_posterior_decoder_layers=1, latent_dim=3))),
         ("marian", make_teacher()),
     ):
         before = {name: weight.clone() for name, weight in student.state_dict().items()}
         with pytest.raises(ValueError, match=r"other layers than the recipe asks for: \w+.*, and \d+ more weights"):
             copy_layers(student, save(other, tmp_path / name))
         assert all(torch.equal(weight, before[name]) for name, weight in student.state_dict().items())
+
+
+def test_a_deeper_model_begins_as_the_other_and_a_shallower_with_its_first_layers(tmp_path):
+    """With its embeddings too, it is the other; the other way round, what was added is left out."""
+    sizes = {"num_prior_layers": 2, "num_decoder_layers": 1, "num_posterior_decoder_layers": 1}
+    shallow = make_model(tiny_config(alignment="ctc", **sizes), seed=1)
+    sizes = {"num_prior_layers": 4, "num_decoder_layers": 3, "num_posterior_decoder_layers": 2}
+    deep = make_model(tiny_config(alignment="ctc", **sizes), seed=2)
+    folder = save(shallow, tmp_path / "shallow")
+    copy_embeddings(deep, folder, copy_layers(deep, folder))
+    batch = make_batch(shallow.config, [(5, 4), (9, 7)])
+    with torch.no_grad():
+        logits, expected = (one(**batch, generator=torch.manual_seed(1)).logits for one in (deep, shallow))
+    assert torch.allclose(logits, expected, atol=1e-5)
+    deep.prior.encoder.layers[3].feed_forward[3].bias.data += 1
+    deep.prior.encoder.layers[1].feed_forward[3].bias.data += 1
+    known = copy_layers(shallow, save(deep, tmp_path / "deep")).state_dict()
+    assert all(torch.allclose(weight, known[name], atol=1e-6) for name, weight in shallow.state_dict().items())
 
 
 def test_a_teacher_takes_the_layers_of_another(tmp_path):
