@@ -126,11 +126,11 @@ class _Sentence:
         return "".join(texts.get(character, character) for character in translation)
 
     def _part_from_words(self, translation: str, spans: Sequence[str]) -> Iterator[str]:
-        """The spans, with a space where a word of the translation touches one that touched none in the source."""
+        """The spans, with a space where a word or span of the translation touches one that touched none before."""
         places = (index for index, character in enumerate(self.core) if character in MASKS)
         for place, placeholder, span in zip(places, PLACEHOLDERS, spans, strict=False):
             found = translation.find(placeholder)
-            sides = zip(_words_beside(self.core, place), _words_beside(translation, found), strict=True)
+            sides = zip(_touches(self.core, place), _touches(translation, found), strict=True)
             before, after = (" " if touches_now and not touched else "" for touched, touches_now in sides)
             yield f"{before}{span}{after}"
 
@@ -411,11 +411,14 @@ def _split_cells(line: str) -> list[str]:
     return (_BAR_OF_ROW if is_row else _BAR).split(line)
 
 
-def _words_beside(text: str, place: int) -> tuple[bool, bool]:
-    """Whether a word, of a script that puts spaces between words, touches a character on its left and right."""
-    sides = text[max(place - 1, 0) : place], text[place + 1 : place + 2]
-    left, right = (side.isalnum() and not is_unspaced(side) for side in sides)
-    return left, right
+def _touches(text: str, place: int) -> tuple[bool, bool]:
+    """Whether a word, of a script that puts spaces between words, touches a character on its left and right.
+
+    On its left, a span counts as a word: so between two of them it counts once.
+    """
+    left, right = text[max(place - 1, 0) : place], text[place + 1 : place + 2]
+    is_word, is_word_after = (side.isalnum() and not is_unspaced(side) for side in (left, right))
+    return is_word or left in (*MASKS, *PLACEHOLDERS), is_word_after
 
 
 def _choose(translations: Sequence[str], choice: int) -> str:

@@ -302,6 +302,13 @@ def test_placeholders_may_move():
     assert translation == "{b} got {a} from Tom."
 
 
+def test_spans_that_a_model_pushes_together_stay_apart():
+    """By one space; those that touched before may touch after."""
+    assert translate("Got {a} {b}/{c}.", lambda text: "got \x01\x02/\x03.") == "got {a} {b}/{c}."
+    assert translate("Got {a}{b}.", lambda text: "got \x01\x02.") == "got {a}{b}."
+    assert translate("Got {a} {b} {c}.", lambda text: "got \x03\x01\x02.") == "got {c} {a} {b}."
+
+
 def test_what_a_model_loses_doubles_or_invents_is_translated_in_pieces():
     pieces = "⟨Tom sent⟩ {a} ⟨to⟩ {b}, ⟨see?⟩?"  # the last mark is the source's
 
