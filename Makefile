@@ -38,9 +38,8 @@ demo: $(VENV)/.demo  ## translate with the model that ships: 0 and 1 refinement 
 test:  ## run the tests, on the oldest supported transformers too
 	$(MAKE) --no-print-directory -j 2 $(VENV)/.dev $(firstword $(ENVIRONMENTS)) $(APP)/.installed
 	LVNAR_ENVIRONMENTS=$(CURDIR)/.environments OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(APP)/bin/python -m pytest tests/app
 
-thorough: $(VENV)/.dev $(ENVIRONMENTS)  ## run every case, on every supported transformers
+thorough: $(VENV)/.dev $(ENVIRONMENTS) $(APP)/.installed  ## run every case, on every supported transformers
 	LVNAR_ENVIRONMENTS=$(CURDIR)/.environments OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not fuzz"
 
 quick: $(VENV)/.dev  ## run the fast tests

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -104,6 +105,7 @@ SLOW_FILES = (
     "test_hub.py",
     "test_trust.py",
     "test_distil.py",
+    "test_page_elsewhere.py",
     "test_scripts.py",
     "test_sprint.py",
     "test_resume.py",
@@ -228,6 +230,17 @@ def other_python(version: str | None) -> str:
     if version is None:
         return sys.executable
     return str(Path(os.environ["LVNAR_ENVIRONMENTS"]) / f"transformers-{version}" / "bin" / "python")
+
+
+def run_tests_elsewhere(python: str, *arguments: str, **environment: str) -> None:
+    """Run tests in another virtual environment; its Python, arguments of pytest, further environment variables."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    command = [python, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    result = subprocess.run(
+        command, cwd=ROOT, env={**inherited, **environment}, capture_output=True, text=True, timeout=1500
+    )
+    print(result.stdout[-3000:])
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-1000:]
 
 
 def run_with_transformers(version: str | None, code: str, *arguments: str) -> str:

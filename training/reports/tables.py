@@ -109,6 +109,7 @@ def systems_table(results: Path) -> str:
         ("teacher_test", "teacher"),
         ("test_raw", "student, raw text"),
         ("test", "student, distilled text"),
+        ("test_10_1", "10-1 layers, distilled text"),
     ):
         if not has_result(results, name):
             continue

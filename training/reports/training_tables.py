@@ -148,7 +148,20 @@ def study_table(results: Path, name: str = "study") -> str:
     )
 
 
-RUNS = ("sprint", "own", "own_2", "gpu", "bigrams", "bigrams_cpu", "cooled", "more")
+RUNS = (
+    "sprint",
+    "own",
+    "own_2",
+    "gpu",
+    "bigrams",
+    "bigrams_cpu",
+    "cooled",
+    "more",
+    "deep",
+    "deep_10",
+    "back",
+    "back_cpu",
+)
 TRAINING_TABLES: dict[str, Callable[[Path], str]] = {
     "training": training_table,
     "training_250": partial(training_table, num_sentences=250),
