@@ -429,8 +429,7 @@ def test_two_trainings_in_one_folder_are_refused(digits_command, tmp_path, flag)
     code = (
         "import os, time; from pathlib import Path; from training.loop.checkpoints import only_training_in\n"
         f"with only_training_in(Path({str(run)!r})):\n"
-        "    child = os.fork()\n"
-        "    if child: print(child, flush=True)\n"
+        "    if not os.fork(): print(os.getpid(), flush=True)\n"  # the child has run, then
         "    time.sleep(100)\n"
     )
     other = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -65,7 +65,7 @@ def test_a_sprint_leaves_a_scored_model_and_the_same_in_pieces(text_folder, tmp_
     assert [piece.name for piece in pieces] == [f"result.tar.{number:02d}" for number in range(len(pieces))]
     assert len(pieces) > 1 and max(piece.stat().st_size for piece in pieces) <= 1_000_000
     with tarfile.open(fileobj=io.BytesIO(b"".join(piece.read_bytes() for piece in pieces))) as tar:
-        tar.extractall(tmp_path / "carried", filter="data")
+        tar.extractall(tmp_path / "carried")
     files, carried = (
         {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
         for folder in (result, tmp_path / "carried" / "result")
