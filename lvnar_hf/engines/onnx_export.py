@@ -230,7 +230,7 @@ def export_onnx(
 
     def graph() -> "ModelProto":
         pieces = source_pieces(model) if make_pieces is None else make_pieces()
-        return assemble(pieces.source, pieces.posterior, _translation(pieces), *sizes)
+        return assemble(pieces.source, pieces.posterior, _export_translation(pieces), *sizes)
 
     return write_graphs(graph, folder, FILES, weights_fingerprint(model.state_dict()))
 
@@ -361,7 +361,7 @@ def source_pieces(model: LvnarForConditionalGeneration) -> SourcePieces:
     return SourcePieces(model, source_piece, posterior_piece, source.prior_means, states, of_decoder, names, of_source)
 
 
-def _translation(pieces: SourcePieces) -> "ModelProto":
+def _export_translation(pieces: SourcePieces) -> "ModelProto":
     """The piece that decodes, of the graph that translates."""
     max_length = torch.tensor(pieces.model.config.max_position_embeddings)
     candidates, min_confidence = torch.full((2, 3), 3), torch.tensor(0.0)

@@ -70,7 +70,7 @@ def test_an_export_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("lvnar_hf.jobs.export.source_pieces", lambda _: MagicMock())
-    monkeypatch.setattr(onnx_export, "_translation", lambda _: None)
+    monkeypatch.setattr(onnx_export, "_export_translation", lambda _: None)
     monkeypatch.setattr(onnx_export, "assemble", lambda *_: onnx.helper.make_model(graph))
     monkeypatch.setattr(onnx.checker, "check_model", lambda _: None)
     monkeypatch.setattr("onnxruntime.quantization.quantize_dynamic", quantize_on_full_disk)

@@ -48,7 +48,7 @@ def test_layers_of_another_size_or_kind_are_refused(student, tmp_path):
     for name, other in (
         ("wider", make_model(tiny_config(intermediate_size=64))),
         ("ctc", make_model(tiny_config(alignment="ctc"))),
-        ("without", make_model(tiny_config(num_posterior_decoder_layers=1, latent_dim=3))),
+        ("latents", make_model(tiny_config(num_posterior_decoder_layers=1, latent_dim=3))),
         ("marian", make_teacher()),
     ):
         before = {name: weight.clone() for name, weight in student.state_dict().items()}
