@@ -285,9 +285,11 @@ def other_value(shared: SharedSpan, texts: tuple[str, str], languages: Languages
 
 
 def _random_time(last_hour: int, generator: random.Random) -> str:
-    """From 2 o'clock to 59 minutes past the last hour; often with equal digits."""
+    """From 2 o'clock to 59 minutes past the last hour; often with equal digits, and on the hour."""
     hour = generator.randint(2, last_hour)
-    return f"{hour}:{generator.choice([hour if hour > 9 else 5 * hour, generator.randrange(60)]):02d}"
+    equal = hour if hour > 9 else 11 * min(hour, 5)
+    minutes = generator.choice([equal, 0, *(generator.randrange(60) for _ in range(3))])
+    return f"{hour}:{minutes:02d}"
 
 
 def random_figure(generator: random.Random, max_digits: int) -> str:
