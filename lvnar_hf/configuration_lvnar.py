@@ -49,7 +49,8 @@ class LvnarConfig(PretrainedConfig):
             the translation is what is left of them when equal neighbours are merged and blanks removed.
         upsampling_ratio: r, cells a source token, of alignment "ctc"; at least 1.
         blank_penalty: with alignment "ctc", taken from blank's logit where the likeliest cells are chosen: a model that
-            leaves words out where it is unsure says more of them. Likelihood and bounds are without it.
+            leaves words out where it is unsure says more of them. A blank that parts two equal words stays
+            (`part_equal_words`). Likelihood and bounds are without it.
         carries_source_states: the states of the source are carried to the decoder's positions beside the latents, as
             Gu and Kong (2021) do; the paper carries the latents alone.
         max_length_offset: with alignment "length", the length predictor chooses `target_length - source_length` in

@@ -76,6 +76,25 @@ def pack_left(sequences: torch.Tensor, keep: torch.Tensor, fill: int) -> torch.T
     return move_left(sequences, keep, fill)[:, : int(keep.sum(-1).max())]
 
 
+def part_equal_words(cells: torch.Tensor, is_forced: torch.Tensor, blank_id: int) -> torch.Tensor:
+    """Take back what a penalty on blank has done where it merges equal words, as the 0s of "100".
+
+    Of a run of equal words, those that the penalty alone has made words are blank again, if there are others: so the
+    run spells each of these. If there are none, the run is one word, which the penalty has won.
+
+    Args:
+        cells: (batch, T) token ids; blank after a sentence's cells.
+        is_forced: (batch, T) bool, where the cell is a word for the penalty alone.
+        blank_id: of blank.
+
+    Returns:
+        (batch, T) token ids.
+    """
+    runs = pad((cells[:, 1:] != cells[:, :-1]).long().cumsum(-1), (1, 0))  # the number of each cell's run
+    num_others = torch.zeros_like(runs).scatter_add(1, runs, (~is_forced).long())
+    return cells.masked_fill(is_forced & (num_others.gather(1, runs) > 0), blank_id)
+
+
 class _LogProbabilities(torch.autograd.Function):
     """log softmax of the logits at some tokens; a log-softmax over the vocabulary is never kept, in either direction.
 

@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 
 from .confidence_lvnar import token_probabilities
 from .configuration_lvnar import LvnarConfig
-from .ctc_lvnar import collapse, ctc_cell_mask, ctc_nll
+from .ctc_lvnar import collapse, ctc_cell_mask, ctc_nll, part_equal_words
 from .decoding_options_lvnar import MAX_STEPS, NOT_FINITE, DecodingOptions
 from .generation_lvnar import LvnarGenerateOutput
 from .layers_lvnar import KeysValues
@@ -333,8 +333,8 @@ def likeliest_targets(
 ) -> torch.Tensor:
     """argmax p(y | x, z, l_y), padded on the right; with alignment "ctc", the likeliest cells collapsed.
 
-    Padding is no word: it is left out, or it is blank, of whose logit the config's `blank_penalty` is taken. An empty
-    translation becomes the end of the sentence.
+    Padding is no word: it is left out, or it is blank, of whose logit the config's `blank_penalty` is taken, but not
+    where that merges equal words (`part_equal_words`). An empty translation becomes the end of the sentence.
 
     Args:
         logits: (batch, target_length, decoder_vocab_size).
@@ -388,7 +388,10 @@ def _likeliest_targets(
         return words.masked_fill(target_mask == 0, config.pad_token_id), word_logits
     blank_logits = logits[..., config.pad_token_id]
     highest = torch.maximum(word_logits, blank_logits)
-    cells = words.masked_fill(blank_logits - config.blank_penalty >= word_logits, config.pad_token_id)
+    is_word = (blank_logits - config.blank_penalty < word_logits) & (target_mask != 0)
+    cells = words.masked_fill(~is_word, config.pad_token_id)
+    if config.blank_penalty > 0.0:
+        cells = part_equal_words(cells, is_word & (blank_logits >= word_logits), config.pad_token_id)
     limit = config.max_position_embeddings
     targets = collapse(cells, target_mask, config.pad_token_id)[:, : min(max_length or limit, limit)]
     if targets.shape[1] == 0:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from lvnar_hf.ctc_lvnar import is_kept, move_left, num_ctc_cells
+from lvnar_hf.ctc_lvnar import is_kept, move_left, num_ctc_cells, part_equal_words
 from lvnar_hf.engines.graph import FILES
 from lvnar_hf.engines.onnx_graph import DOMAIN, OPSET, assemble, lay_out_for_products, move_weights_into_loop
 from lvnar_hf.engines.sessions import GRAPH_VERSION, VERSION_KEY
@@ -105,6 +105,7 @@ class _Translation(Piece):
     """argmax p(y | x, z), as `generate` has it, in operations that know no number of positions beforehand."""
 
     of_padding: torch.Tensor  # (target_vocab_size,), added to logits: padding is no word, unless it is blank
+    of_blank: torch.Tensor  # (hidden_size,), the output weight of padding
 
     def __init__(self, model: LvnarForConditionalGeneration):
         super().__init__(model)
@@ -112,6 +113,8 @@ class _Translation(Piece):
         of_padding = torch.zeros(config.decoder_vocab_size)
         of_padding[config.pad_token_id] = -config.blank_penalty if config.alignment == "ctc" else float("-inf")
         self.register_buffer("of_padding", of_padding)
+        # A copy: as a product with a row of the weights it would be quantised.
+        self.register_buffer("of_blank", model.output_weight[config.pad_token_id].detach().clone())
 
     def forward(
         self,
@@ -155,7 +158,12 @@ class _Translation(Piece):
         num_positions = torch.stack([mask.sum(), is_unsure.sum()])
         num_positions = torch.where(total.abs() < _MAX_FLOAT, num_positions, _NOT_FINITE)
         if is_ctc:
-            return self._collapsed(targets, mask, max_length), num_positions
+            cells = targets.masked_fill(mask == 0, config.pad_token_id)
+            if config.blank_penalty > 0.0:
+                word_logits = (states * weight[cells]).sum(-1)
+                is_forced = (cells != config.pad_token_id) & ((states * self.of_blank).sum(-1) >= word_logits)
+                cells = part_equal_words(cells, is_forced, config.pad_token_id)
+            return self._collapsed(cells, mask, max_length), num_positions
         return targets.masked_fill(mask == 0, config.pad_token_id), num_positions
 
     def _collapsed(self, cells: torch.Tensor, mask: torch.Tensor, max_length: torch.Tensor) -> torch.Tensor:

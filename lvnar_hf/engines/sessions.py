@@ -14,7 +14,7 @@ from lvnar_hf.files.fingerprints import StaleError
 from lvnar_hf.sizes_lvnar import num_cells_of
 
 # In the metadata, what a graph takes, gives and checks: raise it where that changes, since older ones are then refused.
-VERSION_KEY, GRAPH_VERSION = "graph_version", "1"
+VERSION_KEY, GRAPH_VERSION = "graph_version", "2"
 # Positions, padding included, of the parts that a batch is translated in: source tokens, or the cells of alignment
 # "ctc". In larger parts nothing is faster, and what passes between the operations no longer fits the processor's
 # cache: the logits alone are 4 bytes for each token of the vocabulary and each position.

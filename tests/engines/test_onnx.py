@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from conftest import collapsed, make_batch, make_ctc_model, tokens_of
+from reference_lvnar import ReferenceLvnar
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
 from lvnar_hf.commands.export import export
@@ -32,9 +33,9 @@ def repository(shipped_with_graphs):
 
 @pytest.fixture(scope="module")
 def ctc_repository(tmp_path_factory):
-    """The other alignment; and a vocabulary without divisors, larger than the parts of the argmax."""
+    """The other alignment, its penalty felt; and a vocabulary without divisors, larger than the parts of the argmax."""
     folder = tmp_path_factory.mktemp("onnx") / "ctc"
-    make_ctc_model(vocab_size=257, blank_penalty=0.3).save_pretrained(folder)
+    make_ctc_model(seed=1, vocab_size=257, blank_penalty=20.0).save_pretrained(folder)
     assert export(str(folder))["float32"]["different_sentences"] == 0
     return folder
 
@@ -172,9 +173,12 @@ def test_cells_are_collapsed_in_the_graph(folder, model, engine):
     with torch.no_grad():
         source = model.encode(batch["input_ids"], batch["attention_mask"])
         logits = model.decode(source, source.prior_means, cell_mask)
-    logits[..., 0] -= model.config.blank_penalty
-    cells = logits.argmax(-1)
-    rows = [row[:number] for row, number in zip(cells.tolist(), cell_mask.sum(-1).tolist(), strict=True)]
+    likeliest_cells = ReferenceLvnar({}, model.config).likeliest_cells
+    numbers = cell_mask.sum(-1).tolist()
+    rows = [likeliest_cells(list(of_sentence[:number])) for of_sentence, number in zip(logits, numbers, strict=True)]
+    lowered = logits - model.config.blank_penalty * (torch.arange(logits.shape[-1]) == 0)
+    plainly = [row[:number] for row, number in zip(lowered.argmax(-1).tolist(), numbers, strict=True)]
+    assert list(map(collapsed, plainly)) != list(map(collapsed, rows))  # some equal words would be merged
     expected = list(map(collapsed, rows))
     num_blanks, num_tokens = sum(row.count(0) for row in rows), sum(map(len, expected))
     assert not all(map(any, rows)) and 0 < num_blanks < num_blanks + num_tokens < cell_mask.sum()

@@ -362,6 +362,23 @@ def test_nothing_but_blanks_becomes_the_end_of_the_sentence(model):
     assert model.likeliest_targets(logits, mask).tolist() == [[8], [1]]
 
 
+def test_a_penalty_on_blank_wins_words_and_merges_none():
+    """ "100", its last 0 parted by blank: with the penalty, blank is less likely than 0 there, and stays; a word that
+    blank alone was before is won; so is one in place of two cells of blank."""
+    model = make_model(tiny_config(**CTC, blank_penalty=1.0))
+    likeliest = [[(5,), (6,), (0, 6), (6,), (0, 7), (0,)], [(0, 8), (0, 8), (9,), (0, 9), (0, 9), (9,)]]
+    logits = torch.zeros(2, 6, 60)
+    for row, cells in enumerate(likeliest):
+        for place, tokens in enumerate(cells):
+            for rank, token in enumerate(tokens):  # the second is half a nat behind
+                logits[row, place, token] = 9.0 - 0.5 * rank
+    mask = torch.ones(2, 6, dtype=torch.long)
+    assert model.likeliest_targets(logits, mask).tolist() == [[5, 6, 6, 7], [8, 9, 9, 0]]
+    # What stands beyond a sentence is none of its neighbours.
+    mask[0, 3:] = mask[1, 1:] = 0
+    assert model.likeliest_targets(logits, mask).tolist() == [[5, 6], [8, 0]]
+
+
 @pytest.mark.parametrize("pad_token_id", [0, 7, 59])
 def test_the_logits_of_padding_are_passed_over_and_left(pad_token_id):
     model = make_model(tiny_config(pad_token_id=pad_token_id))

@@ -23,6 +23,7 @@ A sequence is a list of vectors; `sequence[k - 1]` is the paper's position k.
 
 import math
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 
@@ -304,10 +305,7 @@ class ReferenceLvnar:
         if self.config.alignment == "ctc":
             logits = self.decode(source, z, self.num_cells(len(z)))
             log_probs = [log_softmax(logits_t) for logits_t in logits]
-            lowered = [logits_t.clone() for logits_t in logits]
-            for logits_t in lowered:
-                logits_t[self.config.pad_token_id] -= self.config.blank_penalty
-            y = collapse([int(logits_t.argmax()) for logits_t in lowered], self.config.pad_token_id)
+            y = collapse(self.likeliest_cells(logits), self.config.pad_token_id)
             y = y[: self.config.max_position_embeddings] or [self.config.eos_token_id]
             return y, self.ctc_log_likelihood(log_probs, y) + log_prior
         length_log_probs = log_softmax(self.length_logits(source, z))
@@ -323,6 +321,21 @@ class ReferenceLvnar:
             y.append(max(words, key=log_probs.tolist().__getitem__))
             bound = bound + log_probs[y[-1]]
         return y, bound + log_prior
+
+    def likeliest_cells(self, logits: list[Vector]) -> list[int]:
+        """argmax of each cell's logits, with less for blank: but in a run of equal words those alone that are words
+        without that, if there are any."""
+        blank = self.config.pad_token_id
+        plain = [int(logits_t.argmax()) for logits_t in logits]
+        lowered = [logits_t.clone() for logits_t in logits]
+        for logits_t in lowered:
+            logits_t[blank] -= self.config.blank_penalty
+        cells: list[int] = []
+        for word, run in groupby(range(len(logits)), key=lambda t: int(lowered[t].argmax())):
+            places = list(run)
+            is_word_anyway = word != blank and any(plain[t] == word for t in places)
+            cells += [plain[t] if is_word_anyway else word for t in places]
+        return cells
 
     # What the parts are made of.
 

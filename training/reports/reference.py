@@ -45,7 +45,8 @@ API: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     ),
     "Losses": (
         ("losses_lvnar", ("token_nll", "gaussian_kl", "budgeted_kl", "kl_budget_at", "length_nll")),
-        ("ctc_lvnar", ("ctc_nll", "bigram_loss", "likeliest_alignment", "glanced_cells", "collapse")),
+        ("ctc_lvnar", ("ctc_nll", "bigram_loss", "likeliest_alignment", "glanced_cells")),
+        ("ctc_lvnar", ("collapse", "part_equal_words")),
     ),
     "The Hub": (("hub", ("assemble", "verify", "push")),),
 }
