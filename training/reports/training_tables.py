@@ -161,6 +161,7 @@ RUNS = (
     "deep_10",
     "back",
     "back_cpu",
+    "back_long",
 )
 TRAINING_TABLES: dict[str, Callable[[Path], str]] = {
     "training": training_table,
