@@ -79,8 +79,8 @@ def pack_left(sequences: torch.Tensor, keep: torch.Tensor, fill: int) -> torch.T
 def part_equal_words(cells: torch.Tensor, is_forced: torch.Tensor, blank_id: int) -> torch.Tensor:
     """Take back what a penalty on blank has done where it merges equal words, as the 0s of "100".
 
-    Of a run of equal words, those that the penalty alone has made words are blank again, if there are others: so the
-    run spells each of these. If there are none, the run is one word, which the penalty has won.
+    In a run of equal words, the cells that are words only for the penalty become blank again, unless all of the run
+    are: then it is one word, which the penalty has won.
 
     Args:
         cells: (batch, T) token ids; blank after a sentence's cells.
@@ -90,7 +90,7 @@ def part_equal_words(cells: torch.Tensor, is_forced: torch.Tensor, blank_id: int
     Returns:
         (batch, T) token ids.
     """
-    runs = pad((cells[:, 1:] != cells[:, :-1]).long().cumsum(-1), (1, 0))  # the number of each cell's run
+    runs = (cells != pad(cells[:, :-1], (1, 0), value=-1)).long().cumsum(-1) - 1  # the number of each cell's run
     num_others = torch.zeros_like(runs).scatter_add(1, runs, (~is_forced).long())
     return cells.masked_fill(is_forced & (num_others.gather(1, runs) > 0), blank_id)
 

@@ -377,6 +377,7 @@ def test_a_penalty_on_blank_wins_words_and_merges_none():
     # What stands beyond a sentence is none of its neighbours.
     mask[0, 3:] = mask[1, 1:] = 0
     assert model.likeliest_targets(logits, mask).tolist() == [[5, 6], [8, 0]]
+    assert model.likeliest_targets(logits[:, :0], mask[:, :0]).tolist() == [[1], [1]]
 
 
 @pytest.mark.parametrize("pad_token_id", [0, 7, 59])

@@ -324,7 +324,7 @@ class ReferenceLvnar:
 
     def likeliest_cells(self, logits: list[Vector]) -> list[int]:
         """argmax of each cell's logits, with less for blank: but in a run of equal words those alone that are words
-        without that, if there are any."""
+        without that, if there are any. (Ties are another matter: the lower id has them here, blank in the model.)"""
         blank = self.config.pad_token_id
         plain = [int(logits_t.argmax()) for logits_t in logits]
         lowered = [logits_t.clone() for logits_t in logits]

@@ -159,6 +159,7 @@ RUNS = (
     "more",
     "deep",
     "deep_10",
+    "spans_cpu",
     "back",
     "back_cpu",
     "back_long",
