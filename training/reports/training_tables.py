@@ -160,6 +160,8 @@ RUNS = (
     "deep",
     "deep_10",
     "spans_cpu",
+    "states",
+    "no_states",
     "back",
     "back_cpu",
     "back_long",
