@@ -162,6 +162,8 @@ RUNS = (
     "spans_cpu",
     "states",
     "no_states",
+    "states_2",
+    "length",
     "back",
     "back_cpu",
     "back_long",
