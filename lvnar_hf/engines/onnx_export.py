@@ -105,7 +105,6 @@ class _Translation(Piece):
     """argmax p(y | x, z), as `generate` has it, in operations that know no number of positions beforehand."""
 
     of_padding: torch.Tensor  # (target_vocab_size,), added to logits: padding is no word, unless it is blank
-    of_blank: torch.Tensor  # (hidden_size,), the output weight of padding
 
     def __init__(self, model: LvnarForConditionalGeneration):
         super().__init__(model)
@@ -113,8 +112,6 @@ class _Translation(Piece):
         of_padding = torch.zeros(config.decoder_vocab_size)
         of_padding[config.pad_token_id] = -config.blank_penalty if config.alignment == "ctc" else float("-inf")
         self.register_buffer("of_padding", of_padding)
-        # A copy: as a product with a row of the weights it would be quantised.
-        self.register_buffer("of_blank", model.output_weight[config.pad_token_id].detach().clone())
 
     def forward(
         self,
@@ -160,8 +157,8 @@ class _Translation(Piece):
         if is_ctc:
             cells = targets.masked_fill(mask == 0, config.pad_token_id)
             if config.blank_penalty > 0.0:
-                word_logits = (states * weight[cells]).sum(-1)
-                is_forced = (cells != config.pad_token_id) & ((states * self.of_blank).sum(-1) >= word_logits)
+                word_logits, blank_logits = ((states * weight[ids]).sum(-1) for ids in (cells, config.pad_token_id))
+                is_forced = (cells != config.pad_token_id) & (blank_logits >= word_logits)
                 cells = part_equal_words(cells, is_forced, config.pad_token_id)
             return self._collapsed(cells, mask, max_length), num_positions
         return targets.masked_fill(mask == 0, config.pad_token_id), num_positions

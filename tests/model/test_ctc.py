@@ -363,8 +363,8 @@ def test_nothing_but_blanks_becomes_the_end_of_the_sentence(model):
 
 
 def test_a_penalty_on_blank_wins_words_and_merges_none():
-    """ "100", its last 0 parted by blank: with the penalty, blank is less likely than 0 there, and stays; a word that
-    blank alone was before is won; so is one in place of two cells of blank."""
+    """Blank between two equal words stays, as in "100", where the word is likelier with the penalty; elsewhere the word
+    is won, once for two cells too."""
     model = make_model(tiny_config(**CTC, blank_penalty=1.0))
     likeliest = [[(5,), (6,), (0, 6), (6,), (0, 7), (0,)], [(0, 8), (0, 8), (9,), (0, 9), (0, 9), (9,)]]
     logits = torch.zeros(2, 6, 60)
