@@ -17,6 +17,7 @@ from .words_lvnar import ScoredWord, place_words, word_spans
 # What the text's module imports: from a folder, transformers 4 finds only what this module imports itself.
 # isort: split
 from .markup_lvnar import mask_line  # noqa: F401
+from .names_lvnar import find_names  # noqa: F401
 from .repetitions_lvnar import find_stutter  # noqa: F401
 from .segmentation_lvnar import is_unspaced  # noqa: F401
 from .sentences_lvnar import SentenceSplitter  # noqa: F401

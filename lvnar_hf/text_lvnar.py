@@ -3,8 +3,8 @@
 What is unusual: the model sees single clean sentences only. A text is taken apart into lines, marks at their edges,
 sentences, and spans that must not change (`markup_lvnar`); what is no sentence goes back where it was, character by
 character. A span inside a sentence goes through the model as a placeholder, a control character; if the model does not
-give each of them back exactly once, the text between the spans is translated piece by piece. A figure that the model
-changes goes through it as a span too, and so do the words of a link, which are translated by themselves.
+give each of them back exactly once, the text between the spans is translated piece by piece. A figure or name that the
+model changes goes through it as a span too, and so do the words of a link, which are translated by themselves.
 
 This module travels to the Hub with the model: it imports nothing but the standard library.
 """
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .markup_lvnar import Marked, mask_line, without_protected
+from .names_lvnar import find_names, lacks_names, name_pattern
 from .segmentation_lvnar import is_unspaced
 from .sentences_lvnar import BLOCK, MARK, MASKS, SPAN, SentenceSplitter, find_core, has_words
 from .subwords_lvnar import PLACEHOLDERS
@@ -93,6 +94,7 @@ class _Sentence:
         spans: what the masks stand for; of what is marked, the words are translated by themselves.
         is_capitals: all capitals: the model sees it in lower case, and its translation is brought back.
         text: for the model, placeholders in place of spans.
+        names: in the core.
         is_piece: a part of a sentence between spans.
     """
 
@@ -100,10 +102,11 @@ class _Sentence:
     spans: list[str | Marked]
     is_capitals: bool
     text: str
+    names: tuple[str, ...] = ()
     is_piece: bool = False
 
     def finish(self, translation: str, spans: Sequence[str]) -> str | None:
-        """The translation with the spans in it; None if a placeholder is lost, doubled or invented, or a figure lost.
+        """The translation with the spans in it; None if it lacks a figure or a name, or has not each placeholder once.
 
         A piece ends with the marks of its source. Where the model says nothing, the source stays.
         """
@@ -121,6 +124,8 @@ class _Sentence:
         if not translation:
             return self.core
         if (figures := figures_of(self.core)) and figures - figures_of(translation):
+            return None
+        if lacks_names(translation, self.names):
             return None
         texts = dict(zip(PLACEHOLDERS, self._part_from_words(translation, spans), strict=False))
         return "".join(texts.get(character, character) for character in translation)
@@ -184,7 +189,7 @@ class TextFormat:
     itself. Characters of no width are dropped elsewhere, and white space inside a sentence becomes single spaces. A
     sentence of several words in capitals is translated in lower case and brought back. One of more tokens than the
     model takes is parted at sentence and clause marks. A figure of two digits or more that the model changes is kept as
-    it is.
+    it is, and a name, if the tokenizer has `translated_words`.
 
     Args:
         tokenizer: the model's; placeholders are used if it has a token for each.
@@ -327,13 +332,14 @@ class TextFormat:
         self._add_literal(plan, piece[end:], spans, is_capitals)
 
     def _add_otherwise(self, plan: _Plan, sentence: _Sentence) -> None:
-        """Add a sentence that the model did not keep whole: its figures as spans, or as pieces around its spans."""
+        """Add a sentence that the model did not keep whole: figures and names as spans, or pieces around its spans."""
         remaining = iter(sentence.spans)
+        kept = "|".join(filter(None, (_AMOUNT.pattern, name_pattern(sentence.names))))
         spans = [
             next(remaining) if match[0] in MASKS else match[0]
-            for match in re.finditer(f"[{SPAN}{MARK}]|{_AMOUNT.pattern}", sentence.core)
+            for match in re.finditer(f"[{SPAN}{MARK}]|{kept}", sentence.core)
         ]
-        core = _AMOUNT.sub(SPAN, sentence.core)
+        core = re.sub(kept, SPAN, sentence.core)
         fits = self._has_placeholders and len(sentence.spans) < len(spans) <= len(PLACEHOLDERS)
         if fits and not sentence.is_piece and has_words(core):
             self._add_masked(plan, core, spans, sentence.is_capitals)
@@ -347,7 +353,8 @@ class TextFormat:
         placeholders = iter(PLACEHOLDERS)
         text = "".join(next(placeholders) if character in MASKS else character for character in core)
         text = _lower(text, self._language) if is_capitals else text
-        plan.add_sentence(_Sentence(core, spans, is_capitals, text, is_piece))
+        names = () if is_capitals else tuple(find_names(core, self._tokenizer))
+        plan.add_sentence(_Sentence(core, spans, is_capitals, text, names, is_piece))
 
     def _add_pieces(self, plan: _Plan, core: str, spans: list[str | Marked], is_capitals: bool) -> None:
         """Add a sentence as pieces around its spans."""

@@ -16,6 +16,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
+from .names_lvnar import read_translated_words, write_translated_words
 from .repetitions_lvnar import find_stutter  # noqa: F401  (imported by subwords_lvnar: transformers 4 looks here)
 from .segmentation_lvnar import make_segmenter
 from .soundness_lvnar import read_json_object  # noqa: F401  (imported by vocabulary_lvnar)
@@ -63,6 +64,8 @@ class LvnarTokenizer(SubwordsMixin, PreTrainedTokenizerFast):
             The package for it is imported at the first text, and ImportError then says what to install.
         source_language, target_language: codes, for `moses`; None: English.
         kytea_model: for `kytea`: path of its model file; a file of that name in the tokenizer's folder serves too.
+        translated_words_file: path of a list of words that are no names (`names_lvnar`), one a line, in small letters;
+            None: nothing is taken for a name. It is the attribute `translated_words`.
         joint: whether both sides have one vocabulary; false is stored with two, so that a folder that has lost the
             target's file does not pass for a joint one. None: as it is.
         kwargs: those of `PreTrainedTokenizerFast`: `tokenizer_file` or `tokenizer_object` for the source (or joint)
@@ -73,16 +76,23 @@ class LvnarTokenizer(SubwordsMixin, PreTrainedTokenizerFast):
             `model_max_length` that is not a number; a target vocabulary that is missing, or one too many.
     """
 
-    vocab_files_names = {"tokenizer_file": "tokenizer.json", "target_tokenizer_file": "target_tokenizer.json"}
+    vocab_files_names = {
+        "tokenizer_file": "tokenizer.json",
+        "target_tokenizer_file": "target_tokenizer.json",
+        "translated_words_file": "translated_words.txt",
+    }
     model_input_names = ["input_ids", "attention_mask"]
     padding_side = "right"
     slow_tokenizer_class = None
+
+    translated_words: frozenset[str] | None
 
     def __init__(
         self,
         *,
         target_tokenizer_file: str | None = None,
         target_tokenizer_object: Tokenizer | None = None,
+        translated_words_file: str | None = None,
         source_segmenter: str = "none",
         target_segmenter: str = "none",
         source_language: str | None = None,
@@ -119,6 +129,7 @@ class LvnarTokenizer(SubwordsMixin, PreTrainedTokenizerFast):
         if not isinstance(self.model_max_length, (int, float)):
             raise ValueError(f"model_max_length is {self.model_max_length!r}; it must be a number of tokens.")
         self.source_language, self.target_language, self.kytea_model = source_language, target_language, kytea_model
+        self.translated_words = None if translated_words_file is None else read_translated_words(translated_words_file)
         if target_tokenizer_object is not None:
             self._target_tokenizer = target_tokenizer_object
         elif target_tokenizer_file is not None:
@@ -264,10 +275,17 @@ class LvnarTokenizer(SubwordsMixin, PreTrainedTokenizerFast):
                 backend.no_truncation()
             file_names = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
         prefix = f"{filename_prefix}-" if filename_prefix else ""
-        target_file = Path(save_directory, prefix + self.vocab_files_names["target_tokenizer_file"])
-        if self.is_joint:
-            # Left there from an earlier save, it would make two vocabularies of this one.
-            target_file.unlink(missing_ok=True)
-            return file_names
-        self._target_tokenizer.save(str(target_file))
-        return (*file_names, str(target_file))
+        target_file, words_file = (
+            Path(save_directory, prefix + self.vocab_files_names[name])
+            for name in ("target_tokenizer_file", "translated_words_file")
+        )
+        # Left there from an earlier save, they would be of this one.
+        target_file.unlink(missing_ok=True)
+        words_file.unlink(missing_ok=True)
+        if not self.is_joint:
+            self._target_tokenizer.save(str(target_file))
+            file_names = (*file_names, str(target_file))
+        if self.translated_words is not None:
+            write_translated_words(self.translated_words, words_file)
+            file_names = (*file_names, str(words_file))
+        return file_names

@@ -138,6 +138,13 @@ class TokenizerArguments:
     target_segmenter: str = field(default="none", metadata={"help": "the same for the target"})
     kytea_model: str | None = field(default=None, metadata={"help": "KyTea's model file, for the segmenter kytea"})
     max_length: int = field(default=512, metadata={"help": "stored with the tokenizer: longest sequence in tokens"})
+    list_translated_words: bool = field(
+        default=False,
+        metadata={
+            "help": "store the words of the text that are no names, so that other capitalised words are kept as "
+            "they are; for two languages in Latin letters of which the source writes nouns small"
+        },
+    )
     overwrite: bool = field(default=False, metadata={"help": "write into a tokenizer folder that is not empty"})
 
 

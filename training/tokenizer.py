@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lvnar_hf import LvnarTokenizer
 
 COUNTED_PAIRS = 10_000
+OWN_OPTIONS = ("list_translated_words", "overwrite")
 
 
 def main(argv: list[str] | None = None) -> "LvnarTokenizer":
@@ -35,7 +36,8 @@ def main(argv: list[str] | None = None) -> "LvnarTokenizer":
     data, arguments = parse_recipe({"data": DataArguments, "tokenizer": TokenizerArguments}, argv)
 
     from lvnar_hf import train_tokenizer
-    from training.data.corpora import load_pairs
+    from lvnar_hf.names_lvnar import only_in_pieces, translated_words
+    from training.data.corpora import load_distillation_text, load_pairs
 
     if data.tokenizer_folder is None:
         raise ValueError("Give --tokenizer_folder, or name it in section data of the recipe.")
@@ -44,11 +46,15 @@ def main(argv: list[str] | None = None) -> "LvnarTokenizer":
     tokenizer = train_tokenizer(
         (row["source"] for row in pairs),
         (row["target"] for row in pairs),
-        **{name: value for name, value in asdict(arguments).items() if name != "overwrite"},
+        **{name: value for name, value in asdict(arguments).items() if name not in OWN_OPTIONS},
         # Stored with the tokenizer, for the segmenter alone.
         source_language=None if arguments.source_segmenter == "none" else data.source_language,
         target_language=None if arguments.target_segmenter == "none" else data.target_language,
     )
+    if arguments.list_translated_words:
+        text = ((row["source"], row["target"] or None) for row in load_distillation_text(data))
+        tokenizer.translated_words = only_in_pieces(translated_words(text), tokenizer)
+        print(f"words that are no names: {len(tokenizer.translated_words)}")
     tokenizer.save_pretrained(folder)
     rows = list(islice(pairs, COUNTED_PAIRS))
     for side, size in (("source", len(tokenizer)), ("target", tokenizer.target_vocab_size)):

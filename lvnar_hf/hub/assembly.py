@@ -95,8 +95,8 @@ def _copy_files(source: Path, output: Path) -> None:
     json_names = ("config.json", "generation_config.json", "tokenizer_config.json")
     refuse_links(source, ["README.md", *json_names, SHARDS_INDEX])  # before they are read
     names = ["README.md", "tokenizer.json", *weight_files(source)]
-    optional = [LvnarTokenizer.vocab_files_names["target_tokenizer_file"], *ONNX_FILES.values(), *CELL_FILES.values()]
-    optional += [CALIBRATION_FILE, SHORTLIST_FILE]
+    optional = [*ONNX_FILES.values(), *CELL_FILES.values(), CALIBRATION_FILE, SHORTLIST_FILE]
+    optional += [name for name in LvnarTokenizer.vocab_files_names.values() if name not in names]
     if SHARDS_INDEX not in names and WEIGHTS not in names:
         names.append(SHARDS_INDEX)
     config = {**read_json_object(source / "config.json"), "auto_map": CONFIG_AUTO_MAP}

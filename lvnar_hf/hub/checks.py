@@ -50,7 +50,7 @@ REQUIRED_FILES = (
 _OPTIONAL_FILES = (
     *map(re.escape, (".gitattributes", "LICENSE", SHARDS_INDEX, CALIBRATION_FILE, SHORTLIST_FILE)),
     *map(re.escape, (*ONNX_FILES.values(), *CELL_FILES.values())),
-    re.escape(LvnarTokenizer.vocab_files_names["target_tokenizer_file"]),
+    *map(re.escape, LvnarTokenizer.vocab_files_names.values()),
     r"model(-\d{5}-of-\d{5})?\.safetensors",
     r"results/([\w-][\w.-]*/)*[\w-][\w.-]*\.(csv|json|jsonl|md|png|svg|tsv|txt)",
 )

@@ -24,6 +24,7 @@ from lvnar_hf.engines.tried_tokens import load_tried_tokens, refuse_stale_shortl
 from lvnar_hf.files.fingerprints import refuse_stale
 from lvnar_hf.jobs.line_translator import LineTranslator, folder_state, text_format_for
 from lvnar_hf.loading import load_search
+from lvnar_hf.names_lvnar import read_translated_words
 from lvnar_hf.search_options_lvnar import SearchOptions
 from lvnar_hf.segmentation_lvnar import make_segmenter
 from lvnar_hf.sizes_lvnar import check_sizes
@@ -138,6 +139,8 @@ class LightTokenizer(SubwordsMixin):
         check_joint(fields.get("joint"), not target_file.exists())
         if target_file.exists():
             self._target_tokenizer = _load_vocabulary(target_file, "target")
+        words_file = folder / "translated_words.txt"
+        self.translated_words = read_translated_words(words_file) if words_file.exists() else None
 
     def __call__(
         self, texts: str | Sequence[str], truncation: bool = False, max_length: int | None = None, verbose: bool = True
