@@ -50,6 +50,7 @@ from .trust_lvnar import SafeLoadingMixin
 # isort: split
 from .budget_lvnar import CostTable  # noqa: F401
 from .ctc_beam_lvnar import BeamOptions  # noqa: F401
+from .figures_lvnar import figures_of  # noqa: F401
 from .markup_lvnar import mask_line  # noqa: F401
 from .names_lvnar import find_names  # noqa: F401
 from .pipeline_lvnar import LvnarTranslationPipeline  # noqa: F401

@@ -16,6 +16,7 @@ from .words_lvnar import ScoredWord, place_words, word_spans
 
 # What the text's module imports: from a folder, transformers 4 finds only what this module imports itself.
 # isort: split
+from .figures_lvnar import figures_of  # noqa: F401
 from .markup_lvnar import mask_line  # noqa: F401
 from .names_lvnar import find_names  # noqa: F401
 from .repetitions_lvnar import find_stutter  # noqa: F401

@@ -176,7 +176,8 @@ def beam_search(
     rows = [(of_sentence + padding)[: options.beam_size] for of_sentence in found]
     sequences = [[ids + [blank_id] * (longest - len(ids)) for ids, _ in row] for row in rows]
     log_probs = torch.tensor([[score for _, score in row] for row in rows], device=device)
-    return torch.tensor(sequences, device=device).view(len(rows), options.beam_size, longest), log_probs
+    found_ids = torch.tensor(sequences, dtype=torch.long, device=device)  # floats, if all are empty
+    return found_ids.view(len(rows), options.beam_size, longest), log_probs
 
 
 def _firsts(rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -49,6 +49,20 @@ def has_words(text: str) -> bool:
     return any(map(str.isalnum, text))
 
 
+def is_all_capitals(text: str) -> bool:
+    """Whether the text has at least two words, and all its letters are capitals."""
+    return text.isupper() and sum(any(map(str.isalpha, word)) for word in text.split()) > 1
+
+
+def lower_sentence(text: str, language: str) -> str:
+    """A sentence in capitals as it would be written, as far as can be known: first letter, and the English "I"."""
+    text = text.lower()
+    if language == "en":
+        text = re.sub(r"\bi\b", "I", text)
+    first = next(index for index, character in enumerate(text) if character.isalnum())
+    return text[:first] + text[first].upper() + text[first + 1 :]
+
+
 class SentenceSplitter:
     """Finds the sentences of a line.
 

@@ -13,15 +13,25 @@ import re
 import unicodedata
 import warnings
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .figures_lvnar import AMOUNT, figures_of
 from .markup_lvnar import Marked, mask_line, without_protected
-from .names_lvnar import find_names, lacks_names, name_pattern
+from .names_lvnar import find_names, lost_names
 from .segmentation_lvnar import is_unspaced
-from .sentences_lvnar import BLOCK, MARK, MASKS, SPAN, SentenceSplitter, find_core, has_words
+from .sentences_lvnar import (
+    BLOCK,
+    MARK,
+    MASKS,
+    SPAN,
+    SentenceSplitter,
+    find_core,
+    has_words,
+    is_all_capitals,
+    lower_sentence,
+)
 from .subwords_lvnar import PLACEHOLDERS
 from .vocabulary_lvnar import INVISIBLE
 
@@ -32,11 +42,6 @@ _FENCE, _FENCE_END = re.compile(r"\s*```[^`]*"), re.compile(r"\s*```\s*")
 # Bars that part cells: those that stand apart; all of a line that begins and ends with one.
 _BAR, _BAR_OF_ROW = re.compile(r"(?<!\S)(\|)(?!\S)"), re.compile(r"(?<!\\)(\|)")
 
-# A figure by itself: 42, 1,234.56, 10:30, 12/24/2023, 192.168.0.1; and an English afternoon after it.
-_FIGURE = re.compile(r"(?<![\w.])\d+(?:[.,:/-]\d+)*(?!\w)")
-# What is kept with it: the sign of a currency, and the half of the day, which a translation would lose without a word.
-_AMOUNT = re.compile(rf"[$€£¥₩₹₽]?{_FIGURE.pattern}(?:[$€£¥₩₹₽%°]|\s*(?i:[ap]\.?m\b)(?:\.(?=\s*[^\W_]))?)?")
-_AFTERNOON = re.compile(r"\s*p\.?m\b", re.IGNORECASE)
 _END_MARKS = " .!?…,;:。！？、，；："
 _ENUMERATOR = re.compile(r"\s*\(?\d{1,3}[.)]\s*")
 # Where a sentence that is too long is parted, the best places first.
@@ -69,22 +74,6 @@ def drop_invisible(text: str) -> str:
     return text if text.isascii() else _INVISIBLE.sub("", text)
 
 
-def figures_of(text: str) -> Counter[str]:
-    """How often each figure of two digits or more stands in a text: its parts, without zeros before the first.
-
-    So 1,234.5 and 1.234,5 are the same, and so are the times of an afternoon in twelve and in twenty-four hours.
-    """
-    figures: Counter[str] = Counter()
-    for match in _FIGURE.finditer(text):
-        figure = re.sub("[.,](?=[0-9]{3}(?![0-9]))", "", unicodedata.normalize("NFKC", match[0]))  # thousands
-        first, *others = re.split("[.,:/-]", figure)
-        hours = 12 if _AFTERNOON.match(text, match.end()) and len(first) < 3 and int(first) < 12 else 0
-        parts = [str(int(first) + hours) if len(first) < 3 else first.lstrip("0"), *others]
-        if sum(map(str.isdigit, figure)) > 1:
-            figures[":".join(parts)] += 1
-    return figures
-
-
 @dataclass
 class _Sentence:
     """What the model gets, and how its translation is finished.
@@ -94,7 +83,6 @@ class _Sentence:
         spans: what the masks stand for; of what is marked, the words are translated by themselves.
         is_capitals: all capitals: the model sees it in lower case, and its translation is brought back.
         text: for the model, placeholders in place of spans.
-        names: in the core.
         is_piece: a part of a sentence between spans.
     """
 
@@ -102,11 +90,10 @@ class _Sentence:
     spans: list[str | Marked]
     is_capitals: bool
     text: str
-    names: tuple[str, ...] = ()
     is_piece: bool = False
 
     def finish(self, translation: str, spans: Sequence[str]) -> str | None:
-        """The translation with the spans in it; None if it lacks a figure or a name, or has not each placeholder once.
+        """The translation with the spans in it; None if it lacks a figure, or has not each placeholder once.
 
         A piece ends with the marks of its source. Where the model says nothing, the source stays.
         """
@@ -125,10 +112,12 @@ class _Sentence:
             return self.core
         if (figures := figures_of(self.core)) and figures - figures_of(translation):
             return None
-        if lacks_names(translation, self.names):
-            return None
         texts = dict(zip(PLACEHOLDERS, self._part_from_words(translation, spans), strict=False))
         return "".join(texts.get(character, character) for character in translation)
+
+    def finish_choice(self, spans: Sequence[Sequence[str]], drafts: Sequence[str], choice: int) -> str | None:
+        """The same of one of several translations, each with a text of its own for each span."""
+        return self.finish(_choose(drafts, choice), [_choose(texts, choice) for texts in spans])
 
     def _part_from_words(self, translation: str, spans: Sequence[str]) -> Iterator[str]:
         """The spans, with a space where a word or span of the translation touches one that touched none before."""
@@ -219,7 +208,7 @@ class TextFormat:
         Args:
             texts: of any kind.
             translate_sentences: gives the translations of each sentence, one or several, but the same number for all.
-                It is called once, and again for what is marked and if placeholders were lost; never without a sentence.
+                Called once, and again for what is marked and for lost names or placeholders; never without a sentence.
         """
         finished = self._translate_plans([self._plan(text) for text in texts], translate_sentences)
         number = max(map(len, finished), default=1)
@@ -238,15 +227,15 @@ class TextFormat:
             if isinstance(span, Marked)
         ]
         of_marked = iter(self._translate_plans(marked, translate_sentences) if marked else [])
-        finished: list[list[str | None]] = []
-        for sentence, choices in zip(sentences, drafts, strict=True):
-            spans = [next(of_marked) if isinstance(span, Marked) else [span] for span in sentence.spans]
-            finished.append(
-                [
-                    sentence.finish(draft, [_choose(texts, choice) for texts in spans])
-                    for choice, draft in enumerate(choices)
-                ]
-            )
+        spans = [
+            [next(of_marked) if isinstance(span, Marked) else [span] for span in sentence.spans]
+            for sentence in sentences
+        ]
+        finished = [
+            [sentence.finish_choice(own_spans, choices, choice) for choice in range(len(choices))]
+            for sentence, own_spans, choices in zip(sentences, spans, drafts, strict=True)
+        ]
+        self._keep_names(sentences, spans, finished, translate_sentences)
         lost = [index for index, choices in enumerate(finished) if None in choices]
         if lost:
             pieces = [_Plan() for _ in lost]
@@ -258,6 +247,46 @@ class TextFormat:
                 ]
         remaining = iter(finished)
         return [plan.join_all([next(remaining) for _ in plan.sentences]) for plan in plans]
+
+    def _keep_names(
+        self,
+        sentences: Sequence[_Sentence],
+        spans: Sequence[list[list[str]]],
+        finished: list[list[str | None]],
+        translate_sentences: Callable[[list[str]], Sequence[Sequence[str]]],
+    ) -> None:
+        """Translate sentences that lack a name once more, with placeholders; what then lacks anything stays as it was.
+
+        Args:
+            spans: of each sentence, what its masks stand for, a text for each choice.
+            finished: of each sentence its translations; one that is None is not looked at.
+        """
+        again: list[tuple[int, list[int], _Sentence, list[list[str]]]] = []
+        for index, (sentence, choices) in enumerate(zip(sentences, finished, strict=True)):
+            names = [] if sentence.is_capitals else list(find_names(sentence.core, self._tokenizer))
+            lost = [[] if text is None else lost_names(sentence.core, names, text) for text in choices if names]
+            places = sorted({place for of_choice in lost for place in of_choice})
+            if places and self._has_placeholders and len(places) + len(sentence.spans) <= len(PLACEHOLDERS):
+                lacking = [choice for choice, of_choice in enumerate(lost) if of_choice]
+                again.append((index, lacking, *self._with_spans(sentence, spans[index], places)))
+        texts = [sentence.text for _, _, sentence, _ in again if has_words(sentence.core)]
+        drafts = iter(translate_sentences(texts) if texts else ())
+        for index, lacking, sentence, own_spans in again:
+            own_drafts = next(drafts) if has_words(sentence.core) else [sentence.text]
+            for choice in lacking:
+                kept = sentence.finish_choice(own_spans, own_drafts, choice)
+                finished[index][choice] = finished[index][choice] if kept is None else kept
+
+    def _with_spans(
+        self, sentence: _Sentence, spans: list[list[str]], places: list[tuple[int, int]]
+    ) -> tuple[_Sentence, list[list[str]]]:
+        """A sentence with masks at further places; and what all its masks stand for."""
+        core, masks = sentence.core, (match.start() for match in re.finditer(f"[{SPAN}{MARK}]", sentence.core))
+        names = ((start, [core[start:end]]) for start, end in places)
+        found = [texts for _, texts in sorted([*zip(masks, spans, strict=True), *names])]
+        for start, end in reversed(places):
+            core = f"{core[:start]}{SPAN}{core[end:]}"
+        return self._masked(core, [texts[0] for texts in found], False, sentence.is_piece), found
 
     # Before
 
@@ -293,7 +322,7 @@ class TextFormat:
     def _add_line(self, plan: _Plan, line: str, is_capitals: bool = False, is_part: bool = False) -> None:
         masked, spans = mask_line(line, self._scripts == ("LATIN",))
         masked, remaining = drop_invisible(masked), iter(spans)
-        is_capitals = is_capitals or _is_capitals(masked)
+        is_capitals = is_capitals or is_all_capitals(masked)
         for part in re.split(f"({BLOCK})", masked) if BLOCK in masked else [masked]:
             for cell in _split_cells(part) if "|" in part else [part]:
                 for piece in self._splitter.split(cell):
@@ -324,7 +353,7 @@ class TextFormat:
         else:
             core = " ".join(core.split())
             own = [next(spans) for character in core if character in MASKS]
-            is_capitals = _is_capitals(core) or (is_capitals and core.isupper())
+            is_capitals = is_all_capitals(core) or (is_capitals and core.isupper())
             if len(own) > (len(PLACEHOLDERS) if self._has_placeholders else 0):
                 self._add_pieces(plan, core, own, is_capitals)
             else:
@@ -332,14 +361,13 @@ class TextFormat:
         self._add_literal(plan, piece[end:], spans, is_capitals)
 
     def _add_otherwise(self, plan: _Plan, sentence: _Sentence) -> None:
-        """Add a sentence that the model did not keep whole: figures and names as spans, or pieces around its spans."""
+        """Add a sentence that the model did not keep whole: its figures as spans, or as pieces around its spans."""
         remaining = iter(sentence.spans)
-        kept = "|".join(filter(None, (_AMOUNT.pattern, name_pattern(sentence.names))))
         spans = [
             next(remaining) if match[0] in MASKS else match[0]
-            for match in re.finditer(f"[{SPAN}{MARK}]|{kept}", sentence.core)
+            for match in re.finditer(f"[{SPAN}{MARK}]|{AMOUNT.pattern}", sentence.core)
         ]
-        core = re.sub(kept, SPAN, sentence.core)
+        core = AMOUNT.sub(SPAN, sentence.core)
         fits = self._has_placeholders and len(sentence.spans) < len(spans) <= len(PLACEHOLDERS)
         if fits and not sentence.is_piece and has_words(core):
             self._add_masked(plan, core, spans, sentence.is_capitals)
@@ -350,11 +378,13 @@ class TextFormat:
         self, plan: _Plan, core: str, spans: list[str | Marked], is_capitals: bool, is_piece: bool = False
     ) -> None:
         """Add a sentence with placeholders for its masks."""
+        plan.add_sentence(self._masked(core, spans, is_capitals, is_piece))
+
+    def _masked(self, core: str, spans: list[str | Marked], is_capitals: bool, is_piece: bool) -> _Sentence:
         placeholders = iter(PLACEHOLDERS)
         text = "".join(next(placeholders) if character in MASKS else character for character in core)
-        text = _lower(text, self._language) if is_capitals else text
-        names = () if is_capitals else tuple(find_names(core, self._tokenizer))
-        plan.add_sentence(_Sentence(core, spans, is_capitals, text, names, is_piece))
+        text = lower_sentence(text, self._language) if is_capitals else text
+        return _Sentence(core, spans, is_capitals, text, is_piece)
 
     def _add_pieces(self, plan: _Plan, core: str, spans: list[str | Marked], is_capitals: bool) -> None:
         """Add a sentence as pieces around its spans."""
@@ -396,20 +426,6 @@ class TextFormat:
         if subject not in self._warned:
             self._warned.add(subject)
             warnings.warn(message, stacklevel=3)
-
-
-def _is_capitals(text: str) -> bool:
-    """Whether the text has at least two words, and all its letters are capitals."""
-    return text.isupper() and sum(any(map(str.isalpha, word)) for word in text.split()) > 1
-
-
-def _lower(text: str, language: str) -> str:
-    """A sentence in capitals as it would be written, as far as can be known: first letter, and the English "I"."""
-    text = text.lower()
-    if language == "en":
-        text = re.sub(r"\bi\b", "I", text)
-    first = next(index for index, character in enumerate(text) if character.isalnum())
-    return text[:first] + text[first].upper() + text[first + 1 :]
 
 
 def _split_cells(line: str) -> list[str]:

@@ -120,6 +120,11 @@ def test_a_beam_without_a_token_that_may_follow_still_repeats_and_merges():
     assert found[(1,)] == pytest.approx(expected[(1,)], abs=0.02)
 
 
+def test_a_beam_that_finds_nothing_but_blanks_gives_ids():
+    sequences, _ = beam_search(torch.tensor([[[90.0, 0.0, 0.0]]]), torch.ones(1, 1).long(), 0, BeamOptions(1))
+    assert sequences.shape == (1, 1, 0) and sequences.dtype == torch.long  # a rescorer looks them up
+
+
 def test_a_beam_does_not_depend_on_the_batch():
     torch.manual_seed(1)
     logits, mask = torch.randn(3, 12, 30), (torch.arange(12) < torch.tensor([[12], [5], [8]])).long()

@@ -13,7 +13,7 @@ from sacrebleu.metrics import CHRF
 from torch.utils.data import Dataset
 from transformers import MarianConfig, MarianMTModel, pipeline
 
-from lvnar_hf.text_lvnar import figures_of
+from lvnar_hf.figures_lvnar import figures_of
 from tests.model.test_text import SPANS, without_placeholders
 from training.translation_quality.spans import copied_spans, read_expectations
 
