@@ -21,6 +21,7 @@ from training.recipe import parse_recipe
 from training.sections import DataArguments, DistillationArguments
 
 if TYPE_CHECKING:
+    from training.distillation.backends import TeacherEngine
     from training.distillation.teacher import Teacher
 
 
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     from lvnar_hf.jobs.executors import run_tasks
     from lvnar_hf.jobs.processes import check_executor, worker_devices
     from training.data.corpora import load_distillation_text, load_pairs
-    from training.distillation.backends import SearchSettings, choose_engine, load_engine, make_engine
+    from training.distillation.backends import SearchSettings, StudentSettings, choose_engine, load_engine, make_engine
     from training.distillation.comparison import compare_engines
     from training.distillation.run import Distillation, settings_of
     from training.distillation.teacher import load_teacher
@@ -95,21 +96,30 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     is_local = check_executor(arguments.executor)
     devices = worker_devices(None, arguments.num_processes, 1) if is_local else [""]
     pairs = load_distillation_text(data)
+    student = None
+    if arguments.student is not None:
+        own = (arguments.student_beam_size, arguments.student_refinement_steps, arguments.student_least_log_prob)
+        student = StudentSettings(arguments.student, *own)
     # Before anything is written: it refuses a compute type that is not there.
-    engine = make_engine(engine_name, teacher, search, arguments.compute_type, devices[0]) if is_local else None
+    engine: TeacherEngine | None = None
+    if is_local:
+        engine = make_engine(engine_name, teacher, search, arguments.compute_type, devices[0], student)
     settings = {**settings_of(arguments), "engine": engine_name, "teacher_fingerprint": teacher.fingerprint}
+    if student is not None:
+        settings["student_fingerprint"] = student.fingerprint
     run = Distillation(data.distilled_folder, pairs, teacher.tokenizer, teacher.max_source_length, settings)
     if run.prepare(arguments.overwrite):
         print(f"nothing to do: {run.folder} is finished")
         return None
     named = (arguments.teacher, arguments.teacher_revision)
     num_threads = max(1, torch.get_num_threads() // len(devices)) if is_local else None
-    run.load_engine = partial(load_engine, engine_name, named, search, arguments.compute_type, num_threads)
+    run.load_engine = partial(load_engine, engine_name, named, search, arguments.compute_type, student, num_threads)
     if len(devices) > 1:
         engine = None  # each process has its own
     if not run_tasks(run, engine, devices, arguments.executor, arguments.executor_options):
         return None
     recorded = ("teacher", "teacher_revision", "num_beams", "length_penalty", "max_target_length", "max_batch_tokens")
+    recorded += () if student is None else tuple(name for name in vars(arguments) if name.startswith("student"))
     result = run.merge(
         {
             **{name: getattr(arguments, name) for name in (*recorded, "on_degenerate")},

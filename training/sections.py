@@ -204,6 +204,15 @@ class DistillationArguments:
     length_penalty: float = field(default=1.0, metadata={"help": "exponent of the length that scores are divided by"})
     max_target_length: int = field(default=100, metadata={"help": "tokens at which a translation is cut"})
     max_batch_tokens: int = field(default=4096, metadata={"help": "padded source tokens translated at once"})
+    student: str | None = field(
+        default=None,
+        metadata={"help": "folder of a model with alignment ctc, from whose beam the teacher chooses; null: none"},
+    )
+    student_beam_size: int = field(default=16, metadata={"help": "of the student"})
+    student_refinement_steps: int = field(default=1, metadata={"help": "of the student, before its beam"})
+    student_least_log_prob: float = field(
+        default=-0.8, metadata={"help": "nats a token, by the teacher; with less, the teacher translates itself"}
+    )
     shard_size: int = field(default=8192, metadata={"help": "sentences a file: what is lost at most when killed"})
     on_degenerate: str = field(
         default="reference",

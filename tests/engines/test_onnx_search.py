@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -12,6 +13,7 @@ import torch
 from conftest import ROOT, make_batch, make_ctc_model, tokens_of
 from transformers import BartConfig, BartForConditionalGeneration, MarianConfig, MarianMTModel
 
+from lvnar_hf import LvnarTokenizer
 from lvnar_hf.commands.export import export
 from lvnar_hf.engines.onnx import LvnarOnnxModel
 from lvnar_hf.engines.search import CELL_FILES, RESCORER_FILES, OnnxRescorer
@@ -22,6 +24,9 @@ from lvnar_hf.jobs.light_translator import LightTranslator, load_light_translato
 from lvnar_hf.jobs.line_translator import load_translator
 from lvnar_hf.loading import load_model
 from lvnar_hf.search_lvnar import rescorer_log_probs
+from training.distillation.backends import StudentSettings
+from training.distillation.student import StudentEngine
+from training.distillation.teacher import Teacher
 
 LENGTHS = [(1 + (5 * row) % 23, 4) for row in range(24)]
 KEPT = {"num_return_candidates": 4, "return_dict_in_generate": True}
@@ -255,6 +260,21 @@ def test_the_commands_search_in_onnx_where_the_graphs_are(shipped_for_search, tm
         load_translator(name, "onnx-int8", **options)
     with pytest.raises(ValueError, match="compiled gives one translation"):
         load_translator(name, "compiled", **options)
+
+
+def test_a_student_from_whom_its_teacher_chooses_searches_in_int8_graphs(shipped_for_search):
+    name, folder = str(shipped_for_search["model"]), str(shipped_for_search["teacher"])
+    tokenizer = LvnarTokenizer.from_pretrained(name)
+    teacher = Teacher(folder, MarianMTModel.from_pretrained(folder), tokenizer, "fingerprint")
+    own = SimpleNamespace(description={}, translate=lambda source_ids, on_progress: [])
+    student = StudentEngine(own, teacher, StudentSettings(name, 3, 0, -1e9), 100, "cpu")
+    assert student.description["int8_graphs"]
+    source_ids = tokenizer(["Tom likes his old car.", "Where is the station?", "Thanks!"])["input_ids"]
+    texts = tokenizer.batch_decode([output.ids for output in student.translate(source_ids)])
+    engine = LvnarOnnxModel.from_pretrained(name, precision="int8", search=True)
+    search = {"beam_size": 3, "num_refinement_steps": 0, "rescorer": OnnxRescorer.from_pretrained(folder)}
+    found = engine.generate(**tokenizer.pad({"input_ids": source_ids}, return_tensors="pt"), **search)
+    assert texts == tokenizer.batch_decode(found, skip_special_tokens=True) and all(texts)
 
 
 def test_info_and_verification_look_at_the_cells(shipped_for_search, tmp_path):

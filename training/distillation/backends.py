@@ -14,12 +14,14 @@ import importlib.metadata
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from transformers import GenerationConfig
 
 from lvnar_hf.decoding import make_batches
+from lvnar_hf.files.fingerprints import folder_fingerprint
 from lvnar_hf.jobs.processes import worker_devices
 from training.distillation.ctranslate2_model import EngineError, convert_to_ctranslate2, why_not_ctranslate2
 from training.distillation.teacher import Teacher, end_ids, load_teacher
@@ -47,6 +49,27 @@ class SearchSettings:
         for name in ("num_beams", "max_target_length", "max_batch_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+
+
+@dataclass(frozen=True)
+class StudentSettings:
+    """A student whose candidates the teacher chooses from, see `student.StudentEngine`.
+
+    Attributes:
+        folder: of the model.
+        beam_size, num_refinement_steps: of its search.
+        least_log_prob: nats a token by the teacher; where the best candidate has less, the teacher translates.
+    """
+
+    folder: str
+    beam_size: int = 16
+    num_refinement_steps: int = 1
+    least_log_prob: float = -0.8
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the folder's files."""
+        return folder_fingerprint(Path(self.folder))
 
 
 @dataclass(frozen=True)
@@ -272,15 +295,31 @@ def choose_engine(name: str, teacher: Teacher) -> str:
 
 
 def make_engine(
-    name: str, teacher: Teacher, settings: SearchSettings, compute_type: str, device: torch.device | str
+    name: str,
+    teacher: Teacher,
+    settings: SearchSettings,
+    compute_type: str,
+    device: torch.device | str,
+    student: StudentSettings | None = None,
 ) -> TeacherEngine:
-    """The engine of that name, one of those that `choose_engine` returns."""
+    """The engine of that name, one of those that `choose_engine` returns; with a student, that of both."""
     engine = CTranslate2Engine if name == "ctranslate2" else TransformersEngine
-    return engine(teacher, settings, compute_type, device)
+    own = engine(teacher, settings, compute_type, device)
+    if student is None:
+        return own
+    from training.distillation.student import StudentEngine
+
+    return StudentEngine(own, teacher, student, settings.max_batch_tokens, device)
 
 
 def load_engine(
-    name: str, teacher: tuple[Any, ...], settings: SearchSettings, compute_type: str, threads: int | None, device: str
+    name: str,
+    teacher: tuple[Any, ...],
+    settings: SearchSettings,
+    compute_type: str,
+    student: StudentSettings | None,
+    threads: int | None,
+    device: str,
 ) -> TeacherEngine:
     """That of `make_engine`, for a process that has no teacher yet.
 
@@ -290,4 +329,5 @@ def load_engine(
         device: "": a GPU if there is one.
     """
     torch.set_num_threads(threads or torch.get_num_threads())
-    return make_engine(name, load_teacher(*teacher), settings, compute_type, device or worker_devices(None, 1)[0])
+    device = device or worker_devices(None, 1)[0]
+    return make_engine(name, load_teacher(*teacher), settings, compute_type, device, student)
