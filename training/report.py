@@ -33,7 +33,7 @@ DOCUMENTS = (
     ROOT / "training" / "README.md",
 )
 # What the README shows: several steps change it, and the last of them finds the words.
-PICTURED_SENTENCE = "I bought an old lamp."
+PICTURED_SENTENCE = "I bought a new lamp yesterday."
 
 
 def render(document: str) -> str:

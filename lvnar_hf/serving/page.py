@@ -25,7 +25,7 @@ MAX_CHARACTERS = 5000
 PAGE_ENGINES = {"torch": "PyTorch", "onnx-int8": "ONNX Runtime, int8"}
 EXAMPLES = {
     "en": [
-        "I bought an old lamp.",
+        "I bought a new lamp yesterday.",
         "She has lived in Berlin for three years, but she still does not know her neighbours.",
         "Tom opened the window. It was raining, so he closed it again.\nCall me at 10:30, {{name}}!",
     ]

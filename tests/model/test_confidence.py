@@ -155,7 +155,7 @@ def translator():
 
 
 def test_words_are_those_of_the_text_with_the_product_of_their_subwords(translator):
-    sentence = "The unbelievably tired Tom was never very nice to you, was he?"
+    sentence = "The astonished astronaut was never very nice to you, was he?"
     model, tokenizer = translator.model, translator.tokenizer
     (result,) = translator([sentence], return_confidence=True, preserve_format=False)
     output = model.generate(**tokenizer(sentence, return_tensors="pt"), tokenizer=tokenizer, **ASKED)

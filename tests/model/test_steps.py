@@ -11,7 +11,7 @@ from lvnar_hf.generation_lvnar import LvnarGenerateOutput
 from lvnar_hf.steps import align, refinement_steps
 
 MODEL = ROOT / "model_cards" / "lvnar-tatoeba-en-de"
-SENTENCES = ["I bought an old lamp.", "Hello.", "Don't worry, he won't find out unless you tell him."]
+SENTENCES = ["I bought a new lamp yesterday.", "Hello.", "Don't worry, he won't find out unless you tell him."]
 
 
 def test_steps_are_those_of_generate():

@@ -72,7 +72,7 @@ def test_the_first_page_shows_what_a_stranger_needs():
         "this model, 1 step",
         "this model, 3 steps",
         "this model, 1 step, ONNX Runtime int8",
-        "this model, ONNX Runtime int8, 0 steps, beam 2, rescored by its teacher",
+        "this model, ONNX Runtime int8, 0 steps, beam 4, rescored by its teacher",
         "best baseline",
         "fastest baseline",
     ]

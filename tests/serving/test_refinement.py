@@ -16,7 +16,7 @@ from lvnar_hf.hub.space import assemble_space, push_space
 from lvnar_hf.jobs.line_translator import load_translator
 from lvnar_hf.serving.refinement import TextStep, compare_words, refine_text, uncertain_spans
 
-TEXT = "I bought an old lamp.\n\n- Where is the station?"
+TEXT = "I bought a new lamp yesterday.\n\n- Where is the station?"
 
 
 def test_the_steps_are_what_lvnar_translate_gives_until_none_changes():

@@ -1,7 +1,7 @@
 """A picture of one sentence's refinement: the translation after each step, what the step changed marked, as an SVG.
 
     python -m training.reports.picture --model model_cards/lvnar-tatoeba-en-de --output_file refinement.svg \
-        "I bought an old lamp."
+        "I bought a new lamp yesterday."
 
 Everything in it is the model's own output. The letters are of one width, so that the places of the words are known
 without a font.

@@ -159,6 +159,8 @@ RUNS = (
     "more",
     "deep",
     "deep_10",
+    "second",
+    "second_2",
     "spans_cpu",
     "states",
     "no_states",
