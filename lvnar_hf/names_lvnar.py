@@ -110,6 +110,17 @@ def _is_first(text: str, start: int) -> bool:
     return not before or before[-1] in ".!?…:"
 
 
+def without_repeats(text: str, characters: str | Iterable[str]) -> str:
+    """A text with the first of each of these characters alone, as a model that says a placeholder twice meant it."""
+    left, kept = set(characters), []
+    repeats = left.copy()
+    for character in text:
+        if character in left or character not in repeats:
+            kept.append(character)
+            left.discard(character)
+    return text if len(kept) == len(text) else " ".join("".join(kept).split())
+
+
 def _has_stem(said: str, word: str) -> bool:
     stem = word[: max(_LEAST_STEM, len(word) - _MOST_ENDING)]
     return len(word) > _LEAST_STEM and re.search(rf"(?<!\w){re.escape(stem)}", said) is not None

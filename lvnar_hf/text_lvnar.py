@@ -19,7 +19,7 @@ from typing import Any
 
 from .figures_lvnar import AMOUNT, figures_of
 from .markup_lvnar import Marked, mask_line, without_protected
-from .names_lvnar import find_names, lost_names
+from .names_lvnar import find_names, lost_names, without_repeats
 from .segmentation_lvnar import is_unspaced
 from .sentences_lvnar import (
     BLOCK,
@@ -272,7 +272,8 @@ class TextFormat:
         texts = [sentence.text for _, _, sentence, _ in again if has_words(sentence.core)]
         drafts = iter(translate_sentences(texts) if texts else ())
         for index, lacking, sentence, own_spans in again:
-            own_drafts = next(drafts) if has_words(sentence.core) else [sentence.text]
+            said = next(drafts) if has_words(sentence.core) else [sentence.text]
+            own_drafts = [without_repeats(draft, PLACEHOLDERS) for draft in said]
             for choice in lacking:
                 kept = sentence.finish_choice(own_spans, own_drafts, choice)
                 finished[index][choice] = finished[index][choice] if kept is None else kept
@@ -282,7 +283,7 @@ class TextFormat:
     ) -> tuple[_Sentence, list[list[str]]]:
         """A sentence with masks at further places; and what all its masks stand for."""
         core, masks = sentence.core, (match.start() for match in re.finditer(f"[{SPAN}{MARK}]", sentence.core))
-        names = ((start, [core[start:end]]) for start, end in places)
+        names = [(start, [core[start:end]]) for start, end in places]
         found = [texts for _, texts in sorted([*zip(masks, spans, strict=True), *names])]
         for start, end in reversed(places):
             core = f"{core[:start]}{SPAN}{core[end:]}"
@@ -344,8 +345,7 @@ class TextFormat:
         start, end = (0, 0) if not is_part and _ENUMERATOR.fullmatch(piece) else find_core(piece)
         core = piece[start:end]
         if not has_words(core):
-            self._add_literal(plan, piece, spans, is_capitals)
-            return
+            return self._add_literal(plan, piece, spans, is_capitals)
         self._add_literal(plan, piece[:start], spans, is_capitals)
         if cut := self._find_cut(core):
             self._add_piece(plan, core[:cut], spans, is_capitals)

@@ -211,7 +211,11 @@ class DistillationArguments:
     student_beam_size: int = field(default=16, metadata={"help": "of the student"})
     student_refinement_steps: int = field(default=1, metadata={"help": "of the student, before its beam"})
     student_least_log_prob: float = field(
-        default=-0.8, metadata={"help": "nats a token, by the teacher; with less, the teacher translates itself"}
+        default=-0.8,
+        metadata={
+            "help": "mean log probability of a token of the student's translation, by the teacher, in nats; with less, "
+            "or with other digits than the source, the teacher translates itself, by `engine`"
+        },
     )
     shard_size: int = field(default=8192, metadata={"help": "sentences a file: what is lost at most when killed"})
     on_degenerate: str = field(

@@ -116,6 +116,19 @@ def test_a_student_with_another_vocabulary_is_refused(pair, monkeypatch):
         make_engine("transformers", teacher, SEARCH, "default", "cpu", StudentSettings(str(pair / "student")))
 
 
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"folder": "nosuch"}, FileNotFoundError, "There is no folder nosuch"),
+        ({"beam_size": 1}, ValueError, "student_beam_size is 1"),
+        ({"least_log_prob": 0.8}, ValueError, "student_least_log_prob is 0.8"),
+    ],
+)
+def test_impossible_settings_are_refused(pair, changes, error, message):
+    with pytest.raises(error, match=message):
+        StudentSettings(**{"folder": str(pair / "student"), **changes})
+
+
 def test_the_command_writes_what_both_say(pair, tmp_path):
     sample = FIXTURES / "tatoeba_en-de"
     lines = {}

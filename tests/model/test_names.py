@@ -151,6 +151,15 @@ def test_where_a_placeholder_is_lost_the_first_translation_stays(lose):
     assert found == "the first" and len(asked) == 2  # and no piece is translated
 
 
+def test_a_placeholder_that_is_said_twice_stands_where_it_was_first():
+    first, second = PLACEHOLDERS[:2]
+
+    def model(text):
+        return "x" if "Ingrid" in text else f"is {first} at {second} {first} {second}."
+
+    assert translate("Ingrid is at Zoe.", model)[0] == "is Ingrid at Zoe ."
+
+
 def test_a_name_alone_is_not_translated_again():
     assert translate("Ingrid!", lambda text: "x") == ("Ingrid!", ["Ingrid!"])
 

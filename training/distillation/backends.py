@@ -66,6 +66,16 @@ class StudentSettings:
     num_refinement_steps: int = 1
     least_log_prob: float = -0.8
 
+    def __post_init__(self) -> None:
+        if not Path(self.folder).is_dir():
+            raise FileNotFoundError(f"There is no folder {self.folder}, of the student.")
+        if self.beam_size < 2:
+            raise ValueError(f"student_beam_size is {self.beam_size}; it must be at least 2.")
+        if self.least_log_prob > 0:
+            raise ValueError(
+                f"student_least_log_prob is {self.least_log_prob}; no probability is over 1, so at most 0."
+            )
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the folder's files."""

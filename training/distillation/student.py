@@ -58,7 +58,7 @@ class StudentEngine:
         rescorer: Any
         if has_graphs:
             self.model = LvnarOnnxModel.from_pretrained(student.folder, precision="int8", search=True)
-            rescorer = OnnxRescorer.from_pretrained(teacher.name)
+            rescorer = OnnxRescorer.from_pretrained(teacher.name, num_threads=torch.get_num_threads())
         else:
             self.model = load_model(student.folder, dtype=torch.float32).eval().to(self.device)
             rescorer = teacher.model.to(self.device)
