@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+FILE = "translated_words.txt"  # in a tokenizer's folder
 _MOST_BYTES = 64_000_000
 # Ingrid, O'Brien, McDonald, iPhone; of Priya's, what stands before the apostrophe. Longer ones are no words.
 # A letter may be decomposed.

@@ -227,10 +227,7 @@ class TextFormat:
             if isinstance(span, Marked)
         ]
         of_marked = iter(self._translate_plans(marked, translate_sentences) if marked else [])
-        spans = [
-            [next(of_marked) if isinstance(span, Marked) else [span] for span in sentence.spans]
-            for sentence in sentences
-        ]
+        spans = [[next(of_marked) if isinstance(span, Marked) else [span] for span in one.spans] for one in sentences]
         finished = [
             [sentence.finish_choice(own_spans, choices, choice) for choice in range(len(choices))]
             for sentence, own_spans, choices in zip(sentences, spans, drafts, strict=True)
@@ -345,7 +342,8 @@ class TextFormat:
         start, end = (0, 0) if not is_part and _ENUMERATOR.fullmatch(piece) else find_core(piece)
         core = piece[start:end]
         if not has_words(core):
-            return self._add_literal(plan, piece, spans, is_capitals)
+            self._add_literal(plan, piece, spans, is_capitals)
+            return
         self._add_literal(plan, piece[:start], spans, is_capitals)
         if cut := self._find_cut(core):
             self._add_piece(plan, core[:cut], spans, is_capitals)

@@ -16,6 +16,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
+from .names_lvnar import FILE as TRANSLATED_WORDS_FILE
 from .names_lvnar import read_translated_words, write_translated_words
 from .repetitions_lvnar import find_stutter  # noqa: F401  (imported by subwords_lvnar: transformers 4 looks here)
 from .segmentation_lvnar import make_segmenter
@@ -79,7 +80,7 @@ class LvnarTokenizer(SubwordsMixin, PreTrainedTokenizerFast):
     vocab_files_names = {
         "tokenizer_file": "tokenizer.json",
         "target_tokenizer_file": "target_tokenizer.json",
-        "translated_words_file": "translated_words.txt",
+        "translated_words_file": TRANSLATED_WORDS_FILE,
     }
     model_input_names = ["input_ids", "attention_mask"]
     padding_side = "right"

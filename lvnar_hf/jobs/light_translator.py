@@ -24,6 +24,7 @@ from lvnar_hf.engines.tried_tokens import load_tried_tokens, refuse_stale_shortl
 from lvnar_hf.files.fingerprints import refuse_stale
 from lvnar_hf.jobs.line_translator import LineTranslator, folder_state, text_format_for
 from lvnar_hf.loading import load_search
+from lvnar_hf.names_lvnar import FILE as TRANSLATED_WORDS_FILE
 from lvnar_hf.names_lvnar import read_translated_words
 from lvnar_hf.search_options_lvnar import SearchOptions
 from lvnar_hf.segmentation_lvnar import make_segmenter
@@ -139,7 +140,7 @@ class LightTokenizer(SubwordsMixin):
         check_joint(fields.get("joint"), not target_file.exists())
         if target_file.exists():
             self._target_tokenizer = _load_vocabulary(target_file, "target")
-        words_file = folder / "translated_words.txt"
+        words_file = folder / TRANSLATED_WORDS_FILE
         self.translated_words = read_translated_words(words_file) if words_file.exists() else None
 
     def __call__(

@@ -14,7 +14,14 @@ from transformers import AutoTokenizer, pipeline
 from lvnar_hf import LvnarTokenizer
 from lvnar_hf.files.text import read_lines
 from lvnar_hf.jobs.light_translator import LightTokenizer
-from lvnar_hf.names_lvnar import find_names, lost_names, only_in_pieces, translated_words, write_translated_words
+from lvnar_hf.names_lvnar import (
+    find_names,
+    lost_names,
+    only_in_pieces,
+    read_translated_words,
+    translated_words,
+    write_translated_words,
+)
 from lvnar_hf.subwords_lvnar import PLACEHOLDERS
 from lvnar_hf.text_lvnar import TextFormat
 from training import tokenizer as tokenizer_stage
@@ -217,8 +224,9 @@ def test_a_list_of_something_else_is_refused(tiny_repository, tmp_path, content)
 
 
 def test_a_corpus_gives_a_list_that_can_be_read(tmp_path):
-    words = translated_words([("We went to İzmir, e\u0301t\u0301e.", "Wir fuhren nach Izmir."), ("x" * 60, "y")])
+    words = translated_words([("We went to İzmir, e\u0301te\u0301.", "Wir fuhren nach Izmir."), ("x" * 60, "y")])
     write_translated_words(words, tmp_path / "words")
+    assert read_translated_words(tmp_path / "words") == words == {"we", "went", "to", "été"}
     with pytest.raises(ValueError, match="'Boston' is no word in small letters"):
         write_translated_words(["Boston"], tmp_path / "words")
 

@@ -317,7 +317,7 @@ def make_engine(
     own = engine(teacher, settings, compute_type, device)
     if student is None:
         return own
-    from training.distillation.student import StudentEngine
+    from training.distillation.student import StudentEngine  # which imports this module
 
     return StudentEngine(own, teacher, student, settings.max_batch_tokens, device)
 
