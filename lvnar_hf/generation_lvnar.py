@@ -282,7 +282,8 @@ class LvnarGenerationMixin:
             stored_refinement_steps(self.config, self.generation_config)
         changes = {} if generation_config is None else generation_config.to_diff_dict()
         defaults, filled_in = _default_options()
-        for name, value in {**own, **changes, **arguments}.items():
+        unknown = {name: value for name, value in own.items() if name not in defaults}  # the rest of its own is neutral
+        for name, value in {**unknown, **changes, **arguments}.items():
             if name in _CALL_OPTIONS and (name in arguments or name in changes):
                 continue
             if name in OWN_OPTIONS or name in _INERT_OPTIONS or (name.startswith("_") and name not in arguments):

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 from transformers.utils import cached_file
 
@@ -180,9 +179,7 @@ class LvnarOnnxModel(LvnarEngine):
             return self._of_candidates(*self.search.translate(*source, options), options)
         output = self.graph.translate(*source, options.num_refinement_steps, options.max_length)
         return LvnarOnnxGenerateOutput(
-            sequences=pad_sequence(
-                list(map(torch.from_numpy, output.rows)), batch_first=True, padding_value=self.config.pad_token_id
-            ),
+            sequences=torch.from_numpy(padded(output.rows, self.config.pad_token_id)),
             num_steps_taken=torch.from_numpy(output.num_steps_taken),
             num_positions=torch.from_numpy(output.num_positions),
         )
