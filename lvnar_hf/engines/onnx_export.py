@@ -7,7 +7,7 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -59,7 +59,17 @@ def attend(
 
 
 class _ExportedAttention(LvnarAttention):
-    """In the graph, attention is `attend`; keys and values are (batch, key_length, hidden_size)."""
+    """In the graph, attention is `attend`; keys and values are (batch, key_length, hidden_size).
+
+    Self-attention has one product for queries, keys and values, whose input is quantised once.
+    """
+
+    def join_projections(self) -> None:
+        """Make the product of self-attention."""
+        parts = self.query_proj, self.key_value_proj
+        self.joint_proj = nn.Linear(self.query_proj.in_features, sum(part.out_features for part in parts))
+        self.joint_proj.weight.data = torch.cat([part.weight for part in parts])
+        self.joint_proj.bias.data = torch.cat([part.bias for part in parts])
 
     def project_keys_values(self, states: torch.Tensor) -> KeysValues:
         keys, values = self.key_value_proj(states).chunk(2, dim=-1)
@@ -68,8 +78,10 @@ class _ExportedAttention(LvnarAttention):
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, keys_values: KeysValues | None = None
     ) -> torch.Tensor:
-        keys, values = self.project_keys_values(hidden_states) if keys_values is None else keys_values
-        queries = self.query_proj(hidden_states)
+        if keys_values is None:
+            queries, keys, values = self.joint_proj(hidden_states).chunk(3, dim=-1)
+        else:
+            queries, (keys, values) = self.query_proj(hidden_states), keys_values
         mask = None if attention_mask is None else attention_mask[:, 0, 0]
         return self.output_proj(attend(queries, keys, values, mask, self.num_heads))
 
@@ -335,6 +347,7 @@ def source_pieces(model: LvnarForConditionalGeneration) -> SourcePieces:
     for module in model.modules():
         if isinstance(module, LvnarAttention):
             module.__class__ = _ExportedAttention
+            cast(_ExportedAttention, module).join_projections()
     config = model.config
     batch, source_length, target_length = (
         torch.export.Dim("batch", max=4096),
