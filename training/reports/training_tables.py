@@ -18,7 +18,7 @@ from training.reports.results import (
 )
 from training.sections import OptimizationArguments
 
-NUM_SENTENCES = OptimizationArguments.valid_bleu_sentences  # of all runs but one
+NUM_SENTENCES = OptimizationArguments.valid_bleu_sentences  # of most runs
 
 
 def training_table(results: Path, num_sentences: int = NUM_SENTENCES) -> str:
@@ -93,8 +93,8 @@ def _training_table(log: Path) -> str:
     return table(("epoch", "step", *shown), rows) + "\n\nNats per target token on the validation set."
 
 
-def teacher_training_table(results: Path) -> str:
-    """The teacher's validation after each epoch."""
+def teacher_training_table(results: Path, log: str = "teacher_log", num_sentences: int = NUM_SENTENCES) -> str:
+    """The validations of a teacher."""
     rows = [
         (
             line["epoch"] + 1,
@@ -103,10 +103,10 @@ def teacher_training_table(results: Path) -> str:
             f"{line['token_accuracy']:.3f}",
             f"{line['bleu_beam_1']:.1f}",
         )
-        for line in read_log(results / "teacher_log.jsonl", "valid")
+        for line in read_log(results / f"{log}.jsonl", "valid")
     ]
     return table(("epoch", "step", "nats per token", "token accuracy", "BLEU, beam 1"), rows) + (
-        "\n\nBLEU (13a, cased) on 500 validation sentences at even distances."
+        f"\n\nBLEU (13a, cased) on {num_sentences} validation sentences at even distances."
     )
 
 
@@ -170,6 +170,7 @@ RUNS = (
     "back_cpu",
     "back_long",
 )
+TEACHER_RUNS = ("12_1", "reverse", "back", "no_back")  # of 250 validation sentences
 TRAINING_TABLES: dict[str, Callable[[Path], str]] = {
     "training": training_table,
     "training_250": partial(training_table, num_sentences=250),
@@ -182,4 +183,8 @@ TRAINING_TABLES: dict[str, Callable[[Path], str]] = {
     "initial_weights": initial_weights_table,
     "training_speed_up": training_speed_up_table,
     "teacher_training": teacher_training_table,
+    **{
+        f"teacher_training_{run}": partial(teacher_training_table, log=f"teacher_log_{run}", num_sentences=250)
+        for run in TEACHER_RUNS
+    },
 }
