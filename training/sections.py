@@ -129,7 +129,7 @@ class TokenizerArguments:
     target_vocab_size: int | None = field(
         default=None, metadata={"help": "ids of the target vocabulary with --joint false; vocab_size if not given"}
     )
-    joint: bool = field(default=True, metadata={"help": "one vocabulary for both sides"})
+    joint: bool = field(default=True, metadata={"help": "whether both sides have one vocabulary, or each its own"})
     normalization: str = field(default="nfc", metadata={"help": "Unicode form, for bpe: nfc, nfkc or none"})
     min_character_count: int = field(default=5, metadata={"help": "rarer characters are spelt in bytes"})
     source_segmenter: str = field(

@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -614,3 +616,18 @@ def test_killed_and_continued_with_another_number_of_processes(workplace, tmp_pa
     assert counts["repeated"] == 320 - num_distinct and num_distinct == len(set(sample_texts[0])) + 15
     assert counts["written"] + counts["dropped"] == num_distinct and counts["dropped"] <= 15
     assert result["processes_of_all_runs"] >= 3, "of three runs"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher": "runs/none/best"}, "There is no folder runs/none/best"),
+        ({"num_beams": 0}, "num_beams is 0; it must be at least 1"),
+        ({"student": "tests", "student_beam_size": 1}, "student_beam_size is 1; it must be at least 2"),
+    ],
+)
+def test_a_mistake_in_the_settings_is_one_line(workplace, tmp_path, changes, message):
+    command = [sys.executable, "training/distil.py", *flags(workplace, tmp_path / "out", **changes)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
+    assert result.stderr.splitlines()[-1].startswith(f"distil.py: {message}")

@@ -8,6 +8,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 import lvnar_hf  # noqa: F401  (registers the tokenizer)
 from lvnar_hf.files.fingerprints import folder_fingerprint
+from lvnar_hf.files.outputs import refuse_missing_folder
 from lvnar_hf.loading import load_model, load_tokenizer
 
 
@@ -42,8 +43,9 @@ def load_teacher(name: str, revision: str | None = None) -> Teacher:
     """Model (float32, in evaluation mode), tokenizer and fingerprint.
 
     Raises:
-        OSError: no such model, as transformers says it.
+        OSError: no such model; of one that is not local, as transformers says it.
     """
+    refuse_missing_folder(name)
     # Only what is given: transformers 4.57 knows no revision None.
     where = {} if revision is None else {"revision": revision}
     model = load_model(name, dtype=torch.float32, **where).eval()
