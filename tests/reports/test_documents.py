@@ -70,7 +70,7 @@ def test_the_first_page_shows_what_a_stranger_needs():
         "autoregressive teacher",
         "this model, 0 steps",
         "this model, 1 step",
-        "this model, 3 steps",
+        "this model, 0 steps, ONNX Runtime int8",
         "this model, 1 step, ONNX Runtime int8",
         "this model, ONNX Runtime int8, 0 steps, beam 4, rescored by its teacher",
         "best baseline",
