@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
 
     is_local = check_executor(arguments.executor)
     devices = worker_devices(None, arguments.num_processes, 1) if is_local else [""]
-    pairs = load_distillation_text(data)
+    pairs = load_distillation_text(data, arguments.only_monolingual)
     student = None
     if arguments.student is not None:
         own = (arguments.student_beam_size, arguments.student_refinement_steps, arguments.student_least_log_prob)

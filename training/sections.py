@@ -68,6 +68,13 @@ class DataArguments:
     distilled_folder: str | None = field(
         default=None, metadata={"help": "the teacher's translations: distil.py writes them, train.py reads them"}
     )
+    back_translated_folder: str | None = field(
+        default=None,
+        metadata={
+            "help": "text in the target language, translated by a teacher of the other direction: distil.py writes it; "
+            "training on raw text takes its pairs too, turned round"
+        },
+    )
     cache_folder: str | None = field(
         default=None,
         metadata={"help": "tokenised pairs are kept here; null: beside the cache of `datasets`"},
@@ -216,6 +223,9 @@ class DistillationArguments:
             "help": "mean log probability of a token of the student's translation, by the teacher, in nats; with less, "
             "or with other digits than the source, the teacher translates itself, by `engine`"
         },
+    )
+    only_monolingual: bool = field(
+        default=False, metadata={"help": "translate `monolingual_source_files` alone, as for back-translation"}
     )
     shard_size: int = field(default=8192, metadata={"help": "sentences a file: what is lost at most when killed"})
     on_degenerate: str = field(

@@ -11,7 +11,13 @@ import pyarrow.parquet
 import pytest
 
 from lvnar_hf.files.text import check_parallel
-from training.data.corpora import load_distillation_text, load_distilled_pairs, load_pairs, load_text_pairs
+from training.data.corpora import (
+    load_distillation_text,
+    load_distilled_pairs,
+    load_pairs,
+    load_raw_pairs,
+    load_text_pairs,
+)
 from training.sections import DataArguments
 
 LANGUAGES = {"source_language": "de", "target_language": "en"}
@@ -432,6 +438,29 @@ def test_text_without_a_translation_follows_the_pairs(write):
     assert sides(limited) == [("one", "eins"), ("three", ""), ("one", ""), ("four", "")]
     with pytest.raises(FileNotFoundError, match="no text file /nowhere/x"):
         load_distillation_text(DataArguments(**two, monolingual_source_files=["/nowhere/x"]))
+    alone = load_distillation_text(data, only_monolingual=True)
+    assert sides(alone) == sides(text)[2:] and json.dumps(alone.key) != json.dumps(text.key)
+    with pytest.raises(ValueError, match="only_monolingual without monolingual_source_files"):
+        load_distillation_text(DataArguments(**two), only_monolingual=True)
+
+
+def test_back_translations_follow_the_pairs_turned_round(write, tmp_path):
+    """The other direction's teacher translated "drei" and "vier"; here they are targets."""
+    files = {
+        "train_source_files": [write("a.en", ["one", "two"])],
+        "train_target_files": [write("a.de", ["eins", "zwei"])],
+    }
+    data = DataArguments(**files, back_translated_folder=str(tmp_path / "back"), max_train_rows=3)
+    with pytest.raises(FileNotFoundError, match=r"no .*back/train\.source\.txt; training/distil\.py writes it"):
+        load_raw_pairs(data)
+    for name, lines in (("source.txt", ["drei", "vier"]), ("target.txt", ["three", "four"])):
+        write(f"back/train.{name}", lines)
+    write("back/distillation.json", ["{}"])
+    pairs, plain = load_raw_pairs(data), load_pairs(data, "train")
+    assert sides(pairs) == [("one", "eins"), ("two", "zwei"), ("three", "drei")], "three rows are asked for"
+    assert json.dumps(pairs.key) != json.dumps(plain.key)
+    assert load_raw_pairs(DataArguments(**files, max_train_rows=3)).key == plain.key
+    assert sides(load_distillation_text(data)) == sides(plain), "nobody translates them again"
 
 
 def test_distilled_text_is_read_from_its_folder(write, tmp_path):

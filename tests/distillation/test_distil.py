@@ -24,7 +24,7 @@ from lvnar_hf.jobs.executors import progress, run_tasks
 from lvnar_hf.jobs.file_translation import translate_file
 from tests.distillation.test_teacher_engines import make_teacher_model
 from training import distil
-from training.data.corpora import TextPairs
+from training.data.corpora import TextPairs, load_raw_pairs
 from training.distillation.backends import (
     CTranslate2Engine,
     SearchSettings,
@@ -33,6 +33,7 @@ from training.distillation.backends import (
 from training.distillation.degeneration import is_loop, most_repeats
 from training.distillation.run import Distillation, make_plan
 from training.distillation.teacher import load_teacher
+from training.sections import DataArguments
 
 SETTINGS = {"on_degenerate": "reference", "shard_size": 4, "num_beams": 2}
 FILES = ("train.source.txt", "train.target.txt", "degenerate.jsonl")
@@ -616,6 +617,19 @@ def test_killed_and_continued_with_another_number_of_processes(workplace, tmp_pa
     assert counts["repeated"] == 320 - num_distinct and num_distinct == len(set(sample_texts[0])) + 15
     assert counts["written"] + counts["dropped"] == num_distinct and counts["dropped"] <= 15
     assert result["processes_of_all_runs"] >= 3, "of three runs"
+
+
+def test_back_translation_takes_the_lines_alone(workplace, tmp_path):
+    """They become targets of the other direction's training text."""
+    texts = [f"one more {number}" for number in range(9)]
+    (tmp_path / "mono.txt").write_text("".join(text + "\n" for text in [*texts, texts[0]]), "utf-8")
+    monolingual = {"monolingual_source_files": tmp_path / "mono.txt", "only_monolingual": "true"}
+    distil.main(flags(workplace, tmp_path / "back", **monolingual))
+    result = json.loads((tmp_path / "back" / "distillation.json").read_text())
+    assert result["counts"]["lines"] == 10 and result["counts"]["written"] == 9
+    files = {f"train_{side}_files": [str(workplace / "train.en")] for side in ("source", "target")}
+    sources, targets = load_raw_pairs(DataArguments(**files, back_translated_folder=str(tmp_path / "back"))).columns()
+    assert targets[40:] == texts and sources[40:] == lines(tmp_path / "back" / "train.target.txt")
 
 
 @pytest.mark.parametrize(

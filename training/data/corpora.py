@@ -116,22 +116,49 @@ def load_pairs(data: DataArguments, split: Literal["train", "valid", "test"]) ->
     return load_text_pairs(data.valid_source_files, data.valid_target_files)
 
 
-def load_distillation_text(data: DataArguments) -> TextPairs:
-    """What a teacher translates: the training text, then the lines of `monolingual_source_files`, "" for their targets.
+def load_raw_pairs(data: DataArguments) -> TextPairs:
+    """The training text; then, if there is a `back_translated_folder`, its pairs, whose targets are real and sources not.
 
     Raises:
-        ValueError, FileNotFoundError: what `load_pairs` refuses; a monolingual file that is not there.
+        ValueError, FileNotFoundError: what `load_pairs` refuses; the folder does not hold a finished distillation.
     """
-    pairs, files = load_pairs(data, "train"), data.monolingual_source_files
-    if not files:
+    pairs = load_pairs(data, "train")
+    if data.back_translated_folder is None:
+        return pairs
+    back = _load_distillation(data.back_translated_folder)
+
+    def read() -> Iterator[Pair]:
+        yield from pairs.read()
+        yield from ((translation, text) for text, translation in back.read())
+
+    return TextPairs(read, lambda: {"pairs": pairs.key, "back_translated": back.key}, data.max_train_rows)
+
+
+def load_distillation_text(data: DataArguments, only_monolingual: bool = False) -> TextPairs:
+    """What a teacher translates: the training text, then the lines of `monolingual_source_files`, "" for their targets.
+
+    Args:
+        only_monolingual: without the training text.
+
+    Raises:
+        ValueError, FileNotFoundError: what `load_pairs` refuses; a monolingual file that is not there, or none where
+            they are all.
+    """
+    files = data.monolingual_source_files
+    if only_monolingual and not files:
+        raise ValueError("only_monolingual without monolingual_source_files: there is nothing to translate.")
+    pairs = None if only_monolingual else load_pairs(data, "train")
+    if pairs is not None and not files:
         return pairs
     check_files(files)
 
     def read() -> Iterator[Pair]:
-        yield from pairs.read()
+        if pairs is not None:
+            yield from pairs.read()
         yield from ((line, "") for line in read_files(files))
 
-    return TextPairs(read, lambda: {"pairs": pairs.key, "monolingual": file_hashes(files)})
+    of_pairs = {} if pairs is None else {"pairs": pairs.key}
+    return TextPairs(read, lambda: {**of_pairs, "monolingual": file_hashes(files)})
 
 
 def load_distilled_pairs(data: DataArguments) -> TextPairs:
@@ -143,13 +170,17 @@ def load_distilled_pairs(data: DataArguments) -> TextPairs:
     """
     if data.distilled_folder is None:
         raise ValueError("Give --distilled_folder, or name it in section data of the recipe.")
-    # `distillation.json` is written last.
+    return _load_distillation(data.distilled_folder, data.max_train_rows)
+
+
+def _load_distillation(folder: str, max_rows: int | None = None) -> TextPairs:
+    """Sources and translations that are whole: `distillation.json` is written last."""
     names = ("train.source.txt", "train.target.txt", "distillation.json")
-    files = [str(Path(data.distilled_folder) / name) for name in names]
+    files = [str(Path(folder) / name) for name in names]
     for file in files:
         if not Path(file).is_file():
             raise FileNotFoundError(f"There is no {file}; training/distil.py writes it.")
-    return load_text_pairs(files[:1], files[1:2], data.max_train_rows)
+    return load_text_pairs(files[:1], files[1:2], max_rows)
 
 
 def load_text_pairs(source_files: Sequence[str], target_files: Sequence[str], max_rows: int | None = None) -> TextPairs:

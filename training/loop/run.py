@@ -17,7 +17,7 @@ from lvnar_hf import LvnarTokenizer
 from lvnar_hf.files.atomic import write_json
 from lvnar_hf.files.outputs import refuse_missing_folder
 from training.data.augmentation import augment_pairs
-from training.data.corpora import TextPairs, load_distilled_pairs, load_pairs
+from training.data.corpora import TextPairs, load_distilled_pairs, load_pairs, load_raw_pairs
 from training.data.encoding import tokenize_pairs
 from training.loop.checkpoints import (
     RUN_FILE,
@@ -132,7 +132,7 @@ def run_training(
     elif not (folder / RUN_FILE).exists():
         raise FileNotFoundError(f"There is no run to go on with in {folder}: leave --resume out, or name its folder.")
     tokenizer = LvnarTokenizer.from_pretrained(data.tokenizer_folder)
-    train_texts = load_distilled_pairs(data) if arguments.train_on == "distilled" else load_pairs(data, "train")
+    train_texts = load_distilled_pairs(data) if arguments.train_on == "distilled" else load_raw_pairs(data)
     train_texts = augment_pairs(train_texts, augmentation, (data.source_language, data.target_language))
     valid_texts = load_pairs(data, "valid")
     inputs = describe_inputs(train_texts.key, valid_texts.key, tokenizer)

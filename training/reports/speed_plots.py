@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -92,7 +93,9 @@ def draw_quality(result: dict[str, Any]) -> Figure:
                 linewidth=1,
             )
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
         axes.set_xlabel(f"milliseconds a sentence, batch size {size}", fontsize=FONT_SIZE)
         axes.grid(alpha=0.3, which="both")
     panels[0].set_ylabel("BLEU (13a, cased)", fontsize=FONT_SIZE)

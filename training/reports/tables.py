@@ -107,6 +107,8 @@ def systems_table(results: Path) -> str:
     rows, shown = [], None
     for name, what in (
         ("teacher_test", "teacher"),
+        ("teacher_test_back", "teacher, back-translation"),
+        ("teacher_test_12_1", "12-1, autoregressive, distilled text"),
         ("test_raw", "student, raw text"),
         ("test", "student, distilled text"),
         ("test_10_1", "10-1 layers, distilled text"),
