@@ -14,8 +14,8 @@ from lvnar_hf.commands.errors import explain
 GO_ON = dict.fromkeys(["train.py", "teacher.py"], "give the same command with --resume")
 
 # What reads recipes, and what is written as they are: its ValueErrors are mistakes in a file, or in a flag.
-_READ_RECIPES = ("recipe.py", "sections.py", "study.py", "quality/variants.py")
-_READ_RECIPES += tuple(f"distillation/{name}.py" for name in ("backends", "run", "student", "teacher"))
+_OF_DISTILLATION = [f"distillation/{name}.py" for name in ("backends", "run", "student", "teacher")]
+_READ_RECIPES = ("recipe.py", "sections.py", "study.py", "quality/variants.py", "data/corpora.py", *_OF_DISTILLATION)
 
 
 def _explain(error: BaseException, script: str) -> str | None:

@@ -117,7 +117,7 @@ def load_pairs(data: DataArguments, split: Literal["train", "valid", "test"]) ->
 
 
 def load_raw_pairs(data: DataArguments) -> TextPairs:
-    """The training text; then, if there is a `back_translated_folder`, its pairs, whose targets are real and sources not.
+    """The training text; then, if there is a `back_translated_folder`, its pairs turned round: the targets are real.
 
     Raises:
         ValueError, FileNotFoundError: what `load_pairs` refuses; the folder does not hold a finished distillation.
@@ -129,7 +129,9 @@ def load_raw_pairs(data: DataArguments) -> TextPairs:
 
     def read() -> Iterator[Pair]:
         yield from pairs.read()
-        yield from ((translation, text) for text, translation in back.read())
+        for text, translation in back.read():
+            if text is not None and translation is not None:  # whole lines never are
+                yield translation, text
 
     return TextPairs(read, lambda: {"pairs": pairs.key, "back_translated": back.key}, data.max_train_rows)
 

@@ -361,7 +361,8 @@ class Distillation(ShardedRun):
 
 def settings_of(arguments: Any) -> dict[str, Any]:
     """What of section `distillation` the result depends on."""
-    # Teacher and text are known by their fingerprints; `auto` by the engine it comes to; memory may call for smaller batches.
+    # Teacher and text are known by their fingerprints, `auto` by the engine it comes to; memory may call for smaller
+    # batches.
     places = ("overwrite", "teacher", "teacher_revision", "student", "num_processes", "executor", "executor_options")
     changeable = ("engine", "max_batch_tokens", "only_monolingual", *places)
     return {name: value for name, value in asdict(arguments).items() if name not in changeable}
