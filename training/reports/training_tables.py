@@ -166,6 +166,8 @@ RUNS = (
     "no_states",
     "states_2",
     "length",
+    "depth_8_2",
+    "depth_4_4",
     "back",
     "back_cpu",
     "back_long",
