@@ -13,9 +13,8 @@ from lvnar_hf.commands.errors import explain
 # What to do after Ctrl-C, where it is not the same command again.
 GO_ON = dict.fromkeys(["train.py", "teacher.py"], "give the same command with --resume")
 
-# What reads recipes, and what is written as they are: its ValueErrors are mistakes in a file, or in a flag.
-_OF_DISTILLATION = [f"distillation/{name}.py" for name in ("backends", "run", "student", "teacher")]
-_READ_RECIPES = ("recipe.py", "sections.py", "study.py", "quality/variants.py", "data/corpora.py", *_OF_DISTILLATION)
+# What reads recipes, and what is written as they are: its ValueErrors are mistakes in a file.
+_READ_RECIPES = ("recipe.py", "sections.py", "study.py", "quality/variants.py")
 
 
 def _explain(error: BaseException, script: str) -> str | None:
@@ -23,7 +22,8 @@ def _explain(error: BaseException, script: str) -> str | None:
         return line
     *_, last = [None, *tracebacks.extract_tb(error.__traceback__)]
     of_recipes = (Path(__file__).parent / name for name in _READ_RECIPES)
-    is_of_recipe = last is not None and Path(last.filename) in of_recipes
+    # So are those of settings that check themselves.
+    is_of_recipe = last is not None and (Path(last.filename) in of_recipes or last.name == "__post_init__")
     is_enough = isinstance(error, OSError) or (isinstance(error, ValueError) and is_of_recipe)
     return f"{script}: {error}" if is_enough else None
 

@@ -72,7 +72,7 @@ class DataArguments:
         default=None,
         metadata={
             "help": "text in the target language, translated by a teacher of the other direction: distil.py writes it; "
-            "training on raw text takes its pairs too, turned round"
+            "training on raw text takes its pairs too, after its own, turned round"
         },
     )
     cache_folder: str | None = field(

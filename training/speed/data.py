@@ -10,7 +10,7 @@ from typing import Any
 
 from lvnar_hf import LvnarTokenizer
 from training.data.batching import TokenBudgetBatchSampler, TranslationCollator
-from training.data.corpora import load_pairs
+from training.data.corpora import load_raw_pairs
 from training.data.encoding import tokenize_pairs
 from training.data.tokenized_pairs import pair_lengths
 from training.sections import DataArguments, ModelArguments, OptimizationArguments
@@ -87,7 +87,7 @@ def time_batches(
 def _tokenise(data: DataArguments, sizes: ModelArguments) -> Any:
     tokenizer = LvnarTokenizer.from_pretrained(data.tokenizer_folder)
     return tokenize_pairs(
-        load_pairs(data, "train"),
+        load_raw_pairs(data),
         tokenizer,
         min(data.max_sentence_length, sizes.max_position_embeddings),
         sizes.max_length_offset,
