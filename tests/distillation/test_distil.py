@@ -23,7 +23,7 @@ from lvnar_hf.files.text import one_line
 from lvnar_hf.jobs.executors import progress, run_tasks
 from lvnar_hf.jobs.file_translation import translate_file
 from tests.distillation.test_teacher_engines import make_teacher_model
-from training import distil
+from training import distil, teacher
 from training.data.corpora import TextPairs, load_raw_pairs
 from training.distillation.backends import (
     CTranslate2Engine,
@@ -619,7 +619,7 @@ def test_killed_and_continued_with_another_number_of_processes(workplace, tmp_pa
     assert result["processes_of_all_runs"] >= 3, "of three runs"
 
 
-def test_back_translation_takes_the_lines_alone(workplace, tmp_path):
+def test_back_translation_takes_the_lines_alone(workplace, tmp_path, monkeypatch):
     """They become targets of the other direction's training text."""
     texts = [f"one more {number}" for number in range(9)]
     (tmp_path / "mono.txt").write_text("".join(text + "\n" for text in [*texts, texts[0]]), "utf-8")
@@ -630,6 +630,15 @@ def test_back_translation_takes_the_lines_alone(workplace, tmp_path):
     files = {f"train_{side}_files": [str(workplace / "train.en")] for side in ("source", "target")}
     sources, targets = load_raw_pairs(DataArguments(**files, back_translated_folder=str(tmp_path / "back"))).columns()
     assert targets[40:] == texts and sources[40:] == lines(tmp_path / "back" / "train.target.txt")
+
+    def is_read(texts, *others):
+        raise RuntimeError(f"{len(texts)} pairs")
+
+    monkeypatch.setattr("training.loop.run.augment_pairs", is_read)
+    argv = ["--back_translated_folder", str(tmp_path / "back"), "--output_folder", str(tmp_path / "teacher")]
+    argv += [text for name, (file,) in files.items() for text in (f"--{name}", file)]
+    with pytest.raises(RuntimeError, match="49 pairs"):
+        teacher.main([*argv, "--tokenizer_folder", str(workplace / "teacher")])
 
 
 @pytest.mark.parametrize(

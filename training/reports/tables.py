@@ -208,9 +208,22 @@ def training_step_table(results: Path) -> str:
 _LEFT_OUT = ("attention", "dropout")
 
 
-def distillation_table(results: Path) -> str:
+def back_translation_table(results: Path) -> str:
+    """Validation scores of a teacher, and of those that went on from it with back-translated pairs and without."""
+    rows, shown = [], {}
+    for name, what in (("start", "that both begin with"), ("no_back", "without"), ("back", "with")):
+        shown = read_result(results, f"teacher_valid_{name}")
+        for result in shown["results"]:
+            scores = (f"{result[part]['score']:.1f}" for part in ("bleu", "chrf"))
+            rows.append((what, f"beam {result['num_beams']}", *scores))
+    return table(("teacher", "decoding", "BLEU", "chrF"), rows) + (
+        f"\n\n{name_test_set(shown)}. {name_signatures(shown['results'][0])}."
+    )
+
+
+def distillation_table(results: Path, name: str = "distillation") -> str:
     """What the teacher made of the training text; one sentence, in fact."""
-    result = read_result(results, "distillation")
+    result = read_result(results, name)
     (engine,), counts = result["engines"], result["counts"]
     degenerate = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in counts["degenerate"].items() if count)
     seconds = result["seconds"]
@@ -341,9 +354,9 @@ def speed_table(results: Path, name: str = "benchmark") -> str:
     return render_summary(read_result(results, name), "random")
 
 
-def speed_trained_table(results: Path) -> str:
+def speed_trained_table(results: Path, name: str = "benchmark") -> str:
     """The trained models on real sentences, quality beside speed; nothing where none was timed."""
-    benchmark = read_result(results, "benchmark")
+    benchmark = read_result(results, name)
     return render_summary(benchmark, "trained") if "trained" in benchmark["modes"] else ""
 
 
@@ -370,8 +383,11 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "speed_ctc": partial(speed_table, name="benchmark_ctc"),
     "speed_ctc_shallow": partial(speed_table, name="benchmark_ctc_shallow"),
     "speed_trained": speed_trained_table,
+    "speed_length": partial(speed_trained_table, name="benchmark_trained"),
     **TRAINING_TABLES,
     "training_step": training_step_table,
     "distillation": distillation_table,
+    "distillation_back": partial(distillation_table, name="distillation_back"),
+    "back_translation": back_translation_table,
     "teacher_engines": teacher_engines_table,
 }
